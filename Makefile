@@ -1,0 +1,43 @@
+# make demo | test | lint | bench: each sets up .venv first, where it is not there yet.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Where the demo's data lies; its run goes to runs/demo/.
+DEMO_DATA := data/demo
+
+.PHONY: help demo test lint format bench clean
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+$(READY): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, found %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV): PyTorch is large, this takes minutes the first time"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@test -f $(DEMO_DATA)/.synthetic || $(BIN)/python -m datamodules.synthetic imagenet $(DEMO_DATA) --classes 6 --train 150 --val 50 --size 64
+	$(BIN)/python train.py fit --config configs/classification/demo.yaml
+	@echo
+	@echo "Every option is in configs/classification/demo.yaml and on the command line. To train on from where it stands:"
+	@echo "    $(BIN)/python train.py fit --resume last --experiment demo --trainer.max_epochs 12"
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.input_pipeline
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

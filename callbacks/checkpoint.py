@@ -1,0 +1,148 @@
+"""Checkpoint files: written whole or not at all, verified when read, never executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+STEP_FILES = "step=*.ckpt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message is one line that names the file and says what to do."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs to disk and renames; reads only what passes its checksums.
+
+    A kill at any moment leaves either the old file or the new one under the name. No checksum is kept beside the file
+    (the two could disagree after a crash): torch's format is a zip archive, which holds a CRC-32 of every tensor that
+    torch itself never looks at; `read_checkpoint` does.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with open(part, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
+    """Loads a Lightning checkpoint to the CPU with ``weights_only=True`` after checking every byte of it.
+
+    Args:
+        path: a local file; URLs are refused, since a pickle from elsewhere is somebody else's program.
+        mmap: map the tensors instead of reading them, where only the rest is wanted.
+
+    Raises:
+        CheckpointError: no such file, truncated, damaged, or not a checkpoint of a Lightning run.
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"{path}: checkpoints are not loaded from URLs; download it and give the file's path")
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint{_offer(path)}")
+    _verify(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise CheckpointError(f"{path}: not a checkpoint of this project ({reason}){_offer(path)}") from None
+    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+        raise CheckpointError(
+            f"{path}: holds no Lightning run to resume; if these are weights, start from them with --model.weights"
+        )
+    return checkpoint
+
+
+def _verify(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty{_offer(path)}")
+    if not zipfile.is_zipfile(path):
+        what = "truncated" if start == b"PK\x03\x04" else "not a checkpoint (torch.save's zip format was expected)"
+        raise CheckpointError(f"{path}: {what}{_offer(path)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile meets damaged headers with many exception types
+        raise CheckpointError(f"{path}: damaged ({error}){_offer(path)}") from None
+    if damaged:
+        raise CheckpointError(f"{path}: damaged (wrong checksum in {damaged}){_offer(path)}")
+
+
+def _offer(path: Path) -> str:
+    """Names the newest sound checkpoint beside a bad one."""
+    for other in checkpoints_by_age(path.parent):
+        if other != path:
+            try:
+                _verify(other)
+            except CheckpointError:
+                continue
+            return f"; {other} is sound: take it with --ckpt_path {other}"
+    return ""
+
+
+def checkpoints_by_age(folder: Path) -> list[Path]:
+    """The resumable checkpoints of a folder, the one written last first."""
+    return sorted(folder.glob(STEP_FILES), key=lambda p: (p.stat().st_mtime_ns, _step(p)), reverse=True)
+
+
+def _step(path: Path) -> int:
+    match = re.search(r"step=(\d+)", path.name)
+    return int(match[1]) if match else -1
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``: the state at the best value of a validation metric.
+
+    Args:
+        monitor: the metric, ``val/<name>``; None takes what the module names in its ``monitor`` attribute.
+        mode: ``max`` or ``min``: which end is better; goes together with ``monitor``.
+    """
+
+    def __init__(self, monitor: str | None = None, mode: Literal["max", "min"] | None = None) -> None:
+        if (monitor is None) != (mode is None):
+            raise ValueError(f"best: monitor and mode go together, found monitor={monitor} and mode={mode}")
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode=mode or "min",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.monitor is None:
+            self.monitor, self.mode = getattr(pl_module, "monitor", None) or (None, "min")
+            self.kth_value = torch.tensor(float("-inf" if self.mode == "max" else "inf"))
+            self.save_top_k = 0 if self.monitor is None else 1
+        super().setup(trainer, pl_module, stage)

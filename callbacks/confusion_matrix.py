@@ -1,0 +1,166 @@
+"""Which classes are taken for which: the confusion matrix as a picture, the classes as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from callbacks.pictures import class_name, harmless, log_to_wandb, save_picture
+
+ANNOTATED = 20  # up to so many classes the numbers are written into the cells
+NAMED = 60  # up to so many the axes carry names
+LISTED = 100  # beyond so many the most confused pairs are listed too
+PAIRS = 20
+
+
+class ConfusionMatrix(pl.Callback):
+    """Draws ``epoch_results[split]["confusion_matrix"]``, (C,C) counts with rows = truth, after each evaluation.
+
+    Writes, split being ``val`` or ``test``:
+
+    - ``<run>/pictures/<split>_confusion_step=<global step, 8 digits>.png``, each row divided by its sum; also to W&B.
+    - ``<run>/per_class_<split>.csv``: class, count, accuracy, most confused with, and the share of that; of the latest
+      evaluation.
+    - ``<run>/confused_pairs_<split>.csv`` for more than 100 classes: the 20 most frequent confusions.
+
+    Args:
+        keep: pictures kept on disk of each split: the first one and the latest ``keep - 1``.
+    """
+
+    def __init__(self, keep: int = 20) -> None:
+        if keep < 2:
+            raise ValueError(f"confusion matrix: expected keep >= 2, found {keep}")
+        self.keep = keep
+        self._told: set[str] = set()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        results = getattr(pl_module, "epoch_results", {}).get(split, {})
+        counts = results.get("confusion_matrix")
+        if counts is None:
+            return
+        names = getattr(pl_module, "class_names", None)
+        run = Path(trainer.default_root_dir)
+        with harmless("confusion matrix", self._told):
+            counts = counts.detach().cpu()
+            write_csv(run / f"per_class_{split}.csv", per_class_rows(counts, names))
+            if len(counts) > LISTED:
+                write_csv(run / f"confused_pairs_{split}.csv", confused_pairs(counts, names))
+            picture = draw_confusion(counts, names, f"{split}, step {trainer.global_step}")
+            save_picture(picture, trainer, f"{split}_confusion_step=", self.keep)
+            log_to_wandb(trainer, {f"{split}/confusion_matrix": picture})
+
+
+def per_class_rows(counts: Tensor, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """One row a class: its number of samples, its accuracy (0..1) and what it is most often taken for."""
+    rows = []
+    for i, row in enumerate(counts.long()):
+        total = int(row.sum())
+        others = row.clone()
+        others[i] = 0
+        j = int(others.argmax())
+        confused = int(others[j])
+        rows.append(
+            {
+                "class": class_name(i, class_names),
+                "count": total,
+                "accuracy": round(int(row[i]) / total, 6) if total else "",
+                "most_confused_with": class_name(j, class_names) if confused else "",
+                "confused_share": round(confused / total, 6) if confused else "",
+            }
+        )
+    return rows
+
+
+def confused_pairs(counts: Tensor, class_names: Sequence[str] | None, count: int = PAIRS) -> list[dict[str, Any]]:
+    """The most frequent confusions, most frequent first: truth, predicted, count, share of the truth's samples."""
+    wrong = counts.long().clone().fill_diagonal_(0)
+    values, flat = wrong.flatten().topk(min(count, wrong.numel()))
+    totals = counts.long().sum(dim=1)
+    rows = []
+    for value, index in zip(values.tolist(), flat.tolist(), strict=True):
+        truth, predicted = divmod(index, len(counts))
+        if value:
+            share = round(value / int(totals[truth]), 6)
+            names = class_name(truth, class_names), class_name(predicted, class_names)
+            rows.append({"truth": names[0], "predicted": names[1], "count": value, "share": share})
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces the file in one move; nothing is written for no rows."""
+    if not rows:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def draw_confusion(counts: Tensor, class_names: Sequence[str] | None, title: str) -> Image.Image:
+    """The matrix with every row divided by its sum, as a picture; a class without samples has an empty row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize, PowerNorm
+    from matplotlib.figure import Figure
+
+    classes = len(counts)
+    totals = counts.sum(dim=1, keepdim=True)
+    shares = torch.where(totals > 0, counts / totals.clamp(min=1), torch.nan).double().numpy()
+    accuracy = counts.diagonal().sum().item() / max(1, counts.sum().item())
+    side = 3.2 + (0.42 * classes if classes <= ANNOTATED else min(10.0, 0.16 * classes))
+    side = max(4.5, side)
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # Among many classes a confusion is a few per cent: the square root makes it visible.
+    scale = Normalize(0, 1) if classes <= ANNOTATED else PowerNorm(0.5, 0, 1)
+    mesh = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
+    axes.set_facecolor("#e4e4e4")
+    axes.set_title(f"{title}: {100 * accuracy:.1f}% right", fontsize=11, parse_math=False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth (rows sum to 1)")
+    figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02)
+    if classes <= NAMED:
+        labels = [_clip(class_name(i, class_names)) for i in range(classes)]
+        size = 9 if classes <= ANNOTATED else 6
+        axes.set_xticks(range(classes), labels, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(classes), labels, fontsize=size, parse_math=False)
+        axes.tick_params(length=0)
+    if classes <= ANNOTATED:
+        for i in range(classes):
+            for j in range(classes):
+                share = shares[i, j]
+                # Zeros are most of the cells and would hide the rest.
+                if share == share and share >= 0.005:
+                    text = "1" if share > 0.995 else f"{share:.2f}".lstrip("0")
+                    colour = "white" if share > 0.55 else "black"
+                    axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes; a warning a glyph helps nobody.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+    return Image.open(buffer).convert("RGB")
+
+
+def _clip(text: str, length: int = 22) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

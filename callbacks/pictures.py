@@ -1,0 +1,279 @@
+"""Pictures of what the model predicts: one contact sheet an evaluation, on disk and at W&B."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+GREEN, RED, BLUE = (22, 135, 62), (200, 35, 40), (62, 110, 190)
+INK, PAPER, BAR_BED = (28, 30, 34), (255, 255, 255), (236, 238, 241)
+TILE = 256  # pixels, the width of one picture on a contact sheet
+TOP = 5
+
+
+class Pictures(pl.Callback):
+    """Draws the first evaluation samples of each epoch with their predictions.
+
+    Writes ``<run>/pictures/<split>_step=<global step, 8 digits>.png``, split ``val`` or ``test``, and logs the same
+    sheet to W&B as ``<split>/pictures``; classification adds a table ``<split>/predictions``. With several ranks they
+    are rank 0's first samples. A prediction that no function of this file draws gives no picture.
+
+    Args:
+        count: samples on a sheet.
+        keep: sheets kept on disk of each split: the first one and the latest ``keep - 1``.
+    """
+
+    def __init__(self, count: int = 16, keep: int = 20) -> None:
+        if count < 1 or keep < 2:
+            raise ValueError(f"pictures: expected count >= 1 and keep >= 2, found {count} and {keep}")
+        self.count, self.keep = count, keep
+        self._samples: list[tuple[Tensor, Any, dict[str, Any]]] = []
+        self._told: set[str] = set()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._samples = []
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._samples = []
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self._collect(trainer, *args, **kwargs)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self._collect(trainer, *args, **kwargs)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, "test")
+
+    def _collect(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        missing = self.count - len(self._samples)
+        if missing <= 0 or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        with harmless("pictures", self._told):
+            self._samples += samples_of(outputs, batch, missing)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
+        samples, self._samples = self._samples, []
+        if not samples or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        names = getattr(pl_module, "class_names", None)
+        with harmless("pictures", self._told):
+            drawn = [draw_sample(to_picture(image), prediction, truth, names) for image, prediction, truth in samples]
+            tiles = [tile for tile in drawn if tile is not None]
+            if not tiles:
+                return
+            sheet = contact_sheet(tiles)
+            save_picture(sheet, trainer, f"{split}_step=", self.keep)
+            log_to_wandb(trainer, {f"{split}/pictures": sheet, f"{split}/predictions": _table(samples, names)})
+
+
+def draw_sample(
+    image: Image.Image, prediction: Any, truth: dict[str, Any], class_names: Sequence[str] | None
+) -> Image.Image | None:
+    """The drawing that belongs to the prediction's keys, for a sheet; None where there is none."""
+    if isinstance(prediction, dict) and "probabilities" in prediction:
+        return draw_classification(fit(image, TILE), prediction, truth, class_names)
+    return None
+
+
+def draw_classification(
+    image: Image.Image, prediction: dict[str, Tensor], truth: dict[str, Any], class_names: Sequence[str] | None
+) -> Image.Image:
+    """The picture, below it the truth, if known, and the five most probable classes with their bars.
+
+    Right is green, wrong is red; without a truth the bars are blue. The picture keeps its size, the text is scaled to
+    it.
+
+    Args:
+        image: RGB.
+        prediction: ``probabilities`` float (C,).
+        truth: ``label``, an int, or nothing.
+        class_names: C names; None shows the numbers.
+    """
+    label = truth.get("label")
+    best = top_classes(prediction["probabilities"], class_names)
+    width = max(image.width, 224)
+    size = max(13, min(28, round(width / 20)))
+    font, pad, row = load_font(size), round(size * 0.4), round(size * 1.5)
+    headline = 0 if label is None else row + pad // 2
+    canvas = Image.new("RGB", (width, image.height + headline + row * len(best) + 2 * pad), PAPER)
+    canvas.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    y = image.height + pad
+    if label is not None:
+        right = best[0][0] == int(label)
+        colour = GREEN if right else RED
+        text = shorten(f"{'✓' if right else '✗'} truth: {class_name(int(label), class_names)}", font, width - 2 * pad)
+        draw.rectangle((0, image.height, width, image.height + row + pad // 2), fill=colour)
+        draw.text((pad, image.height + (row + pad // 2) // 2), text, fill=PAPER, font=font, anchor="lm")
+        y = image.height + headline + pad
+    for index, name, probability in best:
+        colour = BLUE if label is None else GREEN if index == int(label) else RED
+        box = (pad, y, width - pad - 1, y + row - max(2, size // 6))
+        middle = (box[1] + box[3]) // 2
+        draw.rectangle(box, fill=BAR_BED)
+        draw.rectangle((box[0], box[1], box[0] + probability * (box[2] - box[0]), box[3]), fill=_pale(colour))
+        percent = f"{100 * probability:.1f}%"
+        room = box[2] - box[0] - font.getlength(percent) - 3 * pad
+        draw.text((box[0] + pad, middle), shorten(name, font, room), fill=INK, font=font, anchor="lm")
+        draw.text((box[2] - pad, middle), percent, fill=INK, font=font, anchor="rm")
+        y += row
+    return canvas
+
+
+def top_classes(
+    probabilities: Tensor, class_names: Sequence[str] | None, count: int = TOP
+) -> list[tuple[int, str, float]]:
+    """(class, name, probability) of the most probable classes, best first; fewer where there are fewer classes."""
+    values, indices = probabilities.detach().float().cpu().topk(min(count, len(probabilities)))
+    return [(int(i), class_name(int(i), class_names), float(p)) for i, p in zip(indices, values, strict=True)]
+
+
+def class_name(index: int, class_names: Sequence[str] | None) -> str:
+    """The name in one line, or the number where there is no name."""
+    known = class_names is not None and 0 <= index < len(class_names)
+    return " ".join(str(class_names[index]).split()) if known else f"class {index}"  # type: ignore[index]
+
+
+def samples_of(outputs: Any, batch: Any, count: int) -> list[tuple[Tensor, Any, dict[str, Any]]]:
+    """The first ``count`` (image on the CPU, prediction, truth) of a batch; none where it does not follow the contract.
+
+    ``outputs`` is a dict of per-sample tensors or lists, or a list of one prediction a sample.
+    """
+    if outputs is None or not isinstance(batch, dict) or "image" not in batch:
+        return []
+    samples = []
+    for i in range(min(count, len(batch["image"]))):
+        truth = {key: _sample(value, i) for key, value in batch.items() if key != "image"}
+        samples.append((batch["image"][i].detach().cpu(), _sample(outputs, i), truth))
+    return samples
+
+
+def _sample(value: Any, i: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _sample(item, i) for key, item in value.items()}
+    item = value[i]
+    return item.detach().cpu() if isinstance(item, Tensor) else item
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """uint8 (3,H,W) to a PIL picture."""
+    return Image.fromarray(image.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The picture scaled into a square of ``side`` pixels; small ones are enlarged with hard pixels."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    scaled = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), BAR_BED)
+    square.paste(scaled, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def contact_sheet(tiles: list[Image.Image]) -> Image.Image:
+    """The tiles in rows of up to four, six from 25 tiles on."""
+    columns = min(len(tiles), 4 if len(tiles) < 25 else 6)
+    gap, width, height = 12, max(t.width for t in tiles), max(t.height for t in tiles)
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (205, 208, 213))
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+    return sheet
+
+
+def save_picture(picture: Image.Image, trainer: pl.Trainer, prefix: str, keep: int) -> Path:
+    """Writes ``<run>/pictures/<prefix><global step>.png`` and removes all but the first and the latest ones."""
+    folder = Path(trainer.default_root_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{prefix}{trainer.global_step:08d}.png"
+    picture.save(path)
+    for old in sorted(folder.glob(f"{prefix}*.png"))[1 : -(keep - 1)]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def log_to_wandb(trainer: pl.Trainer, values: dict[str, Any]) -> None:
+    """Logs pictures (PIL) and tables (columns, rows) to the run's W&B logger, if there is one."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers:
+        return
+    import wandb
+
+    def media(value: Any) -> Any:
+        return wandb.Image(value) if isinstance(value, Image.Image) else value
+
+    logged: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, tuple):
+            columns, rows = value
+            logged[key] = wandb.Table(columns=columns, data=[[media(cell) for cell in row] for row in rows])
+        elif value is not None:
+            logged[key] = media(value)
+    for logger in loggers:
+        logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Sequence[str] | None) -> Any:
+    rows = []
+    for image, prediction, truth in samples:
+        if not isinstance(prediction, dict) or "probabilities" not in prediction or "label" not in truth:
+            return None
+        index, name, probability = top_classes(prediction["probabilities"], class_names, 1)[0]
+        label = int(truth["label"])
+        cells = [to_picture(image), class_name(label, class_names), name, probability, index == label]
+        rows.append([str(truth.get("id", "")), *cells])
+    return ["id", "image", "truth", "top-1", "probability", "right"], rows
+
+
+@contextmanager
+def harmless(what: str, told: set[str]) -> Iterator[None]:
+    """Turns a failure into one printed line, once: a picture is never worth a training run."""
+    try:
+        yield
+    except Exception as error:
+        if what not in told:
+            told.add(what)
+            print(f"{what}: left out ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+
+
+@lru_cache(maxsize=32)
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more; ``size`` in pixels."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, cut with an ellipsis where it is wider than ``width`` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _pale(colour: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple((value + 255) // 2 for value in colour)

@@ -1,0 +1,168 @@
+"""Exact resume: seeded steps, a checkpoint that matches what has been logged, and a clean stop on a signal."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+
+from callbacks.checkpoint import checkpoints_by_age
+
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: "try again later", which batch systems can be told to requeue
+EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StepSeed(Callback):
+    """Seeds all generators at every training step by (seed, rank, epoch, batch), so that dropout, too, can resume.
+
+    The loader's workers seed themselves (``datamodules.base.SeededDataset``). What must agree over ranks draws from a
+    generator of its own, seeded without the rank.
+
+    Args:
+        seed: the run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        key = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+        state = np.random.SeedSequence(key).generate_state(3)
+        random.seed(int(state[0]))
+        np.random.seed(state[1])
+        # torch.manual_seed does this and 100 us of bookkeeping for devices that are not there.
+        torch.default_generator.manual_seed(int(state[2]))
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(int(state[2]))
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves ``checkpoints/step=N.ckpt`` every N steps, at each epoch's end, and when the job is told to stop.
+
+    A checkpoint after k steps is written only when all that belongs to those steps has been logged: the step's own
+    metrics go to the loggers first, and where a validation is due the checkpoint waits for its end. (Lightning skips a
+    validation that was due at a step checkpoint when it resumes, and its values would be missing.)
+
+    SIGTERM and SIGUSR1 (batch systems) end the run with status 75, Ctrl-C with 130, each after the step is complete and
+    saved; a second Ctrl-C stops at once. With several ranks it does not matter which of them gets the signal.
+
+    Args:
+        every_n_steps: optimiser steps between two checkpoints.
+        keep: how many to keep; at least 2, so that there is an older one where the newest is damaged.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep: int = 2) -> None:
+        if every_n_steps < 1 or keep < 2:
+            raise ValueError(f"last: every_n_steps >= 1 and keep >= 2 expected, found {every_n_steps} and {keep}")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        #: Where to save: train.py sets the run folder's ``checkpoints``; None saves nothing.
+        self.dirpath: str | None = None
+        #: The run's identity, kept in the checkpoint so that W&B goes on with the same run.
+        self.run_id: str | None = None
+        self.last_saved_step = -1
+        self._signal: int | None = None
+        self._previous_handlers: dict[int, Any] = {}
+
+    # --- when to save ---------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop
+        # A step is complete where the gradients were applied; and a validation that is due belongs to it.
+        if loop._should_accumulate() or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            return
+        self._save_or_stop(trainer, pl_module, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
+            self._save_or_stop(trainer, pl_module, batch_idx=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer)
+
+    def _save_or_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
+        stop = self._agreed_to_stop(trainer, pl_module, batch_idx)
+        if stop or trainer.global_step % self.every_n_steps == 0:
+            if trainer.training:
+                trainer._logger_connector.update_train_step_metrics()
+            self.save(trainer)
+        if stop:
+            trainer.strategy.barrier("stopped")
+            interrupted = self._signal == signal.SIGINT
+            if trainer.is_global_zero:
+                name = signal.Signals(self._signal).name if self._signal else "a signal to another rank"
+                print(f"\nstopped by {name} after step {trainer.global_step}, which is saved", flush=True)
+            raise SystemExit(EXIT_INTERRUPTED if interrupted else EXIT_RESUMABLE)
+
+    def _agreed_to_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> bool:
+        if trainer.world_size == 1:
+            return self._signal is not None
+        # Agreeing waits for the device, so on a GPU it is done every few steps.
+        if pl_module.device.type == "cuda" and batch_idx % 10:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+
+    # --- saving ---------------------------------------------------------------------------------------------------
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Writes the checkpoint of the current step, on all ranks together, and removes those beyond ``keep``."""
+        if trainer.fast_dev_run or self.dirpath is None or trainer.global_step == self.last_saved_step:
+            return
+        self.last_saved_step = trainer.global_step
+        folder = Path(self.dirpath)
+        trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
+        if trainer.is_global_zero:
+            for old in checkpoints_by_age(folder)[self.keep :]:
+                trainer.strategy.remove_checkpoint(old)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.dirpath = trainer.strategy.broadcast(self.dirpath)
+        if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
+            for part in Path(self.dirpath).glob(".*.part"):
+                part.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "last_saved_step": self.last_saved_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_saved_step = state_dict["last_saved_step"]
+
+    # --- signals --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # Only now, since Lightning installs its own at the start of the run.
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if getattr(trainer, "received_sigterm", False):
+            self._signal = signal.SIGTERM
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        if number == signal.SIGINT:
+            print("\nfinishing the step to save it; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers = {}

@@ -1,0 +1,337 @@
+"""The command line behind train.py: LightningCLI with run folders, resume, W&B and answers to typing errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities.warnings import PossibleUserWarning
+
+import datamodules
+import lightning_modules
+from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, CheckpointError, checkpoints_by_age, read_checkpoint
+from callbacks.confusion_matrix import ConfusionMatrix
+from callbacks.metrics_file import MetricsFile
+from callbacks.pictures import Pictures
+from callbacks.prediction_writer import PredictionWriter
+from callbacks.resume import EXIT_INTERRUPTED, EXIT_RESUMABLE, LastCheckpoint, StepSeed
+from callbacks.throughput import Throughput
+from callbacks.wandb_run import make_wandb_logger
+from cli_errors import FriendlyParser
+
+ROOT = Path(__file__).resolve().parent
+RUNS = Path("runs")
+# What a run's config.yaml holds for its own command only, and what must not be carried to the next one.
+NOT_INHERITED = ("ckpt_path", "weights_only", "verbose", "return_predictions", "resume")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the run folder's config.yaml, which ``--config`` takes back, and gives the same to W&B."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        config = {key: value for key, value in yaml.safe_load(text).items() if key not in NOT_INHERITED}
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+
+
+class RunFolder(pl.Callback):
+    """Makes all ranks agree on rank 0's run folder: torchrun and SLURM start every rank by itself."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer._default_root_dir = trainer.strategy.broadcast(str(trainer.default_root_dir))
+
+
+class VisionCLI(LightningCLI):
+    """LightningCLI whose precedence is: command line, then YAML, then the checkpoint, then the defaults.
+
+    Args:
+        args: the command line without the program's name.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.resumed: dict[str, Any] = {}
+        self.run_folder: Path | None = None
+        args = self._inherit(args)
+        defaults = {"default_config_files": [str(ROOT / "configs" / "trainer.yaml")]}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_class=FriendlyParser,
+            parser_kwargs={"allow_abbrev": False, **{name: dict(defaults) for name in self.subcommands()}},
+            args=args,
+        )
+
+    # --- options --------------------------------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_argument("--experiment", type=str | None, default=None, help="runs/<experiment>/<time>/ is the run")
+        parser.add_argument("--wandb.mode", type=Literal["auto", "online", "offline", "disabled"], default="auto")
+        parser.add_argument("--wandb.project", type=str, default="vision-case-studies")
+        parser.add_argument("--resume", type=str | None, default=None, help="run folder to go on with, or 'last'")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        if not self._predicting:
+            for name in ("num_classes", "class_names"):
+                parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        # Pictures to predict say nothing of classes: there the model's own, from its checkpoint or weights, stand.
+        self._predicting = subcommand == "predict"
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    # --- what a checkpoint brings -----------------------------------------------------------------------------------
+
+    def _inherit(self, args: list[str]) -> list[str]:
+        """Puts the configuration of a checkpoint's run before all others, so that YAML and command line beat it."""
+        args = list(args)
+        if not args or args[0] not in self.subcommands():
+            return args
+        resume, path = _take(args, "--resume"), _take(args, "--ckpt_path")
+        if resume and path:
+            raise CheckpointError("--resume and --ckpt_path both name a checkpoint: give one of them")
+        if resume:
+            path = str(newest_checkpoint(_last_run(args) if resume == "last" else Path(resume)))
+        elif path == "last":
+            path = str(newest_checkpoint(_last_run(args)))
+        elif path in ("best", "hpc", "registry"):
+            raise CheckpointError(f"--ckpt_path {path}: give the file, runs/<experiment>/<time>/checkpoints/best.ckpt")
+        if not path or path == "null":
+            return args
+        self.resumed = read_checkpoint(path, mmap=True) if not Path(path).is_dir() else {}
+        base = self._config_of(Path(path))
+        if args[0] == "fit" and (Path(path).parent.parent / "config.yaml").is_file():
+            self.run_folder = Path(path).parent.parent
+        if args[0] == "predict":
+            hparams = self.resumed.get("hyper_parameters", {})
+            own = {name: hparams[name] for name in ("num_classes", "class_names") if name in hparams}
+            base.get("model", {}).setdefault("init_args", {}).update(own)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+            yaml.safe_dump(base, file, sort_keys=False)
+        self._inherited_file = file.name
+        return [args[0], "--config", file.name, *args[1:], "--ckpt_path", path]
+
+    def _config_of(self, checkpoint: Path) -> dict[str, Any]:
+        saved = checkpoint.parent.parent / "config.yaml"
+        if saved.is_file():
+            config = yaml.safe_load(saved.read_text()) or {}
+            return {key: value for key, value in config.items() if key not in NOT_INHERITED}
+        config = {}
+        for key, name in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+            hparams = dict(self.resumed.get(name, {}))
+            hparams.pop("_instantiator", None)
+            class_path = hparams.pop("_class_path", None)
+            if class_path:
+                linked = ("num_classes", "class_names") if key == "model" else ()
+                init = {k: v for k, v in hparams.items() if k not in linked}
+                config[key] = {"class_path": class_path, "init_args": init}
+        return config
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets the checkpoint's hyperparameters beat explicit flags here; see `_inherit` for what we do."""
+        if getattr(self, "_inherited_file", None):
+            os.unlink(self._inherited_file)
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        for key in ("model", "data"):
+            if config.get(key) is None:
+                self._parser(self.subcommand).error(f"--{key} is missing: name a class, or a --config that does")
+        trainer = config.trainer
+        if trainer.precision is None and trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+            trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        names = [config[key].class_path.rsplit(".", 1)[-1].lower() for key in ("model", "data")]
+        config.experiment = config.experiment or "_".join(names)
+        if self.run_folder is None:
+            self.run_folder = _new_run_folder(config.experiment, "" if self.subcommand == "fit" else self.subcommand)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config, folder = self.config[self.subcommand], self.run_folder
+        assert folder is not None
+        run_id = self.resumed.get("callbacks", {}).get("LastCheckpoint", {}).get("run_id")
+        self.run_id = (run_id if self.subcommand == "fit" else None) or uuid.uuid4().hex[:8]
+        last, best = self._get(self.config_init, "last"), self._get(self.config_init, "best")
+        last.dirpath = best.dirpath = str(folder / "checkpoints")
+        last.run_id = self.run_id
+        kwargs["default_root_dir"] = str(folder)
+        own_logger = config.trainer.logger not in (None, True)
+        if not own_logger and not config.trainer.fast_dev_run:
+            kwargs["logger"] = self._loggers(folder)
+        if _takes_checkpoint_io(config.trainer.strategy):
+            kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), AtomicCheckpointIO()]
+        self.trainer_defaults["callbacks"] = [
+            RunFolder(),
+            StepSeed(int(config.seed_everything)),
+            Throughput(),
+            ConfusionMatrix(),
+            *([PredictionWriter()] if self.subcommand == "predict" else []),
+            *([LearningRateMonitor("step")] if kwargs.get("logger") and self.subcommand == "fit" else []),
+        ]
+        kwargs["use_distributed_sampler"] = False
+        trainer = super().instantiate_trainer(**kwargs)
+        rank_zero_print(f"run folder: {folder}")
+        return trainer
+
+    def _loggers(self, folder: Path) -> list[Any]:
+        config = self.config[self.subcommand]
+        step = self.resumed.get("global_step") if self.subcommand == "fit" else None
+        file = MetricsFile(folder, resume_step=None if step is None else step - 1)
+        wandb = make_wandb_logger(folder, config.wandb.project, self.run_id, config.wandb.mode)
+        return [file] if wandb is None else [file, wandb]
+
+    def before_fit(self) -> None:
+        progress = self.resumed.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+        done, limit = progress.get("completed", 0), self.trainer.max_epochs
+        if limit not in (None, -1) and done >= limit:
+            rank_zero_print(f"this run is complete ({done} epochs); to train on, raise --trainer.max_epochs")
+
+    def predict(self, model: Any, datamodule: Any, **kwargs: Any) -> None:
+        """Predictions are written as they come (`PredictionWriter`), not collected in memory."""
+        self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": False})
+
+
+def _takes_checkpoint_io(strategy: Any) -> bool:
+    """Sharded strategies write folders in their own way."""
+    name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", strategy))
+    return not any(word in name.lower() for word in ("fsdp", "deepspeed", "model_parallel", "modelparallel"))
+
+
+def _take(args: list[str], option: str) -> str | None:
+    """Removes ``option value`` or ``option=value`` from the command line and gives the value; the last one counts."""
+    value = None
+    for i in reversed(range(len(args))):
+        if args[i] == option and i + 1 < len(args):
+            value = value or args[i + 1]
+            del args[i : i + 2]
+        elif args[i].startswith(option + "="):
+            value = value or args[i].split("=", 1)[1]
+            del args[i]
+    return value
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The checkpoint that was written last in a run folder.
+
+    Raises:
+        CheckpointError: no such folder, or none in it: there is nothing to resume.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such run folder (runs/<experiment>/<time>), so there is nothing to resume")
+    found = checkpoints_by_age(run / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{run}: no checkpoints/step=*.ckpt in it, so there is nothing to resume")
+    return found[0]
+
+
+def _last_run(args: list[str]) -> Path:
+    """The experiment's run folder whose checkpoint is the newest."""
+    experiment = None
+    options = list(args)
+    while (config := _take_first(options, "--config", "-c")) is not None:
+        if Path(config).is_file():
+            content = yaml.safe_load(Path(config).read_text())
+            experiment = (content or {}).get("experiment", experiment)
+    experiment = _take(options, "--experiment") or experiment
+    if experiment is None:
+        raise CheckpointError("which run is the last one? Name it: --experiment NAME, or --resume RUN_FOLDER")
+    folder = RUNS / experiment
+    runs = [path for path in folder.glob("*") if checkpoints_by_age(path / "checkpoints")]
+    if not runs:
+        raise CheckpointError(f"{folder}: no run with a checkpoint in it, so there is nothing to resume")
+    return max(runs, key=lambda run: newest_checkpoint(run).stat().st_mtime_ns)
+
+
+def _take_first(args: list[str], *options: str) -> str | None:
+    for i, word in enumerate(args):
+        name, _, value = word.partition("=")
+        if name in options and (value or i + 1 < len(args)):
+            value = value or args[i + 1]
+            del args[i : i + 1 + ("=" not in word)]
+            return value
+    return None
+
+
+def _new_run_folder(experiment: str, suffix: str) -> Path:
+    name = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{suffix}" if suffix else "")
+    folder, n = RUNS / experiment / name, 1
+    while folder.exists():
+        n += 1
+        folder = RUNS / experiment / f"{name}_{n}"
+    return folder
+
+
+@rank_zero_only
+def rank_zero_print(line: str) -> None:
+    print(line, flush=True)
+
+
+def run(args: list[str]) -> None:
+    """Runs one command; what our own code refuses is printed as one line, a bug shows its traceback."""
+    register_classes()
+    quieten()
+    cli = None
+    try:
+        cli = VisionCLI.__new__(VisionCLI)
+        cli.__init__(args)  # type: ignore[misc]
+    except SystemExit as stop:
+        if stop.code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) and cli is not None:
+            rank_zero_print(f"go on with: python train.py fit --resume {cli.run_folder}")
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if not _raised_by_us(error) or os.environ.get("SHOW_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    finally:
+        folder = getattr(cli, "run_folder", None)
+        if folder is not None and Path(folder).is_dir():
+            rank_zero_print(f"run folder: {folder}")
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the line that raised it stands in this project: then its message was written for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(ROOT) and ".venv" not in frames[-1].filename
+
+
+def register_classes() -> None:
+    """Imports what ``--model`` and ``--data`` name by their short names."""
+    lightning_modules.import_all()
+    datamodules.import_all()
+
+
+def quieten() -> None:
+    """Switches off warnings that this design has already answered."""
+    import warnings
+
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

@@ -1,0 +1,6 @@
+"""The data of the five case studies: one datamodule a dataset, in the layout in which it is published."""
+
+
+def import_all() -> None:
+    """Imports every datamodule, so that ``--data NAME`` finds it by its short name."""
+    from datamodules import image_folder, imagenet  # noqa: F401

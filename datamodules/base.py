@@ -1,0 +1,324 @@
+"""What every datamodule shares: loaders whose order is a pure function of (seed, epoch), so that a run resumes exactly.
+
+The batch contract
+------------------
+A batch is a dict. Images travel as uint8 and are normalised on the device by the module.
+
+====================  =========================================================================================
+case                  keys
+====================  =========================================================================================
+all                   ``image`` uint8 (B,3,H,W), or a list of (3,H,W) where sizes differ; ``id`` list[str]
+classification        ``label`` int64 (B,), or ``labels`` {attribute: int64 (B,)} with -100 where missing
+detection             ``target`` list of {boxes float32 (N,4) xyxy pixels, labels int64 (N,), difficult bool (N,)};
+                      instance segmentation adds masks uint8 (N,H,W)
+segmentation          ``mask`` int64 (B,H,W), 255 = void, and ``original_mask`` (list) in evaluation
+pose                  ``keypoints`` float32 (B,K,2) pixels, ``labelled`` bool (B,K), ``head_size`` float32 (B,),
+                      ``to_original`` float32 (B,2,3)
+style                 ``content``, ``style`` uint8 (B,3,H,W)
+====================  =========================================================================================
+
+Exact resume
+------------
+Nothing is stored. The order of the samples is a function of (seed, epoch); each item's augmentation is seeded by
+(seed, epoch, index), in the workers too; and the loader reads where to start from the trainer's own progress, which
+Lightning restores from the checkpoint before the loader's generator body first runs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from datamodules.images import BrokenImageError
+
+Split = Literal["train", "val", "test", "predict"]
+Key = tuple[int, int]  # (epoch, index): it travels to the worker, so that persistent workers know the epoch
+
+# Kept as lists even where the sizes happen to agree, so that a batch's type does not depend on its content.
+LIST_KEYS = ("target", "original_mask")
+
+
+class EpochSampler(SequentialSampler):
+    """Yields (epoch, index) for one rank, from position ``start``; the order depends on (seed, epoch) alone.
+
+    In training the order is padded by its own beginning to a multiple of ``world``, so that all ranks take as many
+    steps. In evaluation it is not: each sample is seen exactly once, on any number of ranks.
+
+    It is a SequentialSampler only by name: Lightning replaces every other sampler under ``overfit_batches``.
+
+    Args:
+        size: number of samples in the dataset.
+        seed: the run's seed.
+        shuffle: permute in every epoch.
+        pad: repeat samples so that all ranks have equally many (training).
+    """
+
+    def __init__(self, size: int, seed: int, shuffle: bool, pad: bool) -> None:
+        self.size, self.seed, self.shuffle, self.pad = size, seed, shuffle, pad
+        self.epoch, self.start, self.rank, self.world = 0, 0, 0, 1
+
+    def order(self) -> torch.Tensor:
+        """The indices of the whole epoch, all ranks together: int64 (N,)."""
+        if not self.shuffle:
+            return torch.arange(self.size)
+        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(state[0] >> np.uint64(1))))
+
+    def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
+        order = self.order()
+        if self.pad and len(order) % self.world:
+            missing = self.world - len(order) % self.world
+            order = torch.cat([order, order.repeat(-(-missing // len(order)))[:missing]])
+        return iter([(self.epoch, i) for i in order[self.rank :: self.world][self.start :].tolist()])
+
+    def __len__(self) -> int:
+        if self.pad:
+            return -(-self.size // self.world)
+        return len(range(self.rank, self.size, self.world))
+
+
+class SeededDataset(Dataset):
+    """Wraps a dataset of dicts so that sample i of epoch e is always the same, whichever process makes it.
+
+    Before ``dataset[index]`` it seeds ``random``, ``numpy.random``, torch's CPU generator and, where the dataset has a
+    ``transform`` with ``set_random_state`` (albumentations), that too: albumentations otherwise repeats itself in
+    workers and over epochs.
+
+    A dataset raises `BrokenImageError` for a picture that cannot be read. With ``replace`` (training) the next readable
+    sample takes its place, else the sample is left out; either way the batch carries the messages under ``skipped``,
+    and the loader, in the main process, counts and prints them or stops.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, replace: bool) -> None:
+        self.dataset, self.seed, self.replace = dataset, seed, replace
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        if torch.utils.data.get_worker_info() is not None:
+            return self._get(epoch, index)
+        # In the main process the generators belong to the training step too.
+        states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+        try:
+            return self._get(epoch, index)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.default_generator.set_state(states[2])
+
+    def _get(self, epoch: int, index: int) -> dict[str, Any]:
+        skipped: list[str] = []
+        for attempt in range(len(self)):
+            i = (index + attempt) % len(self)
+            self._seed(epoch, i)
+            try:
+                sample = self.dataset[i]
+            except BrokenImageError as error:
+                skipped.append(str(error))
+                if not self.replace:
+                    return {"skipped": skipped}
+            else:
+                return {**sample, "skipped": skipped} if skipped else sample
+        raise RuntimeError(f"not one of the {len(self)} pictures could be read; the last: {skipped[-1]}")
+
+    def _seed(self, epoch: int, index: int) -> None:
+        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(4)
+        random.seed(int(state[0]))
+        np.random.seed(state[1])
+        torch.default_generator.manual_seed(int(state[2]))
+        transform = getattr(self.dataset, "transform", None)
+        if hasattr(transform, "set_random_state"):
+            transform.set_random_state(np.random.default_rng(state[3]), random.Random(int(state[3])))
+
+
+class ResumingLoader(DataLoader):
+    """A DataLoader that starts where the trainer's restored progress says, and that counts what could not be read.
+
+    Args:
+        trainer: the trainer whose progress decides epoch, start and rank; None outside of a trainer.
+        training: follow the training progress; an evaluation loader always starts at the beginning of epoch 0.
+        stop_on_broken: raise at the first picture that cannot be read, instead of counting it.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        trainer: pl.Trainer | None = None,
+        training: bool = False,
+        stop_on_broken: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.trainer, self.training, self.stop_on_broken = trainer, training, stop_on_broken
+        self.skipped: set[str] = set()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        # A generator: this body runs at the first next(), after Lightning has restored its loops.
+        sampler = self.sampler
+        assert isinstance(sampler, EpochSampler)
+        if self.training and self.trainer is not None:
+            sampler.epoch = self.trainer.current_epoch
+            batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            sampler.start = batches * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._report(batch.pop("skipped", ()))
+            if batch:
+                yield batch
+
+    def _report(self, skipped: Sequence[str]) -> None:
+        for line in skipped:
+            if self.stop_on_broken:
+                raise RuntimeError(f"{line}; to leave such pictures out of the evaluation: --data.broken_images skip")
+            if line not in self.skipped:
+                self.skipped.add(line)
+                print(f"skipped, {len(self.skipped)} so far: {line}", file=sys.stderr, flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: having it tells Lightning that this loader resumes by itself."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: see the module's docstring."""
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins samples into a batch by the contract: tensors stack, numbers become tensors, strings and targets list.
+
+    Images of different sizes stay a list. The dict ``labels`` is joined attribute by attribute.
+    """
+    skipped = [line for sample in samples for line in sample.get("skipped", ())]
+    samples = [sample for sample in samples if len(sample) > ("skipped" in sample)]
+    batch: dict[str, Any] = {"skipped": skipped} if skipped else {}
+    for key in samples[0] if samples else ():
+        if key != "skipped":
+            batch[key] = _join(key, [sample[key] for sample in samples])
+    return batch
+
+
+def _join(key: str, values: list[Any]) -> Any:
+    first = values[0]
+    if key in LIST_KEYS:
+        return values
+    if key == "labels":
+        return {name: _join(name, [value[name] for value in values]) for name in first}
+    if isinstance(first, torch.Tensor):
+        return torch.stack(values) if all(value.shape == first.shape for value in values) else values
+    if isinstance(first, (bool, int, float)):
+        return torch.tensor(values, dtype=torch.float32 if isinstance(first, float) else None)
+    return values
+
+
+def init_worker(worker_id: int) -> None:
+    """One thread a worker, and signals are the main process's business: it saves, then the workers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+class VisionDataModule(pl.LightningDataModule):
+    """Base of all datamodules: a subclass says what its datasets are, the loaders are made here.
+
+    A subclass defines `dataset` and, where there are classes, `class_names`. A dataset is map-style, gives one dict a
+    sample by the contract above, draws its randomness from ``random``, ``numpy.random``, torch or an albumentations
+    ``transform``, and raises `BrokenImageError` for a picture that it cannot read.
+
+    Args:
+        batch_size: samples a step and a rank (N ranks make N times that a step).
+        eval_batch_size: the same in evaluation; ``batch_size`` where None.
+        num_workers: loader processes a rank; None takes the cores of this rank, 8 at most. It changes no result.
+        broken_images: what evaluation does with a picture that cannot be read: ``error`` names it and stops, ``skip``
+            leaves it out, names and counts it. Training always puts the next picture in its place and counts it.
+        seed: of order and augmentation; None takes the run's ``seed_everything``.
+        drop_last: leave out the last, smaller training batch.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        broken_images: Literal["error", "skip"] = "error",
+        seed: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size} and {eval_batch_size}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.broken_images = broken_images
+        self.seed = seed
+        self.drop_last = drop_last
+
+    def dataset(self, split: Split) -> Dataset:
+        """The dataset of one split, with its transform. Called once a loader, on every rank."""
+        raise NotImplementedError(f"{type(self).__name__} has no {split} split")
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """One name a class, in label order, known before ``setup``; None where there are no classes."""
+        return None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; ``train.py`` links it to the model's ``num_classes``."""
+        return len(self.class_names or ())
+
+    def train_dataloader(self) -> ResumingLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> ResumingLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> ResumingLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> ResumingLoader:
+        return self._loader("predict")
+
+    def _loader(self, split: Split) -> ResumingLoader:
+        training, trainer = split == "train", self.trainer
+        world = trainer.world_size if trainer else 1
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
+        dataset = SeededDataset(self.dataset(split), seed, replace=training)
+        if len(dataset) == 0:
+            raise ValueError(f"{type(self).__name__}: the {split} split has no samples")
+        overfit = trainer is not None and bool(trainer.overfit_batches)
+        sampler = EpochSampler(len(dataset), seed, shuffle=training and not overfit, pad=training)
+        sampler.rank, sampler.world = (trainer.global_rank if trainer else 0), world
+        workers = self.num_workers
+        if workers is None:
+            local = trainer.num_devices if trainer else 1
+            workers = max(1, min(8, len(os.sched_getaffinity(0)) // local)) if sys.platform == "linux" else 0
+        batch_size = self.batch_size if training else self.eval_batch_size
+        if training and self.drop_last and len(sampler) < batch_size:
+            raise ValueError(f"batch_size {batch_size} is larger than a rank's {len(sampler)} samples: lower it")
+        return ResumingLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=training and self.drop_last,
+            persistent_workers=workers > 0 and split in ("train", "val"),
+            worker_init_fn=init_worker,
+            trainer=trainer,
+            training=training,
+            stop_on_broken=not training and self.broken_images == "error",
+        )

@@ -1,0 +1,293 @@
+"""Reading pictures from disk: every file becomes uint8 RGB with the right values, or one clear line says why not."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
+
+# Half a gigabyte once decoded; a file that claims more is damaged or meant to exhaust the memory.
+MAX_PIXELS = 178_956_970
+
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+
+_EXIF_ORIENTATION = 0x0112
+_ORIENT = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
+    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda x: x.transpose(1, 0, 2)[::-1],
+}
+
+
+class DatasetError(ValueError):
+    """A dataset on disk is not what was expected; the message says what was found, what was expected, what to do."""
+
+
+class BrokenImageError(OSError):
+    """A picture cannot be read. ``str`` is one line: the file and the reason.
+
+    Args:
+        path: the file. A DataLoader rebuilds a worker's exception from its traceback text alone; that text is taken
+            too, and the line is found in it again.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: str, reason: str | None = None) -> None:
+        if reason is None:
+            line = path.strip().splitlines()[-1] if path.strip() else ""
+            path, _, reason = line.rpartition("BrokenImageError: ")[2].partition(": ")
+        self.path, self.reason = path, " ".join(reason.split())
+        super().__init__(f"{self.path}: {self.reason}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def walk_files(folder: str, base: str = "") -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, sorted within each folder; hidden files are left out.
+
+    Links are followed, but no folder is entered inside of itself.
+    """
+    yield from _walk(folder, base, (os.path.realpath(folder),))
+
+
+def _walk(folder: str, base: str, above: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as scan:
+        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        name = f"{base}/{entry.name}" if base else entry.name
+        if not entry.is_dir():
+            yield name
+        elif (real := os.path.realpath(entry.path)) not in above:
+            yield from _walk(entry.path, name, (*above, real))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like a picture's, in any case of letters."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def list_images(folder: str) -> list[str]:
+    """Paths of all pictures below a folder, sorted, each beginning with ``folder`` as it was given.
+
+    Raises:
+        DatasetError: there is no such folder, or it holds no picture.
+    """
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing"
+        raise DatasetError(f"{folder}: expected a folder of pictures, found {found} there")
+    files = list(walk_files(folder))
+    images = [os.path.join(folder, name) for name in files if is_image(name)]
+    if not images:
+        found = f"{len(files)} other files such as {files[0]}" if files else "an empty folder"
+        raise DatasetError(f"{folder}: expected pictures ({', '.join(IMAGE_EXTENSIONS)}), found {found}")
+    return sorted(images)
+
+
+class EncodedImage:
+    """A picture in memory, its header read and its pixels not yet decoded.
+
+    Args:
+        path: the file.
+        exif_orientation: turn the picture as its camera says. Datasets are annotated on the pixels as stored, so only
+            a user's own photographs want this.
+
+    Attributes:
+        height, width: in pixels, after turning.
+        mode: the kind of pixels in the file, Pillow's name for it (``RGB``, ``L``, ``CMYK``, ``P``, ``I;16``, ...).
+        warning: after decoding, what was odd about a file that could be read all the same; otherwise None.
+
+    Raises:
+        BrokenImageError: the file is missing, empty, not a picture, damaged in its header or absurdly large.
+    """
+
+    def __init__(self, path: str, exif_orientation: bool = False) -> None:
+        self.path = os.fspath(path)
+        self.warning: str | None = None
+        try:
+            with open(self.path, "rb") as file:
+                self.data = file.read()
+        except OSError as error:
+            raise BrokenImageError(self.path, error.strerror or str(error)) from None
+        if not self.data:
+            raise BrokenImageError(self.path, "empty file (0 bytes)")
+        # libjpeg does not convert CMYK and YCCK to RGB, so these go the slow way.
+        self._fast = False
+        if self.data[:3] == b"\xff\xd8\xff":
+            try:
+                self.height, self.width, colors, _ = simplejpeg.decode_jpeg_header(self.data)
+                self._fast = colors in ("YCbCr", "RGB", "Gray")
+                self.mode = "L" if colors == "Gray" else "RGB"
+            except ValueError as error:
+                self.warning = str(error)
+        if not self._fast:
+            image = self._open()
+            (self.width, self.height), self.mode = image.size, image.mode
+        if self.height * self.width > MAX_PIXELS:
+            raise BrokenImageError(self.path, _too_large(f"{self.width}x{self.height} pixels"))
+        self._orientation = self._open().getexif().get(_EXIF_ORIENTATION, 1) if exif_orientation else 1
+        if self._orientation in (5, 6, 7, 8):
+            self.height, self.width = self.width, self.height
+
+    def decode(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """All of the picture: uint8 (H,W,3), RGB.
+
+        Args:
+            at_least: (height, width) below which the result need not be larger. A JPEG is then decoded at the smallest
+                of 1/1, 1/2, 1/4, 1/8 that is no smaller, which is quicker and needs less memory.
+
+        Raises:
+            BrokenImageError: the file is truncated or damaged.
+        """
+        return self._decode(_reduction(self.height, self.width, *at_least) if at_least else 1)[0]
+
+    def crop(self, box: Box, size: tuple[int, int]) -> np.ndarray:
+        """A part of the picture, resized: uint8 (height, width, 3), RGB.
+
+        Where the part is at least twice as large as asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 by leaving high
+        frequencies out of its DCT, an exact low-pass filter. What is left is a reduction of less than two.
+
+        Args:
+            box: top, left, height, width of the part in the picture's pixels.
+            size: (height, width) of the result.
+        """
+        top, left, height, width = box
+        pixels, factor = self._decode(_reduction(height, width, *size))
+        first_row, first_column = round(top / factor), round(left / factor)
+        last_row = max(first_row + 1, round((top + height) / factor))
+        last_column = max(first_column + 1, round((left + width) / factor))
+        return resize(pixels[first_row:last_row, first_column:last_column], size)
+
+    def _decode(self, factor: int) -> tuple[np.ndarray, int]:
+        if self._fast:
+            stored = (self.width, self.height) if self._orientation >= 5 else (self.height, self.width)
+            try:
+                pixels = simplejpeg.decode_jpeg(
+                    self.data,
+                    # libjpeg rounds a reduced size up.
+                    min_height=-(-stored[0] // factor),
+                    min_width=-(-stored[1] // factor),
+                    min_factor=factor,
+                )
+                return self._turn(pixels), factor
+            except ValueError as error:
+                # Many a file is merely odd (a missing end marker, bytes between segments): Pillow has the last word.
+                self.warning = str(error)
+        image = self._open()
+        try:
+            return self._turn(to_rgb(image)), 1
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BrokenImageError(self.path, self._reason(error)) from None
+
+    def _open(self) -> Image.Image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                return Image.open(io.BytesIO(self.data))
+        except UnidentifiedImageError:
+            start = bytes(self.data[:12])
+            reason = f"not a picture, or its header is damaged (it begins with {start!r})"
+            raise BrokenImageError(self.path, reason) from None
+        except Image.DecompressionBombError as error:
+            raise BrokenImageError(self.path, _too_large(str(error))) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's parsers raise whatever a damaged header leads them to
+            raise BrokenImageError(self.path, self._reason(error)) from None
+
+    def _reason(self, error: Exception) -> str:
+        told = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+        told = f"{told}; {self.warning}" if self.warning else told
+        kind = "truncated" if any(word in told.lower() for word in ("truncated", "premature end")) else "damaged"
+        return f"{kind} picture ({told})"
+
+    def _turn(self, pixels: np.ndarray) -> np.ndarray:
+        turn = _ORIENT.get(self._orientation)
+        return np.ascontiguousarray(turn(pixels)) if turn else pixels
+
+
+def _too_large(found: str) -> str:
+    return f"too large: found {found}, expected at most {MAX_PIXELS} pixels"
+
+
+def _reduction(height: int, width: int, target_height: int, target_width: int) -> int:
+    # libjpeg has fast code for these only: at 7/8 decoding takes longer than at full size.
+    for factor in (8, 4, 2):
+        if height >= factor * target_height and width >= factor * target_width:
+            return factor
+    return 1
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes (H,W,3) to ``size`` (height, width).
+
+    Bilinear while the reduction is below two, where every source pixel still contributes; the mean over each
+    pixel's area beyond, so that nothing aliases.
+    """
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    steep = pixels.shape[0] > 2 * size[0] or pixels.shape[1] > 2 * size[1]
+    return cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA if steep else cv2.INTER_LINEAR)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow picture as uint8 (H,W,3) RGB.
+
+    Grey is repeated. Transparent pictures are composited on white. 16-bit pixels are scaled by their type's range
+    (65535 becomes 255), where Pillow's own ``convert`` clips them. CMYK is taken as inverted, as Adobe writes it, and
+    converted without a colour profile. Float pixels are taken as 0..1.
+
+    Raises:
+        ValueError: 32-bit pixels beyond the ranges above: nothing says which value is white.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 1.0 if image.mode == "F" else 65535.0
+        if not (values.min() >= 0 and values.max() <= top):
+            found = f"{values.min():g}..{values.max():g}"
+            raise ValueError(f"pixels of mode {image.mode}: expected 0..{top:g}, found {found}; save it with 8 bits")
+        return np.repeat(np.rint(values * (255 / top)).astype(np.uint8)[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        # A premultiplied picture converts by way of its plain sibling only.
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) of a picture, from its header.
+
+    Raises:
+        BrokenImageError: see `EncodedImage`.
+    """
+    image = EncodedImage(path)
+    return image.height, image.width
+
+
+def read_image(path: str, exif_orientation: bool = False) -> np.ndarray:
+    """A picture as uint8 (H,W,3), RGB. See `to_rgb` for what becomes of other kinds of pixels.
+
+    Args:
+        path: the file.
+        exif_orientation: turn the picture as its camera says.
+
+    Raises:
+        BrokenImageError: see `EncodedImage`; also for truncated and damaged files.
+    """
+    return EncodedImage(path, exif_orientation).decode()

@@ -1,0 +1,193 @@
+"""What every system shares: a batch becomes named losses in training and predictions everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MetricCollection
+
+OptimizerFactory = Callable[[Any], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class VisionModule(pl.LightningModule):
+    """Base of all systems. A subclass writes `losses`, `predict` and, where it is measured, `build_metrics`.
+
+    - ``losses(batch)`` gives the named terms of the loss; their sum is minimised, and logged as ``train/<term>`` and
+      ``train/loss``.
+    - ``predict(images)`` gives post-processed predictions in the input's pixels. Validation, test, predict and export
+      all go through it; callbacks draw and write what it returns.
+    - ``build_metrics()`` gives one MetricCollection, of which each split has its own copy. It is updated per batch and
+      computed once an epoch over the whole set, on all ranks. Scalars are logged as ``val/<metric>``; the other results
+      (a confusion matrix, a value a class) are left in ``epoch_results`` for the callbacks.
+
+    A batch follows the contract in ``datamodules/base.py``: uint8 images, normalised here, on the device.
+
+    Args:
+        optimizer: makes the optimiser from parameter groups. The default is SGD with the momentum and weight decay of He
+            et al. 2016, as a lambda because jsonargparse reads its arguments and makes them options.
+        schedule: makes the learning-rate schedule from (optimiser, total steps); it moves once a step. See
+            ``lightning_modules/schedules.py``. None keeps the rate constant.
+        mean, std: of the pixels on a 0..1 scale, RGB, as the weights were trained with.
+        channels_last: keep weights and images in NHWC memory, which convolutions on CPU and tensor cores prefer.
+    """
+
+    #: The metric that decides which checkpoint is the best, and which end of it is better: ("val/top1", "max").
+    monitor: tuple[str, Literal["max", "min"]] | None = None
+    #: One name a class, where the system has classes.
+    class_names: list[str] | None = None
+
+    def __init__(
+        self,
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(  # noqa: E731 - jsonargparse reads its options
+            params, lr=0.1, momentum=0.9, weight_decay=1e-4
+        ),
+        schedule: ScheduleFactory | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # Constants, no buffers: a weight average would average them too, and drift by rounding.
+        self._pixel_mean = torch.tensor(mean).view(1, -1, 1, 1) * 255
+        self._pixel_std = torch.tensor(std).view(1, -1, 1, 1) * 255
+        self.metrics = nn.ModuleDict()
+        self.epoch_results: dict[str, dict[str, Tensor]] = {}
+
+    # --- what a system writes -----------------------------------------------------------------------------------
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Named scalar terms whose sum is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained: it has no losses")
+
+    def predict(self, images: Tensor | list[Tensor]) -> Any:
+        """Post-processed predictions for uint8 images (B,3,H,W), or a list of (3,H,W), in their own pixels."""
+        raise NotImplementedError(f"{type(self).__name__} has no predict")
+
+    def build_metrics(self) -> MetricCollection:
+        """The metrics of one evaluation split."""
+        return MetricCollection({})
+
+    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
+        """Adds one batch to the metrics; never takes the value that their forward returns (it averages batches)."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser. ``lr_scale`` in a group multiplies its learning rate; frozen parameters are out."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 (B,3,H,W) to normalised float32 (B,3,H,W) in the module's memory format, on the device."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images: expected uint8 pixels (they are normalised on the device), found {images.dtype}")
+        if self._pixel_mean.device != images.device:
+            self._pixel_mean, self._pixel_std = self._pixel_mean.to(images.device), self._pixel_std.to(images.device)
+        images = images.to(memory_format=self.memory_format)
+        return (images - self._pixel_mean) / self._pixel_std
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        terms = self.losses(batch)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+        # Each log costs about half a millisecond, so the terms are logged only where the loggers will take them.
+        if len(terms) > 1 and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            named = {f"train/{name}": term.detach() for name, term in terms.items()}
+            self.log_dict(named, on_step=True, on_epoch=False, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        return self.predict(batch["image"])
+
+    def _evaluate(self, split: str, batch: dict[str, Any]) -> Any:
+        predictions = self.predict(batch["image"])
+        self.update_metrics(self.metrics[split], predictions, batch)  # type: ignore[arg-type]
+        return predictions
+
+    def on_validation_epoch_start(self) -> None:
+        self._enter_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def _log_epoch(self, split: str) -> None:
+        metrics = self.metrics[split]
+        assert isinstance(metrics, MetricCollection)
+        results = metrics.compute() if len(metrics) else {}
+        metrics.reset()
+        scalars = {f"{split}/{name}": value for name, value in results.items() if value.numel() == 1}
+        # compute() has already joined the ranks; a second reduction would average equal values.
+        self.log_dict(scalars, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        self.epoch_results[split] = {name: value for name, value in results.items() if value.numel() != 1}
+
+    def _enter_evaluation(self) -> None:
+        """Ranks enter evaluation with rank 0's batch statistics and then stay apart.
+
+        DDP may or may not broadcast the buffers in the first evaluation forward, after accumulation or an EMA swap it
+        does not, and a rank without a batch would be waited for. So they are broadcast once here, by all ranks.
+        """
+        if self.trainer.world_size > 1 and isinstance(self.trainer.strategy, DDPStrategy):
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+            self._set_buffer_sync(False)
+
+    def on_validation_end(self) -> None:
+        self._set_buffer_sync(True)
+
+    def _set_buffer_sync(self, enabled: bool) -> None:
+        model = self.trainer.strategy.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model.require_forward_param_sync = enabled
+
+    # --- set-up ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        for split in ("val", "test"):
+            if split not in self.metrics:
+                self.metrics[split] = self.build_metrics()
+        self.metrics.to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        groups = self.parameter_groups()
+        if not any(group["params"] for group in groups):
+            raise ValueError(f"{type(self).__name__}: every parameter is frozen, nothing is left to train")
+        optimizer = self.optimizer_factory(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_scale", 1.0)
+        if self.schedule_factory is None:
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("a schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
+        schedule = self.schedule_factory(optimizer, int(total))
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise ValueError(
+                "ReduceLROnPlateau does not resume exactly (Lightning skips its update in the resumed epoch): "
+                "take a schedule from lightning_modules.schedules"
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,326 @@
+"""One image, one class: the networks of ImageNet's history under one loss, with their pretrained weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, VisionModule
+from lightning_modules.classification.alexnet import AlexNet2012
+from lightning_modules.classification.metrics import ClassificationMetrics
+from lightning_modules.classification.resnet_cifar import ResNetCifar
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+Network = Literal[
+    "alexnet", "alexnet_2012", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "googlenet", "inception_v3",
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnet20_cifar", "resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet110_cifar",
+]  # fmt: skip
+
+# Where a network is not like the ResNets, with a last layer "fc", 224 pixels, ImageNet's mean and deviation. The 2012
+# AlexNet subtracts the mean on a scale of 0..255. The authors' Inception weights take pixels on -1..1, to which
+# torchvision brings them by `transform_input`, undoing ImageNet's normalisation; here they are normalised once.
+TRAITS: dict[str, dict[str, Any]] = {
+    "alexnet": {"head": "classifier.6"},
+    "alexnet_2012": {"head": "fc8", "input_size": 227, "std": (1 / 255,) * 3},
+    "vgg": {"head": "classifier.6"},
+    "googlenet": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "aux_weight": 0.3},
+    "inception_v3": {"input_size": 299, "mean": (0.5,) * 3, "std": (0.5,) * 3, "aux_weight": 0.4},
+    "_cifar": {"input_size": 32},
+}
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def traits(network: str) -> dict[str, Any]:
+    """Last layer's name, input size, mean, std and auxiliary weight of a network."""
+    common = {"head": "fc", "input_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "aux_weight": 0.0}
+    family = "_cifar" if network.endswith("_cifar") else "vgg" if network.startswith("vgg") else network
+    return common | TRAITS.get(family, {})
+
+
+def build_network(
+    network: Network, num_classes: int, width: int = 16, dropout: float | None = None, auxiliary: bool = False
+) -> nn.Module:
+    """A new network: normalised images float (N,3,H,W) to logits (N,C), in training with GoogLeNet's auxiliary logits.
+
+    Args:
+        network: its name.
+        num_classes: outputs of the last layer.
+        width: first channels of a CIFAR ResNet.
+        dropout: before the last layers; None takes torchvision's (AlexNet, VGG, Inception .5, GoogLeNet .2).
+        auxiliary: with the auxiliary heads of GoogLeNet and Inception-v3.
+    """
+    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    if options and network.startswith("resnet"):
+        raise ValueError(f"dropout: {network} has none, found {dropout}: leave it out")
+    if width != 16 and not network.endswith("_cifar"):
+        raise ValueError(f"width: only the CIFAR ResNets have one, found {width} for {network}: leave it out")
+    if network == "alexnet_2012":
+        return AlexNet2012(num_classes, **options)
+    if network.endswith("_cifar"):
+        return ResNetCifar(int(network[len("resnet") : -len("_cifar")]), num_classes, width)
+    if network in ("googlenet", "inception_v3"):
+        # Torchvision's truncated normals take seconds; behind batch normalisation the scale of the weights cancels.
+        options |= {"aux_logits": auxiliary, "init_weights": False, "transform_input": False}
+    return torchvision.models.get_model(network, weights=None, num_classes=num_classes, **options)
+
+
+# --- pretrained weights -------------------------------------------------------------------------------------------
+
+
+def find_weights(network: Network, weights: str) -> Path:
+    """The file that ``weights`` names: a path, or a name among torchvision's ImageNet weights, then downloaded."""
+    if "://" in weights:
+        raise ValueError(f"weights: expected DEFAULT or a file, found the URL {weights}: download it and name the file")
+    if not re.fullmatch(r"DEFAULT|IMAGENET1K_V\d+", weights):
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"weights: no file {weights}: expected DEFAULT or a file of weights")
+        return Path(weights)
+    if network not in torchvision.models.list_models():
+        raise ValueError(
+            f"weights: torchvision has no weights for {network}, found {weights}: name a file or leave out"
+        )
+    published = torchvision.models.get_model_weights(network).__members__
+    if weights not in published:
+        raise ValueError(f"weights: expected one of {', '.join(published)} for {network}, found {weights}")
+    url = published[weights].value.url
+    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hash_prefix = re.search(r"-([a-f0-9]+)\.", path.name)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix[1] if hash_prefix else None)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(f"weights: no download ({error}): fetch {url} and put it at {path}") from None
+    return path
+
+
+def load_weights(network: nn.Module, path: Path, name: str, head: str) -> None:
+    """Loads a state dict, or a checkpoint that holds one, all but a head for another number of classes.
+
+    Prefixes ``network.`` (our checkpoints) and ``module.`` (DataParallel) are stripped. Prints one line on what was not
+    loaded. Raises ValueError, in one line, for a file that is not a state dict or is another network's.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        state = {re.sub(r"^(network|module)\.", "", key): value for key, value in state.items()}
+        shapes = {key: value.shape for key, value in state.items()}
+    except Exception as error:
+        raise ValueError(
+            f"weights: {path} is not a state dict or a checkpoint, or is damaged ({type(error).__name__}): "
+            "expected a file written by torch.save with tensors only"
+        ) from None
+    own = network.state_dict()
+    replaceable = (f"{head}.", *AUXILIARY)
+    fits = {key for key in own if shapes.get(key) == own[key].shape}
+    left = [key for key in own if key not in fits and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own]
+    wrong = [key for key in (*left, *foreign) if not key.startswith(replaceable)]
+    if wrong:
+        raise ValueError(
+            f"weights: {path} is not of {name}: {len(wrong)} tensors are missing, foreign or of another shape, "
+            f"{wrong[0]} first: expected the weights of that network"
+        )
+    network.load_state_dict({key: state[key] for key in fits}, strict=False)
+    describe = [f"{k} {tuple(shapes[k]) if k in shapes else 'absent'} -> {tuple(own[k].shape)}" for k in left]
+    tail = f"; newly initialised: {', '.join(describe)}" if left else ""
+    tail += f"; left out: {', '.join(foreign)}" if foreign else ""
+    rank_zero_only(print)(f"weights: {path} loaded into {name}{tail}", flush=True)
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """L = -(1/N) sum_i log softmax(f(x_i))_{y_i}, in float32.
+
+    With label smoothing e (Szegedy et al. 2016, section 7) the target is 1-e+e/C at the true class, e/C at the others.
+    With class weights w every term counts w_c and the sum is divided by that of w_{y_i}.
+
+    Args:
+        logits: f(x), (N,C) of any float type.
+        labels: int64 (N,) in 0..C-1.
+        smoothing: e.
+        weights: float (C,).
+    """
+    return F.cross_entropy(logits.float(), labels, weights, label_smoothing=smoothing)
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def ten_crops(images: Tensor, size: int) -> list[Tensor]:
+    """Four corners, the centre, and their reflections (Krizhevsky 2012, section 4.1): ten of (B,3,size,size)."""
+    height, width = images.shape[-2:]
+    if height <= size or width <= size:
+        raise ValueError(
+            f"ten_crop: expected images larger than {size} pixels on both sides, found {height}x{width}: "
+            f"set --data.eval_crop {256 if size in (224, 227) else round(size * 8 / 7)}"
+        )
+    bottom, right = height - size, width - size
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2)))
+    crops = [images[..., y : y + size, x : x + size] for y, x in corners]
+    return crops + [crop.flip(-1) for crop in crops]
+
+
+# --- module -------------------------------------------------------------------------------------------------------
+
+
+class ImageClassifier(VisionModule):
+    """A network that gives each image one of C classes, trained by cross entropy.
+
+    Batch: ``image`` uint8 (B,3,H,W), ``label`` int64 (B,) in 0..C-1. Prediction: {``probabilities``: float32 (B,C)}.
+    Metrics: see `ClassificationMetrics`. GoogLeNet and Inception-v3 train with auxiliary heads, whose weighted losses
+    are the terms ``aux1``, ``aux2``; they are no part of a prediction.
+
+    Args:
+        network: its name. alexnet is torchvision's of 2014, alexnet_2012 the paper's; _cifar are those for 32x32.
+        num_classes: number of classes C; ``train.py`` takes it from the data.
+        class_names: one name a class, for tables and pictures; ``train.py`` takes them from the data.
+        weights: None to train from scratch; DEFAULT (or IMAGENET1K_V1, ...) for torchvision's ImageNet weights; or a
+            file: a state dict or one of our checkpoints. A head for another number of classes is initialised anew.
+        width: channels of a CIFAR ResNet's first stage.
+        label_smoothing: share of the target that is spread over all classes.
+        class_weights: one factor a class in the loss, for sets with rare classes.
+        aux_weight: of each auxiliary loss, 0 leaves the heads out. None takes the network's own: .3 for GoogLeNet
+            (Szegedy et al. 2015, section 5), .4 for Inception-v3 (the authors' TF-slim code; the paper gives none).
+        dropout: None takes torchvision's; GoogLeNet's paper has .4 where torchvision has .2.
+        input_size: side in pixels of what the network sees; None takes its own: 224, 227 for alexnet_2012, 299 for
+            inception_v3, 32 for the CIFAR ResNets. Data come in that size, but larger for ``ten_crop``.
+        ten_crop: average the softmax over ten crops of ``input_size`` in evaluation, at ten times the cost.
+        freeze_trunk: train the last layer alone; the rest stays as it is, batch statistics and dropout included.
+        head_lr_scale: multiplies the last layer's learning rate.
+        mean, std: None takes what the network was trained with: .5 for GoogLeNet and Inception-v3, ImageNet's for the
+            others, where alexnet_2012 takes the mean alone.
+        kwargs: optimizer, schedule and channels_last of `VisionModule`.
+    """
+
+    monitor = ("val/top1", "max")
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        network: Network = "resnet50",
+        num_classes: int = 1000,
+        class_names: list[str] | None = None,
+        weights: str | None = None,
+        width: int = 16,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        aux_weight: float | None = None,
+        dropout: float | None = None,
+        input_size: int | None = None,
+        ten_crop: bool = False,
+        freeze_trunk: bool = False,
+        head_lr_scale: float = 1.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        own = traits(network)
+        super().__init__(mean=mean or own["mean"], std=std or own["std"], **kwargs)
+        self.save_hyperparameters()
+        # From the command line these are plain dicts; functions, given by hand, would make the checkpoint unreadable.
+        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
+        self.save_hyperparameters(ignore=functions)
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
+        for name, values in (("class_names", class_names), ("class_weights", class_weights)):
+            if values is not None and len(values) != num_classes:
+                raise ValueError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
+        self.num_classes, self.class_names = num_classes, class_names
+        self.label_smoothing, self.ten_crop = label_smoothing, ten_crop
+        self.input_size = input_size or own["input_size"]
+        self.aux_weight = own["aux_weight"] if aux_weight is None else aux_weight
+        self.freeze_trunk, self.head_lr_scale = freeze_trunk, head_lr_scale
+        self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
+        # A frozen trunk learns nothing from auxiliary heads.
+        auxiliary = self.aux_weight > 0 and not freeze_trunk
+        self.network = build_network(network, num_classes, width, dropout, auxiliary)
+        if weights is not None:
+            load_weights(self.network, find_weights(network, weights), network, own["head"])
+        self.head: str = own["head"]
+        if freeze_trunk:
+            self.network.requires_grad_(False).get_submodule(self.head).requires_grad_(True)
+        self.train()
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """``cross_entropy``, and in training the weighted ``aux1`` (the one nearest to the image) and ``aux2``."""
+        outputs = self.network(self.preprocess(self._stacked(batch["image"])))
+        # Torchvision names its tuples logits, aux_logits2, aux_logits1: the reverse is the order of the network.
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        terms = {"cross_entropy": self._cross_entropy(logits, batch["label"])}
+        for i, aux_logits in enumerate(reversed(auxiliary), start=1):
+            terms[f"aux{i}"] = self.aux_weight * self._cross_entropy(aux_logits, batch["label"])
+        return terms
+
+    def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
+        """``probabilities`` float32 (B,C) for uint8 images (B,3,H,W), or a list of (3,H,W) of one size."""
+        stacked = self._stacked(images)
+        views = ten_crops(stacked, self.input_size) if self.ten_crop else [stacked]
+        softmax = [self.network(self.preprocess(view)).float().softmax(1) for view in views]
+        return {"probabilities": torch.stack(softmax).mean(0)}
+
+    def build_metrics(self) -> MetricCollection:
+        return MetricCollection({"classification": ClassificationMetrics(self.num_classes)})
+
+    def update_metrics(self, metrics: MetricCollection, predictions: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        metrics.update(predictions["probabilities"], batch["label"])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trunk, and the last layer with ``head_lr_scale``; one group where that is 1."""
+        if self.head_lr_scale == 1:
+            return super().parameter_groups()
+        head = list(self.network.get_submodule(self.head).parameters())
+        in_head = {id(p) for p in head}
+        trunk = [p for p in self.parameters() if p.requires_grad and id(p) not in in_head]
+        groups: list[dict[str, Any]] = [{"params": trunk}, {"params": head, "lr_scale": self.head_lr_scale}]
+        return [group for group in groups if group["params"]]
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """As ever, but a frozen trunk stays in evaluation mode, so that its batch statistics stay too."""
+        super().train(mode)
+        if self.freeze_trunk:
+            self.network.eval().get_submodule(self.head).train(mode)
+        return self
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Checks the labels while they are still on the CPU: on a GPU a wrong one ends in an unreadable assertion."""
+        label = batch.get("label") if isinstance(batch, dict) else None
+        if label is not None and not label.is_cuda and ((label < 0) | (label >= self.num_classes)).any():
+            raise ValueError(
+                f"label: expected 0..{self.num_classes - 1} (num_classes {self.num_classes}), found {label.min()} to "
+                f"{label.max()}: are these the classes that the model was made for?"
+            )
+        return batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint holds its own weights: reading it must not ask for the file that the training began with."""
+        checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).update(weights=None)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, self.label_smoothing, self.class_weights)
+
+    @staticmethod
+    def _stacked(images: Tensor | list[Tensor]) -> Tensor:
+        if isinstance(images, Tensor):
+            return images
+        sizes = {tuple(image.shape) for image in images}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"images: expected one size in a batch, found {len(sizes)} ({', '.join(map(str, sorted(sizes)[:3]))}): "
+                "set --data.eval_crop"
+            )
+        return torch.stack(images)

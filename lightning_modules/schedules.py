@@ -1,0 +1,130 @@
+"""Learning-rate schedules that move once a step and know the length of the run.
+
+A config names one as the model's ``schedule``; ``VisionModule`` calls it with (optimiser, total steps)::
+
+    schedule: {class_path: lightning_modules.schedules.Cosine, init_args: {warmup_steps: 100}}
+
+Each gives a factor, by which every parameter group's own rate is multiplied. During the first ``warmup_steps`` steps
+the factor is further multiplied by a line that rises to 1 (Goyal et al. 2017, section 2.2). The factor depends on the
+step alone, so that a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class _Schedule(LambdaLR):
+    """A LambdaLR whose factor is a function of the progress, 0 at the first step and 1 after the last."""
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, factor: Callable[[int, int], float], warmup_steps: int
+    ) -> None:
+        name = type(self).__name__
+        if total_steps < 1 or warmup_steps < 0:
+            raise ValueError(
+                f"{name}: expected total_steps of 1 or more and warmup_steps of 0 or more, "
+                f"found {total_steps} and {warmup_steps}"
+            )
+        if total_steps <= warmup_steps:
+            rank_zero_warn(f"{name}: the run's {total_steps} steps all lie within its {warmup_steps} warm-up steps")
+
+        # A plain function: LambdaLR would put the state of any other callable into the checkpoint.
+        def scale(step: int) -> float:
+            warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+            return warmup * factor(min(step, total_steps), total_steps)
+
+        super().__init__(optimizer, scale)
+
+
+class Cosine(_Schedule):
+    """Half a cosine, from 1 down to ``minimum`` (SGDR, Loshchilov and Hutter 2017, equation 5, without restarts).
+
+    Args:
+        optimizer: the optimiser whose rates move.
+        total_steps: steps of the whole run, warm-up included.
+        warmup_steps: steps over which the rate rises in a line. The cosine starts where they end.
+        minimum: last factor, as a fraction of the optimiser's own rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, minimum: float = 0.0) -> None:
+        def factor(step: int, total: int) -> float:
+            progress = max(0, step - warmup_steps) / max(1, total - warmup_steps)
+            return minimum + (1 - minimum) * (1 + math.cos(math.pi * progress)) / 2
+
+        super().__init__(optimizer, total_steps, factor, warmup_steps)
+
+
+class Step(_Schedule):
+    """Multiplied by ``gamma`` at each milestone: "divided by 10 at 32k and 48k of 64k iterations" (He et al. 2016).
+
+    Args:
+        optimizer: the optimiser whose rates move.
+        total_steps: steps of the whole run.
+        milestones: fractions of the run, rising, between 0 and 1: [0.5, 0.75].
+        gamma: what the rate is multiplied by.
+        warmup_steps: steps over which the rate rises in a line; the milestones stay where they are.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        milestones: Sequence[float] = (0.5, 0.75),
+        gamma: float = 0.1,
+        warmup_steps: int = 0,
+    ) -> None:
+        if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
+            raise ValueError(f"milestones: expected rising fractions of the run between 0 and 1, found {milestones}")
+
+        def factor(step: int, total: int) -> float:
+            return gamma ** sum(step >= round(milestone * total) for milestone in milestones)
+
+        super().__init__(optimizer, total_steps, factor, warmup_steps)
+
+
+class Polynomial(_Schedule):
+    """(1 - progress) to the power of ``power`` ("poly", Chen et al. 2017, DeepLab, section 4.1).
+
+    Args:
+        optimizer: the optimiser whose rates move.
+        total_steps: steps of the whole run, warm-up included.
+        power: .9 in DeepLab; 1 is a straight line.
+        warmup_steps: steps over which the rate rises in a line; the polynomial counts from step 0 all the same.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
+        def factor(step: int, total: int) -> float:
+            return (1 - step / total) ** power
+
+        super().__init__(optimizer, total_steps, factor, warmup_steps)
+
+
+class Staircase(_Schedule):
+    """Multiplied by ``gamma`` at the end of each of ``stairs`` equal parts of the run.
+
+    GoogLeNet falls by 4% every 8 epochs: in 80 epochs that is gamma .96 and 10 stairs.
+
+    Args:
+        optimizer: the optimiser whose rates move.
+        total_steps: steps of the whole run.
+        gamma: what the rate is multiplied by.
+        stairs: number of equal parts.
+        warmup_steps: steps over which the rate rises in a line; the stairs stay where they are.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, gamma: float = 0.96, stairs: int = 10, warmup_steps: int = 0
+    ) -> None:
+        if stairs < 1:
+            raise ValueError(f"stairs: expected 1 or more, found {stairs}")
+
+        def factor(step: int, total: int) -> float:
+            return gamma ** (step * stairs // total)
+
+        super().__init__(optimizer, total_steps, factor, warmup_steps)

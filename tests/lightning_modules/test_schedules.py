@@ -1,0 +1,116 @@
+"""The schedules equal torch's own where those exist, survive a checkpoint, and are built by jsonargparse."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR, StepLR
+
+from lightning_modules.base import VisionModule
+from lightning_modules.schedules import Cosine, Polynomial, Staircase, Step
+
+STEPS = 40
+
+
+def optimizer():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    return torch.optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1)
+
+
+def rates(make, steps=STEPS):
+    sgd = optimizer()
+    schedule = make(sgd)
+    out = []
+    for _ in range(steps):
+        out.append([group["lr"] for group in sgd.param_groups])
+        sgd.step()
+        schedule.step()
+    return torch.tensor(out, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [
+        (lambda o: Cosine(o, STEPS), lambda o: CosineAnnealingLR(o, STEPS)),
+        (lambda o: Step(o, STEPS, [0.5, 0.75], 0.2), lambda o: MultiStepLR(o, [20, 30], 0.2)),
+        (lambda o: Polynomial(o, STEPS, 0.9), lambda o: PolynomialLR(o, STEPS, 0.9)),
+        (lambda o: Staircase(o, STEPS, 0.9, 5), lambda o: StepLR(o, 8, 0.9)),
+    ],
+)
+def test_equals_torch(ours, torchs):
+    torch.testing.assert_close(rates(ours), rates(torchs), rtol=1e-9, atol=1e-12)
+
+
+def test_warmup_is_a_line_and_the_cosine_starts_where_it_ends():
+    found = rates(lambda o: Cosine(o, STEPS, warmup_steps=10, minimum=0.1), STEPS + 1)[:, 0]
+    torch.testing.assert_close(found[:10], torch.arange(1, 11, dtype=torch.float64) / 100)
+    assert found[10] == pytest.approx(0.1)
+    assert found[25] == pytest.approx(0.1 * (0.1 + 0.9 / 2))
+    assert found[40] == pytest.approx(0.1 * 0.1)
+
+
+def test_warmup_longer_than_the_run_is_said():
+    with pytest.warns(UserWarning, match="all lie within its 100 warm-up steps"):
+        found = rates(lambda o: Step(o, STEPS, [0.99], warmup_steps=100))[:, 0]
+    assert found[0] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("milestones", [[0.75, 0.5], [30, 60], [0.0]])
+def test_milestones_are_fractions(milestones):
+    with pytest.raises(ValueError, match="rising fractions of the run"):
+        Step(optimizer(), STEPS, milestones)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, Step, Polynomial, Staircase])
+def test_resumes_through_a_weights_only_checkpoint(schedule):
+    whole = rates(lambda o: schedule(o, STEPS, warmup_steps=5))
+    sgd = optimizer()
+    first = schedule(sgd, STEPS, warmup_steps=5)
+    for _ in range(17):
+        sgd.step()
+        first.step()
+    file = io.BytesIO()
+    torch.save({"schedule": first.state_dict(), "optimizer": sgd.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    sgd = optimizer()
+    second = schedule(sgd, STEPS, warmup_steps=5)
+    sgd.load_state_dict(saved["optimizer"])
+    second.load_state_dict(saved["schedule"])
+    for step in range(17, STEPS):
+        assert [group["lr"] for group in sgd.param_groups] == whole[step].tolist()
+        sgd.step()
+        second.step()
+
+
+def parse(*args):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(VisionModule, "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = parser.parse_args(["--model=lightning_modules.base.VisionModule", *args])
+        return parser.dump(config), parser.instantiate_classes(config).model
+
+
+@pytest.mark.parametrize("name", ["lightning_modules.schedules.Cosine", "Cosine"])
+def test_jsonargparse_builds_a_schedule_from_optimiser_and_steps(name):
+    _, module = parse(f"--model.schedule={name}", "--model.schedule.warmup_steps=100")
+    schedule = module.schedule_factory(optimizer(), 1000)
+    assert isinstance(schedule, Cosine)
+    assert schedule.get_last_lr()[0] == pytest.approx(0.001)
+    _, module = parse('--model.schedule={"class_path": "' + name + '", "init_args": {"warmup_steps": 10}}')
+    assert module.schedule_factory(optimizer(), 1000).get_last_lr()[0] == pytest.approx(0.01)
+
+
+def test_jsonargparse_shows_and_builds_the_optimiser():
+    shown, module = parse("--model.optimizer.lr=.2")
+    assert "class_path: torch.optim.SGD" in shown
+    assert "weight_decay: 0.0001" in shown
+    made = module.optimizer_factory([nn.Parameter(torch.zeros(1))])
+    assert made.defaults["lr"] == 0.2
+    assert made.defaults["momentum"] == 0.9
+    _, module = parse("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=.05")
+    assert module.optimizer_factory([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.05

@@ -1,0 +1,140 @@
+"""A system in miniature with everything that makes an exact resume hard: batch norm, dropout, augmentation, a schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from callbacks.checkpoint import AtomicCheckpointIO
+from callbacks.metrics_file import MetricsFile, read_metrics
+from callbacks.resume import LastCheckpoint, StepSeed
+from datamodules.base import Split, VisionDataModule
+from lightning_modules.base import VisionModule
+from lightning_modules.schedules import Cosine
+
+
+class Blobs(Dataset):
+    """Coloured noise of three classes, flipped and brightened at random by albumentations and by NumPy."""
+
+    def __init__(self, size: int, train: bool) -> None:
+        self.size, self.train = size, train
+        self.transform = A.Compose([A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.8)])
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(index)
+        label = index % 3
+        image = rng.integers(0, 120, (8, 8, 3)).astype(np.uint8)
+        image[..., label] += 60
+        if self.train:
+            image = self.transform(image=image)["image"]
+            image = np.roll(image, np.random.randint(3), axis=1)
+        return {"image": torch.from_numpy(image).permute(2, 0, 1).contiguous(), "label": label, "id": str(index)}
+
+
+class BlobsData(VisionDataModule):
+    """`Blobs` as a datamodule: 22 training samples and 13 for validation, which divide by nothing."""
+
+    def __init__(self, train: int = 22, val: int = 13, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sizes = {"train": train, "val": val}
+
+    def dataset(self, split: Split) -> Dataset:
+        return Blobs(self.sizes["train" if split == "train" else "val"], split == "train")
+
+
+class SmallNet(VisionModule):
+    """Convolution, batch normalisation, dropout; every term of the loss is logged."""
+
+    monitor = ("val/accuracy", "max")
+
+    def __init__(self, norm: bool = True, dropout: float = 0.3) -> None:
+        super().__init__(
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), schedule=lambda o, n: Cosine(o, n, 3)
+        )
+        self.network = nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(144, 3),
+        )
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        logits = self.network(self.preprocess(batch["image"]))
+        return {"cross_entropy": F.cross_entropy(logits, batch["label"]), "size": 1e-3 * logits.square().mean()}
+
+    def predict(self, images: Any) -> dict[str, Tensor]:
+        return {"probabilities": self.network(self.preprocess(images)).softmax(1)}
+
+    def build_metrics(self) -> MetricCollection:
+        return MetricCollection({"accuracy": MulticlassAccuracy(3, average="micro"), "confidence": MeanMetric()})
+
+    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
+        metrics["accuracy"].update(predictions["probabilities"], batch["label"])
+        metrics["confidence"].update(predictions["probabilities"].amax(1))
+
+
+def fit(folder: Path, resume: Path | None = None, every_n_steps: int = 1, **options: Any) -> pl.Trainer:
+    """Trains the small system in ``folder``; with ``resume`` goes on from that checkpoint.
+
+    Options: ``data`` and ``model`` (dicts), ``callbacks`` (a function that makes them), the rest is the Trainer's.
+    """
+    data = {"batch_size": 4, "num_workers": 0, "seed": 3, **options.pop("data", {})}
+    model = options.pop("model", {})
+    extra = options.pop("callbacks", list)()
+    logger = MetricsFile(folder)
+    if resume is not None:
+        logger.resume(torch.load(resume, weights_only=True)["global_step"] - 1)
+    last = LastCheckpoint(every_n_steps=every_n_steps, keep=1000)
+    last.dirpath = str(folder / "checkpoints")
+    defaults = {"max_epochs": 3, "log_every_n_steps": 2, "num_sanity_val_steps": 2}
+    trainer = pl.Trainer(
+        **{**defaults, **options},
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[StepSeed(3), last, *extra],
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    pl.seed_everything(3, verbose=False)
+    trainer.fit(SmallNet(**model), datamodule=BlobsData(**data), ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves: the last checkpoint's weights, optimiser, schedule, and everything that was logged."""
+    final = max((folder / "checkpoints").glob("step=*.ckpt"))
+    checkpoint = torch.load(final, weights_only=True)
+    keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state", "averaging_state")
+    logged = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(folder / "metrics.csv")]
+    return {"metrics": logged, "file": final.name, **{key: checkpoint[key] for key in keys if key in checkpoint}}
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested results differ in as much as a bit; NaN equals NaN."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        missing = [f"{where}.{key}: only in one" for key in a.keys() ^ b.keys()]
+        return missing + [line for key in a.keys() & b.keys() for line in differences(a[key], b[key], f"{where}.{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: {len(a)} and {len(b)} entries"]
+        return [line for i, (x, y) in enumerate(zip(a, b, strict=True)) for line in differences(x, y, f"{where}[{i}]")]
+    same = torch.equal(a, b) if isinstance(a, Tensor) else a == b or (a != a and b != b)
+    return [] if same else [f"{where}: {a} and {b}"]

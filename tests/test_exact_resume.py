@@ -1,0 +1,53 @@
+"""A run resumed from any of its checkpoints ends in the same bits, in weights, optimiser and log, as one never stopped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning.callbacks import EMAWeightAveraging
+
+from tests.small_system import differences, fit, outcome
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "validation in mid-epoch": {"val_check_interval": 0.5},
+    "validation every 4 batches over epochs": {"val_check_interval": 4, "check_val_every_n_epoch": None},
+    "accumulation": {"accumulate_grad_batches": 3, "max_epochs": 4},
+    "accumulation and validation in mid-epoch": {"accumulate_grad_batches": 2, "val_check_interval": 3},
+    "ema": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)], "val_check_interval": 0.5},
+    "max_steps within an epoch": {"max_epochs": -1, "max_steps": 10},
+    "clipping, no sanity check, last batch dropped": {
+        "gradient_clip_val": 0.5,
+        "num_sanity_val_steps": 0,
+        "data": {"drop_last": True},
+    },
+}
+
+
+def resume_from_each(tmp_path: Path, every: int, resumed: dict[str, Any], **options: Any) -> None:
+    whole = tmp_path / "whole"
+    fit(whole, **options)
+    expected = outcome(whole)
+    assert expected["metrics"]
+    checkpoints = sorted((whole / "checkpoints").glob("step=*.ckpt"))
+    for checkpoint in checkpoints[:-1:every]:
+        folder = tmp_path / checkpoint.stem
+        folder.mkdir()
+        # As a kill leaves it: a log that has gone further than the checkpoint.
+        shutil.copy(whole / "metrics.csv", folder)
+        fit(folder, resume=checkpoint, **{**options, **resumed})
+        assert differences(expected, outcome(folder)) == [], f"resumed from {checkpoint.name}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_from_every_checkpoint(tmp_path: Path, case: str) -> None:
+    resume_from_each(tmp_path, every=1, resumed={}, **CASES[case])
+
+
+def test_resume_with_other_workers(tmp_path: Path) -> None:
+    two, none = {"data": {"num_workers": 2}}, {"data": {"num_workers": 0}}
+    resume_from_each(tmp_path / "a", every=5, resumed=none, **two)
+    resume_from_each(tmp_path / "b", every=5, resumed=two, **none)
