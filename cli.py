@@ -21,7 +21,13 @@ from pytorch_lightning.utilities.warnings import PossibleUserWarning
 
 import datamodules
 import lightning_modules
-from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, CheckpointError, checkpoints_by_age, read_checkpoint
+from callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    CheckpointError,
+    checkpoints_by_age,
+    read_checkpoint,
+)
 from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.metrics_file import MetricsFile
 from callbacks.pictures import Pictures
@@ -54,7 +60,9 @@ class RunFolder(pl.Callback):
     """Makes all ranks agree on rank 0's run folder: torchrun and SLURM start every rank by itself."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        trainer._default_root_dir = trainer.strategy.broadcast(str(trainer.default_root_dir))
+        trainer._default_root_dir = trainer.strategy.broadcast(  # type: ignore[attr-defined]  # Lightning has no setter
+            str(trainer.default_root_dir)
+        )
 
 
 class VisionCLI(LightningCLI):
@@ -170,7 +178,7 @@ class VisionCLI(LightningCLI):
         names = [config[key].class_path.rsplit(".", 1)[-1].lower() for key in ("model", "data")]
         config.experiment = config.experiment or "_".join(names)
         if self.run_folder is None:
-            self.run_folder = _new_run_folder(config.experiment, "" if self.subcommand == "fit" else self.subcommand)
+            self.run_folder = _new_run_folder(config.experiment, str(self.subcommand))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config, folder = self.config[self.subcommand], self.run_folder
@@ -278,8 +286,8 @@ def _take_first(args: list[str], *options: str) -> str | None:
     return None
 
 
-def _new_run_folder(experiment: str, suffix: str) -> Path:
-    name = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{suffix}" if suffix else "")
+def _new_run_folder(experiment: str, command: str) -> Path:
+    name = time.strftime("%Y-%m-%d_%H-%M-%S") + ("" if command == "fit" else f"_{command}")
     folder, n = RUNS / experiment / name, 1
     while folder.exists():
         n += 1
@@ -296,13 +304,13 @@ def run(args: list[str]) -> None:
     """Runs one command; what our own code refuses is printed as one line, a bug shows its traceback."""
     register_classes()
     quieten()
-    cli = None
+    cli = VisionCLI.__new__(VisionCLI)  # made before it runs, since the run may end in its constructor
+    status = 1
     try:
-        cli = VisionCLI.__new__(VisionCLI)
         cli.__init__(args)  # type: ignore[misc]
+        status = 0
     except SystemExit as stop:
-        if stop.code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) and cli is not None:
-            rank_zero_print(f"go on with: python train.py fit --resume {cli.run_folder}")
+        status = stop.code if isinstance(stop.code, int) else 1
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if not _raised_by_us(error) or os.environ.get("SHOW_TRACEBACK"):
@@ -310,8 +318,11 @@ def run(args: list[str]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     finally:
-        folder = getattr(cli, "run_folder", None)
-        if folder is not None and Path(folder).is_dir():
+        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+            sys.modules["wandb"].finish(exit_code=status)
+        if (folder := getattr(cli, "run_folder", None)) is not None and folder.is_dir():
+            if status in (EXIT_RESUMABLE, EXIT_INTERRUPTED):
+                rank_zero_print(f"go on with: python train.py fit --resume {folder}")
             rank_zero_print(f"run folder: {folder}")
 
 

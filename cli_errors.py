@@ -123,18 +123,20 @@ def _accepted(message: str, key: str | None) -> tuple[str, list[str]]:
 def _class_names(slot: str) -> list[str]:
     base: Any
     if slot.endswith("optimizer"):
-        base, modules = torch.optim.Optimizer, ("torch.optim",)
+        base, modules = torch.optim.Optimizer, ["torch.optim"]
     elif slot.endswith("schedule"):
-        base, modules = torch.optim.lr_scheduler.LRScheduler, ("torch.optim", "lightning_modules")
+        base, modules = torch.optim.lr_scheduler.LRScheduler, ["torch.optim", "lightning_modules"]
     elif slot.startswith("data"):
-        base, modules = pl.LightningDataModule, ("datamodules",)
+        base, modules = pl.LightningDataModule, ["datamodules"]
     elif slot.startswith("model"):
-        base, modules = pl.LightningModule, ("lightning_modules",)
+        base, modules = pl.LightningModule, ["lightning_modules"]
     else:
-        base, modules = pl.Callback, ("pytorch_lightning", "callbacks")
-    return sorted({c.__name__ for c in _subclasses(base) if c.__module__.startswith(modules) and c.__name__[0] != "_"})
+        base, modules = pl.Callback, ["pytorch_lightning", "callbacks"]
+    return sorted(
+        {c.__name__ for c in _subclasses(base) if c.__module__.startswith(tuple(modules)) and c.__name__[0] != "_"}
+    )
 
 
 def _subclasses(base: type) -> set[type]:
-    direct = set(base.__subclasses__())
+    direct: set[type] = set(base.__subclasses__())
     return direct.union(*(_subclasses(c) for c in direct)) if direct else direct

@@ -82,6 +82,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         loop = trainer.fit_loop
         # A step is complete where the gradients were applied; and a validation that is due belongs to it.
+        assert loop._data_fetcher is not None
         if loop._should_accumulate() or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             return
         self._save_or_stop(trainer, pl_module, batch_idx)
@@ -119,11 +120,15 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Writes the checkpoint of the current step, on all ranks together, and removes those beyond ``keep``."""
-        if trainer.fast_dev_run or self.dirpath is None or trainer.global_step == self.last_saved_step:
+        if (
+            getattr(trainer, "fast_dev_run", False)
+            or self.dirpath is None
+            or trainer.global_step == self.last_saved_step
+        ):
             return
         self.last_saved_step = trainer.global_step
         folder = Path(self.dirpath)
-        trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
+        trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             for old in checkpoints_by_age(folder)[self.keep :]:
                 trainer.strategy.remove_checkpoint(old)

@@ -126,7 +126,7 @@ def _begin(mode: str, common: dict[str, Any], init: dict[str, Any], timeout: flo
         init_timeout=timeout,
         login_timeout=timeout,
         summary_timeout=int(timeout),
-        finish_timeout=0.0,  # a server that goes away must not hold the process for ever; the files stay
+        finish_timeout=600.0,  # a server that goes away must not hold the process for ever; the files stay
     )
     logger = WandbLogger(**common, mode=mode, settings=settings, **init)
     _ = logger.experiment  # creates the run now, so that a failure is met here and not at the first log

@@ -3,4 +3,5 @@
 
 def import_all() -> None:
     """Imports every datamodule, so that ``--data NAME`` finds it by its short name."""
-    from datamodules import image_folder, imagenet  # noqa: F401
+    import datamodules.image_folder
+    import datamodules.imagenet  # noqa: F401

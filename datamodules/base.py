@@ -26,6 +26,7 @@ Lightning restores from the checkpoint before the loader's generator body first 
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import random
 import signal
@@ -138,7 +139,7 @@ class SeededDataset(Dataset):
         np.random.seed(state[1])
         torch.default_generator.manual_seed(int(state[2]))
         transform = getattr(self.dataset, "transform", None)
-        if hasattr(transform, "set_random_state"):
+        if transform is not None and hasattr(transform, "set_random_state"):
             transform.set_random_state(np.random.default_rng(state[3]), random.Random(int(state[3])))
 
 
@@ -162,6 +163,10 @@ class ResumingLoader(DataLoader):
         super().__init__(*args, **kwargs)
         self.trainer, self.training, self.stop_on_broken = trainer, training, stop_on_broken
         self.skipped: set[str] = set()
+        if self.num_workers:
+            # At exit multiprocessing sends SIGTERM to its daemons and waits for them; our workers ignore it, because a
+            # batch system sends it to them too, while the main process still trains and saves.
+            multiprocessing.util.Finalize(None, _kill_workers, exitpriority=10)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         # A generator: this body runs at the first next(), after Lightning has restored its loops.
@@ -217,6 +222,12 @@ def _join(key: str, values: list[Any]) -> Any:
     if isinstance(first, (bool, int, float)):
         return torch.tensor(values, dtype=torch.float32 if isinstance(first, float) else None)
     return values
+
+
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def init_worker(worker_id: int) -> None:
@@ -298,7 +309,7 @@ class VisionDataModule(pl.LightningDataModule):
         dataset = SeededDataset(self.dataset(split), seed, replace=training)
         if len(dataset) == 0:
             raise ValueError(f"{type(self).__name__}: the {split} split has no samples")
-        overfit = trainer is not None and bool(trainer.overfit_batches)
+        overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
         sampler = EpochSampler(len(dataset), seed, shuffle=training and not overfit, pad=training)
         sampler.rank, sampler.world = (trainer.global_rank if trainer else 0), world
         workers = self.num_workers

@@ -3,4 +3,4 @@
 
 def import_all() -> None:
     """Imports every system, so that ``--model NAME`` finds it by its short name."""
-    from lightning_modules.classification import image_classifier  # noqa: F401
+    import lightning_modules.classification.image_classifier  # noqa: F401

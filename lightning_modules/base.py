@@ -49,9 +49,7 @@ class VisionModule(pl.LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(  # noqa: E731 - jsonargparse reads its options
-            params, lr=0.1, momentum=0.9, weight_decay=1e-4
-        ),
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule: ScheduleFactory | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -106,7 +104,8 @@ class VisionModule(pl.LightningModule):
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         # Each log costs about half a millisecond, so the terms are logged only where the loggers will take them.
-        if len(terms) > 1 and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of Trainer.__init__
+        if len(terms) > 1 and (self.global_step + 1) % every == 0:
             named = {f"train/{name}": term.detach() for name, term in terms.items()}
             self.log_dict(named, on_step=True, on_epoch=False, batch_size=1)
         return loss

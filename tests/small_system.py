@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from lightning_modules.schedules import Cosine
 class Blobs(Dataset):
     """Coloured noise of three classes, flipped and brightened at random by albumentations and by NumPy."""
 
-    def __init__(self, size: int, train: bool) -> None:
-        self.size, self.train = size, train
+    def __init__(self, size: int, train: bool, seconds: float = 0.0) -> None:
+        self.size, self.train, self.seconds = size, train, seconds
         self.transform = A.Compose([A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.8)])
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        time.sleep(self.seconds)
         rng = np.random.default_rng(index)
         label = index % 3
         image = rng.integers(0, 120, (8, 8, 3)).astype(np.uint8)
@@ -47,12 +49,18 @@ class Blobs(Dataset):
 class BlobsData(VisionDataModule):
     """`Blobs` as a datamodule: 22 training samples and 13 for validation, which divide by nothing."""
 
-    def __init__(self, train: int = 22, val: int = 13, **kwargs: Any) -> None:
+    def __init__(self, train: int = 22, val: int = 13, seconds: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sizes = {"train": train, "val": val}
+        self.save_hyperparameters(logger=False)
+        self.sizes, self.seconds = {"train": train, "val": val}, seconds
+
+    @property
+    def class_names(self) -> list[str]:
+        return ["red", "green", "blue"]
 
     def dataset(self, split: Split) -> Dataset:
-        return Blobs(self.sizes["train" if split == "train" else "val"], split == "train")
+        training = split == "train"
+        return Blobs(self.sizes["train" if training else "val"], training, self.seconds)
 
 
 class SmallNet(VisionModule):
@@ -64,6 +72,7 @@ class SmallNet(VisionModule):
         super().__init__(
             optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), schedule=lambda o, n: Cosine(o, n, 3)
         )
+        self.save_hyperparameters()
         self.network = nn.Sequential(
             nn.Conv2d(3, 4, 3),
             nn.BatchNorm2d(4) if norm else nn.Identity(),
@@ -123,7 +132,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     final = max((folder / "checkpoints").glob("step=*.ckpt"))
     checkpoint = torch.load(final, weights_only=True)
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state", "averaging_state")
-    logged = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(folder / "metrics.csv")]
+    logged = [
+        {k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(folder / "metrics.csv")
+    ]
     return {"metrics": logged, "file": final.name, **{key: checkpoint[key] for key in keys if key in checkpoint}}
 
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import math
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,6 @@ import torch
 
 from callbacks.metrics_file import MetricsFile, read_metrics
 from tests.callbacks.tiny import Tiny, loader, trainer
-
-ROOT = Path(__file__).parents[2]
 
 
 def text(folder: Path) -> str:
@@ -102,24 +101,27 @@ def test_resume_after_the_first_log_is_an_error(tmp_path: Path) -> None:
         file.resume(3)
 
 
+def log_for_ever(folder: str, reached: Any) -> None:
+    file = MetricsFile(folder)
+    for i in itertools.count():
+        file.log_metrics({"a": i / 3, f"late{i // 500}": i}, step=i)
+        file.log_metrics({"b": i / 7}, step=i)
+        reached.value = i
+
+
 def test_a_sigkill_loses_nothing_that_was_logged(tmp_path: Path) -> None:
-    program = (
-        "import sys, itertools\n"
-        "from callbacks.metrics_file import MetricsFile\n"
-        "file = MetricsFile(sys.argv[1])\n"
-        "for i in itertools.count():\n"
-        "    file.log_metrics({'a': i / 3, f'late{i // 500}': i}, step=i)\n"
-        "    file.log_metrics({'b': i / 7}, step=i)\n"
-        "    print(i, flush=True)\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    child.stdout.readline()
-    time.sleep(0.5)
-    child.send_signal(signal.SIGKILL)
-    logged = int(child.stdout.read().splitlines()[-1])
-    assert child.wait() == -signal.SIGKILL
-    assert logged > 100
+    fork = multiprocessing.get_context("fork")
+    reached = fork.Value("q", -1, lock=False)
+    child = fork.Process(target=log_for_ever, args=(str(tmp_path), reached))
+    child.start()
+    end = time.monotonic() + 60
+    while reached.value < 700 and time.monotonic() < end:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    logged = reached.value
+    assert logged >= 700
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows] == list(range(len(rows)))
     assert len(rows) > logged

@@ -26,7 +26,7 @@ PROGRAM = (
     "from callbacks.wandb_run import make_wandb_logger\n"
     "assert 'wandb' not in sys.modules\n"
     "start = time.monotonic()\n"
-    "logger = make_wandb_logger(sys.argv[1], 'project', 'run1', init_timeout=3)\n"
+    "logger = make_wandb_logger(sys.argv[1], 'project', 'run1')\n"
     "logger.log_metrics({'a': 1.5}, step=7)\n"
     "print('seconds', time.monotonic() - start)\n"
 )
@@ -109,42 +109,48 @@ def test_another_run_in_the_same_process_is_not_mixed_up(tmp_path: Path) -> None
         assert read_run(folder)["id"] == name
 
 
-def run_program(tmp_path: Path, stdin_closed: bool = False, **environment: str) -> tuple[str, float]:
-    base = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_") and key != "NETRC"}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run")]
-    if stdin_closed:
-        command = ["sh", "-c", '"$@" <&-', "sh", *command]
+def test_without_a_terminal_or_stdin_it_is_offline_at_once(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_") and key != "NETRC"}
     done = subprocess.run(
-        command,
+        ["sh", "-c", '"$@" <&-', "sh", sys.executable, "-c", PROGRAM, str(tmp_path / "run")],
         cwd=ROOT,
-        env={**base, "HOME": str(tmp_path), **environment},
-        stdin=None if stdin_closed else subprocess.DEVNULL,
+        env={**environment, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=100,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     line, seconds = done.stdout.splitlines()
+    assert line.startswith("W&B: not logged in")
+    assert float(seconds.split()[1]) < 20
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert read_run(folder)["history"][0]["a"] == 1.5
-    return line, float(seconds.split()[1])
 
 
-def test_without_a_terminal_or_stdin_it_is_offline_at_once(tmp_path: Path) -> None:
-    line, seconds = run_program(tmp_path, stdin_closed=True)
-    assert line.startswith("W&B: not logged in")
-    assert seconds < 20
+@pytest.mark.usefixtures("no_account")
+def test_an_unreachable_server_makes_it_offline_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
 
-
-def test_an_unreachable_server_makes_it_offline_in_bounded_time(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        server = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        line, seconds = run_program(tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL=server)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        start = time.monotonic()
+        logger = make_wandb_logger(tmp_path, "vision", "run1", init_timeout=3)
+        seconds = time.monotonic() - start
+    assert logger is not None
+    logger.log_metrics({"a": 1.5}, step=7)
+    wandb.finish()
+    out, err = capfd.readouterr()
+    (line,) = out.splitlines()
     assert line.startswith("W&B: no connection")
     assert "wandb sync" in line
-    assert seconds < 25
+    assert err == ""
+    assert 2 < seconds < 25
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert read_run(folder)["history"][0]["a"] == 1.5
 
 
 @pytest.mark.usefixtures("no_account")

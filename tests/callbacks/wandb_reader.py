@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,17 @@ from typing import Any
 BLOCK = 32 * 1024
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """``id``, ``project``, ``history`` (list of dicts), ``config`` and ``files`` of an offline-run-* folder."""
+def read_run(folder: Path, patience: float = 20.0, killed: bool = False) -> dict[str, Any]:
+    """``id``, ``project``, ``history`` (list of dicts), ``config``, ``files``, ``metrics`` of an offline run.
+
+    ``wandb.finish()`` returns a moment before the file is whole, so this waits, ``patience`` seconds at most, for the
+    record that says the run has ended; a ``killed`` run has none.
+    """
     (path,) = folder.glob("run-*.wandb")
+    end = time.monotonic() + patience
+    while not killed and not any(record.WhichOneof("record_type") == "exit" for record in records(path)):
+        assert time.monotonic() < end, f"{path}: the run has no end"
+        time.sleep(0.05)
     run: dict[str, Any] = {"id": None, "project": None, "history": [], "config": {}, "files": [], "metrics": {}}
     for record in records(path):
         kind = record.WhichOneof("record_type")
@@ -43,6 +52,8 @@ def records(path: Path) -> Iterator[Any]:
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
         pending += data[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(data):  # still being written
+            return
         if kind in (1, 4):  # whole, or the last part
             yield Record.FromString(pending)
             pending = b""
