@@ -34,8 +34,8 @@ class VisionModule(pl.LightningModule):
     A batch follows the contract in ``datamodules/base.py``: uint8 images, normalised here, on the device.
 
     Args:
-        optimizer: makes the optimiser from parameter groups. The default is SGD with the momentum and weight decay of He
-            et al. 2016, as a lambda because jsonargparse reads its arguments and makes them options.
+        optimizer: makes the optimiser from parameter groups. The default is SGD with the momentum and weight decay of
+            He et al. 2016, as a lambda because jsonargparse reads its arguments and makes them options.
         schedule: makes the learning-rate schedule from (optimiser, total steps); it moves once a step. See
             ``lightning_modules/schedules.py``. None keeps the rate constant.
         mean, std: of the pixels on a 0..1 scale, RGB, as the weights were trained with.

@@ -1,4 +1,4 @@
-"""Real train.py processes for the tests: forked from a server that has imported everything once, so that each is quick."""
+"""Real train.py processes for the tests, forked from a server that has imported everything once."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _train(args: list[str], folder: str, env: dict[str, str], group: int) -> Non
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.close(0)  # as in CI: nobody is there to answer
     sys.argv = ["train.py", *args]
     import torch

@@ -1,4 +1,4 @@
-"""A system in miniature with everything that makes an exact resume hard: batch norm, dropout, augmentation, a schedule."""
+"""A small system with all that makes an exact resume hard: batch norm, dropout, augmentation, a schedule."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ FIT = [
     "--data.batch_size", "4", "--data.num_workers", "2", "--data.seconds", "0.01", "--trainer.accelerator", "cpu",
     "--trainer.max_epochs", "4", "--trainer.val_check_interval", "0.5", "--trainer.log_every_n_steps", "2",
     "--trainer.enable_model_summary", "false", "--trainer.accumulate_grad_batches", "2", "--last.every_n_steps", "1",
-    "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.9", "--trainer.enable_progress_bar", "false",
+    "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.9",
+    "--trainer.enable_progress_bar", "false",
     "--wandb.mode", "disabled",
 ]  # fmt: skip
 RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "1", "--data.train", "37"]
