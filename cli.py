@@ -203,6 +203,9 @@ class VisionCLI(LightningCLI):
             *([LearningRateMonitor("step")] if kwargs.get("logger") and self.subcommand == "fit" else []),
         ]
         kwargs["use_distributed_sampler"] = False
+        if config.trainer.enable_checkpointing is False:
+            keys = self._parser(self.subcommand).callback_keys
+            keys[:] = [key for key in keys if key not in ("last", "best")]
         trainer = super().instantiate_trainer(**kwargs)
         rank_zero_print(f"run folder: {folder}")
         return trainer
@@ -214,11 +217,9 @@ class VisionCLI(LightningCLI):
         wandb = make_wandb_logger(folder, config.wandb.project, self.run_id, config.wandb.mode)
         return [file] if wandb is None else [file, wandb]
 
-    def before_fit(self) -> None:
-        progress = self.resumed.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-        done, limit = progress.get("completed", 0), self.trainer.max_epochs
-        if limit not in (None, -1) and done >= limit:
-            rank_zero_print(f"this run is complete ({done} epochs); to train on, raise --trainer.max_epochs")
+    def after_fit(self) -> None:
+        if self.resumed.get("global_step") == self.trainer.global_step:
+            rank_zero_print(f"this run was complete at step {self.trainer.global_step}: raise --trainer.max_epochs")
 
     def predict(self, model: Any, datamodule: Any, **kwargs: Any) -> None:
         """Predictions are written as they come (`PredictionWriter`), not collected in memory."""
@@ -313,9 +314,10 @@ def run(args: list[str]) -> None:
         status = stop.code if isinstance(stop.code, int) else 1
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if not _raised_by_us(error) or os.environ.get("SHOW_TRACEBACK"):
+        ours = _raised_by_us(error)
+        if ours is None or os.environ.get("SHOW_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {ours}", file=sys.stderr, flush=True)
         sys.exit(1)
     finally:
         if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
@@ -326,10 +328,14 @@ def run(args: list[str]) -> None:
             rank_zero_print(f"run folder: {folder}")
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether the line that raised it stands in this project: then its message was written for the user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(ROOT) and ".venv" not in frames[-1].filename
+def _raised_by_us(error: BaseException | None) -> BaseException | None:
+    """The error, or a cause of it, whose ``raise`` stands in this project: its message was written for the user."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[-1].filename).is_relative_to(ROOT) and ".venv" not in frames[-1].filename:
+            return error
+        error = error.__cause__
+    return None
 
 
 def register_classes() -> None:

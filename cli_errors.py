@@ -52,8 +52,11 @@ def explain(message: str, options: list[str]) -> str:
         known = _class_names(slot)
         return f"--{slot}: no class {name}{_nearest(name, known)}"
     if names := _first(r"following arguments are required: ([^\n]+)", message):
+        missing = [name.strip() for name in names.split(",")]
+        if missing[0].split(".")[-1] in ("model", "data"):
+            return f"--{missing[0].split('.')[-1]} is missing: name a class, or a --config that does"
         where, _ = _accepted(message, key)
-        return f"{where} needs {', '.join(f'--{key or where}.{name.strip()}' for name in names.split(','))}"
+        return f"{where} needs {', '.join(f'--{key}.{name}' for name in missing)}"
     if name := _first(r"File does not exist: '?([^'\n]+)", message):
         return f"--{key or 'config'}: no such file: {name}"
     if "Problems parsing config" in message or "while parsing" in message or "while scanning" in message:
@@ -103,21 +106,27 @@ def _slot(message: str, key: str | None) -> str:
 
 def _accepted(message: str, key: str | None) -> tuple[str, list[str]]:
     """The class that refused an option, and the options that it has."""
-    classes = re.findall(r"class_path[=']*[ ]*'([\w.]+)'", message) or re.findall(r"'([\w]+(?:\.[\w]+)+)'", message)
-    if not classes:
+    paths = re.findall(r"class_path[=']*[ ]*'([\w.]+)'", message) or re.findall(r"'([\w]+(?:\.[\w]+)+)'", message)
+    if not paths:
         return f"--{key}", []
     before = message.split("is not accepted")[0]
     inside = re.findall(r"given class_path '([\w.]+)'", before)
-    class_path = inside[-1] if inside else classes[0]
+    class_path = inside[-1] if inside else paths[0]
     if (refused := _first(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message)) is not None:
         class_path = refused
     module, _, name = class_path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module), name).__init__).parameters
-    except (ImportError, AttributeError, TypeError, ValueError):
+        classes = getattr(importlib.import_module(module), name).__mro__
+    except (ImportError, AttributeError):
         return name, []
-    skip = ("self", "args", "kwargs")
-    return name, [parameter for parameter in parameters if parameter not in skip]
+    known: list[str] = []
+    for cls in classes:  # **kwargs hands the rest to the next class
+        if "__init__" in vars(cls):
+            parameters = inspect.signature(cls.__init__).parameters
+            known += [parameter for parameter in parameters if parameter not in ("self", "args", "kwargs")]
+            if "kwargs" not in parameters:
+                break
+    return name, known
 
 
 def _class_names(slot: str) -> list[str]:

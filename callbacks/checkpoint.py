@@ -148,3 +148,12 @@ class BestCheckpoint(ModelCheckpoint):
             self.kth_value = torch.tensor(float("-inf" if self.mode == "max" else "inf"))
             self.save_top_k = 0 if self.monitor is None else 1
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Follows a run folder that was moved, or is named by another path: Lightning would forget the best value."""
+        folder = str(self.dirpath)
+        moved = {str(Path(folder, Path(path).name)): score for path, score in state_dict["best_k_models"].items()}
+        paths = {
+            key: str(Path(folder, Path(state_dict[key]).name)) for key in ("best_model_path", "kth_best_model_path")
+        }
+        super().load_state_dict({**state_dict, **paths, "best_k_models": moved, "dirpath": self.dirpath})

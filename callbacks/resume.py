@@ -85,17 +85,17 @@ class LastCheckpoint(Checkpoint):
         assert loop._data_fetcher is not None
         if loop._should_accumulate() or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             return
-        self._save_or_stop(trainer, pl_module, batch_idx)
+        self._save_or_stop(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
-            self._save_or_stop(trainer, pl_module, batch_idx=0)
+            self._save_or_stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer)
 
-    def _save_or_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
-        stop = self._agreed_to_stop(trainer, pl_module, batch_idx)
+    def _save_or_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stop = self._agreed_to_stop(trainer, pl_module)
         if stop or trainer.global_step % self.every_n_steps == 0:
             if trainer.training:
                 trainer._logger_connector.update_train_step_metrics()
@@ -105,14 +105,15 @@ class LastCheckpoint(Checkpoint):
             interrupted = self._signal == signal.SIGINT
             if trainer.is_global_zero:
                 name = signal.Signals(self._signal).name if self._signal else "a signal to another rank"
-                print(f"\nstopped by {name} after step {trainer.global_step}, which is saved", flush=True)
+                saved = "which is saved" if self.last_saved_step == trainer.global_step else "which is not saved"
+                print(f"\nstopped by {name} after step {trainer.global_step}, {saved}", flush=True)
             raise SystemExit(EXIT_INTERRUPTED if interrupted else EXIT_RESUMABLE)
 
-    def _agreed_to_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> bool:
+    def _agreed_to_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         if trainer.world_size == 1:
             return self._signal is not None
         # Agreeing waits for the device, so on a GPU it is done every few steps.
-        if pl_module.device.type == "cuda" and batch_idx % 10:
+        if pl_module.device.type == "cuda" and trainer.global_step % 10:
             return False
         return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
 

@@ -171,8 +171,8 @@ class ResumingLoader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         # A generator: this body runs at the first next(), after Lightning has restored its loops.
         sampler = self.sampler
-        assert isinstance(sampler, EpochSampler)
         if self.training and self.trainer is not None:
+            assert isinstance(sampler, EpochSampler)
             sampler.epoch = self.trainer.current_epoch
             batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             sampler.start = batches * (self.batch_size or 1)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from datamodules.synthetic.imagenet import write_imagenet
@@ -19,32 +20,54 @@ WRITERS: dict[str, Callable[..., object]] = {
 MARKER = ".synthetic.json"
 
 
-def prepare(folder: str, force: bool) -> None:
-    """Makes an empty folder, or empties one that was written here before.
+def write(layout: str, folder: str, force: bool = False, **arguments: int) -> list[str]:
+    """Draws a dataset, in place of one that was written there before.
+
+    It is drawn beside and then moved, so that a failure or an interruption leaves the folder as it was.
 
     Args:
-        folder: where the dataset goes.
-        force: write into a folder with other content too; nothing of it is removed.
+        layout: one of `WRITERS`.
+        folder: where; it is made if missing.
+        force: write among other files too; those of the same name are replaced, no other is removed.
+        **arguments: the writer's.
+
+    Returns:
+        Names of the files and folders that were written in ``folder``.
 
     Raises:
         FileExistsError: the folder holds what was not written here, and ``force`` is not set.
         NotADirectoryError: it is a file.
+        ValueError: an argument is out of its range.
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise NotADirectoryError(f"{folder}: expected a folder or nothing, found a file")
-    found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    if MARKER in found:
-        with open(os.path.join(folder, MARKER)) as file:
-            written = json.load(file)["entries"]
-        for name in written:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-        found = [name for name in found if name not in (*written, MARKER)]
-    if found and not force:
+    written = _written(folder)
+    others = sorted(set(os.listdir(folder)) - {MARKER, *written}) if os.path.isdir(folder) else []
+    if others and not force:
         raise FileExistsError(
-            f"{folder}: expected an empty folder, found {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}: "
+            f"{folder}: expected an empty folder, found {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}: "
             "give another folder, or --force to write among them"
         )
-    os.makedirs(folder, exist_ok=True)
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".synthetic-", dir=parent) as drawn:
+        WRITERS[layout](drawn, **arguments)
+        names = sorted(os.listdir(drawn))
+        for name in written:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        shutil.copytree(drawn, folder, dirs_exist_ok=True)
+    own = [name for name in names if name not in others]
+    with open(os.path.join(folder, MARKER), "w") as file:
+        json.dump({"layout": layout, "arguments": arguments, "entries": own}, file)
+    return names
+
+
+def _written(folder: str) -> list[str]:
+    path = os.path.join(folder, MARKER)
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return json.load(file)["entries"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,12 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     layout, folder, force = options.pop("layout"), options.pop("folder"), options.pop("force")
     try:
-        prepare(folder, force)
-        before = set(os.listdir(folder))
-        WRITERS[layout](folder, **options)
-        entries = sorted(set(os.listdir(folder)) - before - {MARKER})
-        with open(os.path.join(folder, MARKER), "w") as file:
-            json.dump({"layout": layout, "arguments": options, "entries": entries}, file)
+        entries = write(layout, folder, force, **options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,258 @@
+"""train.py: precedence of options, answers to mistakes, run folders, and every config on generated data."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import cli
+from callbacks.metrics_file import read_metrics
+from datamodules.synthetic.imagenet import write_imagenet
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = [
+    "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+    "--wandb.mode", "disabled", "--data.num_workers", "0",
+]  # fmt: skip
+TINY = [
+    "--model", "ImageClassifier", "--model.network", "resnet20_cifar", "--model.width", "4",
+    "--data", "ImageFolder", "--data.image_size", "16", "--data.batch_size", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of eight training and four validation pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    write_imagenet(str(folder), classes=3, train=8, val=4, size=32)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.run(["fit", *TINY, *QUICK, "--data.root", str(data), "--trainer.max_epochs", "2", "--experiment", "tiny"])
+    (run,) = (folder / "runs" / "tiny").iterdir()
+    return run
+
+
+def config_of(*args: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What ``--print_config`` prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.run([*args, "--print_config"])
+    assert stop.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command line is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.run(args)
+    assert stop.value.code in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', '--help']\nimport train\n"
+    code += "try: train.main()\nfinally: assert not {'torch', 'pytorch_lightning', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for word in ("fit", "validate", "test", "predict", "--config", "--resume"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "found", "nearest"),
+    [
+        (["--trainer.max_epoch", "3"], "trainer.max_epoch", "trainer.max_epochs"),
+        (["--trainer.acumulate_grad_batches=3"], "trainer.acumulate_grad_batches", "trainer.accumulate_grad_batches"),
+        (["--model", "ImageClasifier"], "ImageClasifier", "ImageClassifier"),
+        (["--data", "ImageNt"], "ImageNt", "ImageNet"),
+        (["--model.netwrk", "vgg16"], "netwrk", "network"),
+        (["--data.batchsize", "3"], "batchsize", "batch_size"),
+        (["--model.optimizer", "AdmW"], "AdmW", "AdamW"),
+        (["--model.optimizer.momentm", "0.1"], "momentm", "momentum"),
+        (["--model.schedule", "Cosin"], "Cosin", "Cosine"),
+        (["--trainer.max_epochs", "many"], "many", "int or null"),
+        (["--data.batch_size", "many"], "many", "int"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml", "no such file"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(
+    args: list[str], found: str, nearest: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(["fit", *TINY, "--data.root", str(data), *args], capsys)
+    assert found in line
+    assert nearest in line
+    assert len(line) < 300
+
+
+def test_a_mistake_in_yaml(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, found, nearest in (
+        ("trainer: {max_epoch: 3}", "trainer.max_epoch", "trainer.max_epochs"),
+        ("modle: {class_path: ImageClassifier}", "modle", "model"),
+        ("model: {class_path: ImageClassifier, init_args: {widht: 4}}", "widht", "width"),
+        ("trainer: [3", "YAML", "line 1"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        line = refusal(["fit", *TINY, "--data.root", str(data), "--config", "bad.yaml"], capsys)
+        assert found in line
+        assert nearest in line
+
+
+def test_a_command_mistyped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean fit?" in refusal(["fti"], capsys)
+
+
+def test_missing_parts(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data is missing" in refusal(["fit", "--model", "ImageClassifier"], capsys)
+    assert "--model is missing" in refusal(["fit", "--data", "ImageNet", "--data.root", str(data)], capsys)
+    assert "--data.root" in refusal(["fit", "--model", "ImageClassifier", "--data", "ImageNet"], capsys)
+    assert "ImageFolder" in refusal(["fit", *TINY, *QUICK, "--data.root", str(tmp_path / "nothing")], capsys)
+
+
+def test_run_folder(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "pictures"} <= names
+    files = sorted(path.name for path in (trained / "checkpoints").iterdir())
+    assert files == ["best.ckpt", "step=00000003.ckpt", "step=00000006.ckpt"]
+    rows = read_metrics(trained / "metrics.csv")
+    assert {"val/top1", "val/loss"} <= {name for row in rows for name in row}
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["num_classes"] == 3
+
+
+def test_the_saved_config_repeats_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
+    printed = config_of("fit", "--config", str(trained / "config.yaml"), capsys=capsys)
+    assert saved["model"] == printed["model"]
+    assert saved["data"] == printed["data"]
+    assert saved["trainer"]["max_epochs"] == printed["trainer"]["max_epochs"] == 2
+
+
+def test_precedence(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Command line beats YAML beats checkpoint beats the defaults, inside a run folder and for a lone file."""
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(trained / "checkpoints" / "best.ckpt", alone)
+    (tmp_path / "over.yaml").write_text(
+        "model: {class_path: ImageClassifier, init_args: {label_smoothing: 0.2, head_lr_scale: 2.0}}"
+    )
+    over = ["--config", "over.yaml", "--model.label_smoothing", "0.3"]
+    for checkpoint in (alone, trained / "checkpoints" / "best.ckpt"):
+        from_checkpoint = config_of("fit", "--ckpt_path", str(checkpoint), capsys=capsys)
+        assert from_checkpoint["model"]["init_args"]["width"] == 4
+        assert from_checkpoint["data"]["init_args"]["image_size"] == 16
+        model = config_of("fit", "--ckpt_path", str(checkpoint), *over, capsys=capsys)["model"]["init_args"]
+        assert (model["width"], model["head_lr_scale"], model["label_smoothing"]) == (4, 2.0, 0.3)
+
+
+def test_an_explicit_flag_reaches_the_resumed_model(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the printed configuration: the model that trains on has the flag's value."""
+    seen = []
+    monkeypatch.setattr(cli.VisionCLI, "fit", lambda self, model, **_: seen.append(model), raising=False)
+    cli.run(["fit", "--resume", str(trained), "--model.label_smoothing", "0.3"])
+    assert seen[0].label_smoothing == 0.3
+    assert seen[0].hparams.width == 4
+
+
+def test_resume_goes_on_in_place(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny" / trained.name
+    shutil.copytree(trained, run)
+    cli.run(["fit", "--ckpt_path", "last", "--experiment", "tiny", "--trainer.max_epochs", "3"])
+    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == [trained.name]
+    assert (run / "checkpoints" / "step=00000009.ckpt").is_file()
+    before, after = read_metrics(trained / "metrics.csv"), read_metrics(run / "metrics.csv")
+    assert after[: len(before)] == before
+    assert [row["epoch"] for row in after if "val/top1" in row] == [0, 1, 2]
+
+
+def test_a_complete_run_says_so(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    cli.run(["fit", "--resume", "run"])
+    assert "this run was complete at step 6" in capsys.readouterr().out
+
+
+def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "empty" / "2026").mkdir(parents=True)
+    for args in (
+        ["--ckpt_path", "last", "--experiment", "empty"],
+        ["--resume", "last", "--experiment", "empty"],
+        ["--resume", "runs/empty/2026"],
+        ["--resume", "runs/nowhere"],
+    ):
+        assert "nothing to resume" in refusal(["fit", *TINY, *args], capsys)
+    assert "--experiment" in refusal(["fit", *TINY, "--ckpt_path", "last"], capsys)
+    assert "no such checkpoint" in refusal(["test", "--ckpt_path", "nowhere.ckpt"], capsys)
+    assert "URL" in refusal(["fit", *TINY, "--ckpt_path", "https://example.org/model.ckpt"], capsys)
+
+
+def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    newest = run / "checkpoints" / "step=00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-2000])
+    newest.touch()
+    line = refusal(["fit", "--resume", str(run)], capsys)
+    assert "step=00000006.ckpt: truncated" in line
+    assert "step=00000003.ckpt is sound" in line
+
+
+def test_validate_and_test_measure_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = str(trained / "checkpoints" / "best.ckpt")
+    for command, name in (("validate", "val/top1"), ("test", "test/top1")):
+        cli.run([command, "--ckpt_path", best])
+        (run,) = Path("runs/tiny").glob(f"*_{command}")
+        (row,) = read_metrics(run / "metrics.csv")
+        best_row = max(read_metrics(trained / "metrics.csv"), key=lambda r: r.get("val/top1", -1))
+        assert row[name] == best_row["val/top1"]
+
+
+def test_predict_needs_only_the_checkpoint(trained: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
+    cli.run(["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--data.images", str(data / "val")])
+    (run,) = Path("runs").glob("*/*_predict")
+    assert (run / "predictions.json").is_file()
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 12
+    assert "disk" in (run / "predictions.csv").read_text()
+
+
+# The networks that refuse 64 pixels, and the least that they take.
+SMALL_INPUTS = {"inception_v3_imagenet": "299", "alexnet2012_imagenet": "227"}
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "classification").glob("*.yaml")))
+def test_every_config_trains_on_generated_data(config: str, data: Path) -> None:
+    text = yaml.safe_load((ROOT / "configs" / "classification" / f"{config}.yaml").read_text())
+    assert text["experiment"] == config
+    cifar = "cifar" in config or config == "demo"
+    side = SMALL_INPUTS.get(config, "64")
+    size = [] if cifar else ["--data.image_size", side, "--data.eval_crop", side, "--data.resize", "320"]
+    cli.run([
+        "fit", "--config", str(ROOT / "configs" / "classification" / f"{config}.yaml"), *QUICK, *size,
+        "--data.root", str(data), "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
+        "--trainer.log_every_n_steps", "1", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
+    assert any("val/top1" in row for row in rows)
