@@ -309,6 +309,8 @@ class VisionDataModule(pl.LightningDataModule):
         dataset = SeededDataset(self.dataset(split), seed, replace=training)
         if len(dataset) == 0:
             raise ValueError(f"{type(self).__name__}: the {split} split has no samples")
+        if len(dataset) < world:  # Lightning leaves a loop out on the rank without samples, and the others wait for it
+            raise ValueError(f"{type(self).__name__}: {split} has {len(dataset)} samples for {world} ranks: use fewer")
         overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
         sampler = EpochSampler(len(dataset), seed, shuffle=training and not overfit, pad=training)
         sampler.rank, sampler.world = (trainer.global_rank if trainer else 0), world

@@ -55,7 +55,9 @@ def write(layout: str, folder: str, force: bool = False, **arguments: int) -> li
         names = sorted(os.listdir(drawn))
         for name in written:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-        shutil.copytree(drawn, folder, dirs_exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
+        for name in names:
+            shutil.copytree(os.path.join(drawn, name), os.path.join(folder, name), dirs_exist_ok=True)
     own = [name for name in names if name not in others]
     with open(os.path.join(folder, MARKER), "w") as file:
         json.dump({"layout": layout, "arguments": arguments, "entries": own}, file)

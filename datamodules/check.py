@@ -1,0 +1,214 @@
+"""Examines a dataset before a long run: ``python -m datamodules.check --data ImageNet --data.root DIR``.
+
+Every picture is read. The report counts pictures a class and split, kinds and sizes; it names what cannot be read, what
+lies in two splits and what differs from the expected tree. The exit status is 1 where there is a problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from cli_errors import FriendlyParser
+from datamodules import import_all
+from datamodules.base import Split
+from datamodules.image_folder import ImageFolder
+from datamodules.images import BrokenImageError, DatasetError, EncodedImage
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SHOWN = 20  # lines of one kind; the rest is counted
+
+
+class Finding(NamedTuple):
+    """What one picture turned out to be.
+
+    Attributes:
+        mode: kind of pixels (``RGB``, ``L``, ``CMYK``, ...), empty if unreadable.
+        height, width: in pixels.
+        digest: 16 bytes that stand for the decoded pixels.
+        error: why it cannot be read, or nothing.
+        warning: what the decoder found odd in a file that it could read.
+    """
+
+    mode: str
+    height: int
+    width: int
+    digest: bytes
+    error: str = ""
+    warning: str = ""
+
+
+def examine(path: str) -> Finding:
+    """Reads one picture whole."""
+    try:
+        image = EncodedImage(path)
+        pixels = image.decode()
+    except BrokenImageError as error:
+        return Finding("", 0, 0, b"", error=error.reason)
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, key=f"{pixels.shape}".encode()).digest()
+    return Finding(image.mode, image.height, image.width, digest, warning=image.warning or "")
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        problems: lines that say what has to be put right before a run.
+        notes: lines that a user should know.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check(data: ImageFolder, workers: int = 1, progress: bool = False) -> Report:
+    """Examines all splits of a dataset.
+
+    Args:
+        data: the dataset.
+        workers: processes that read.
+        progress: show a bar on stderr.
+
+    Raises:
+        DatasetError: the tree is not of this kind at all; there is nothing to examine.
+    """
+    report = Report()
+    classes = data.class_folders or []
+    report.notes.append(f"{len(classes)} classes")
+    owners: dict[bytes, list[tuple[str, str, str]]] = defaultdict(list)  # of a digest: split, class, name
+    seen: set[str] = set()
+    for split in SPLITS:
+        folder = data.folder(split)
+        if folder in seen or not os.path.isdir(os.path.join(data.root or "", folder)):
+            if split != "test":
+                report.notes.append(f"{split}: there is no {folder}/")
+            continue
+        seen.add(folder)
+        report.problems += data.problems(split)
+        report.notes += data.oddities(split)
+        _check_split(data, split, report, owners, workers, progress)
+    _check_duplicates(owners, report)
+    return report
+
+
+def _check_split(
+    data: ImageFolder,
+    split: Split,
+    report: Report,
+    owners: dict[bytes, list[tuple[str, str, str]]],
+    workers: int,
+    progress: bool,
+) -> None:
+    listing, folder, root = data.listing(split), data.folder(split), data.root or ""
+    counts = listing.counts
+    if not len(listing.names):
+        return
+    few, many = int(np.argmin(counts)), int(np.argmax(counts))
+    spread = f"{counts[few]} ({listing.classes[few]}) to {counts[many]} ({listing.classes[many]}) a class"
+    ratio = f", {counts[many] / counts[few]:.1f} times as many" if counts[few] else ""
+    report.notes.append(f"{folder}/: {counts.sum()} pictures, {spread}{ratio}")
+    if len(listing.classes) <= SHOWN:
+        report.notes += [f"  {name}: {count}" for name, count in zip(listing.classes, counts, strict=True)]
+    modes: Counter[str] = Counter()
+    sizes: list[tuple[int, int]] = []
+    broken: list[str] = []
+    odd: list[str] = []
+    paths = [os.path.join(root, listing.names[i]) for i in range(len(listing.names))]
+    findings: Iterator[Finding] = _examine_all(paths, workers)
+    for i, finding in enumerate(_bar(findings, len(paths), f"reading {folder}/", progress)):
+        name = listing.names[i]
+        if finding.error:
+            broken.append(f"{name}: {finding.error}")
+            continue
+        modes[finding.mode] += 1
+        sizes.append((finding.height, finding.width))
+        if finding.warning:
+            odd.append(f"{name}: read, but the decoder says: {finding.warning}")
+        owners[finding.digest].append((folder, listing.classes[listing.labels[i]], name))
+    report.problems += _shorten(broken, "unreadable pictures")
+    report.notes += _shorten(odd, "odd pictures")
+    if sizes:
+        report.notes.append("  kinds: " + ", ".join(f"{mode} {count}" for mode, count in modes.most_common()))
+        heights, widths = np.array(sizes).T
+        spread = f"{widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}"
+        report.notes.append(f"  width x height: {spread}, median {np.median(widths):g}x{np.median(heights):g}")
+
+
+def _check_duplicates(owners: dict[bytes, list[tuple[str, str, str]]], report: Report) -> None:
+    across: list[str] = []
+    contrary: list[str] = []
+    repeated = 0
+    for copies in owners.values():
+        if len(copies) < 2:
+            continue
+        names = ", ".join(name for _, _, name in copies[:4])
+        if len({folder for folder, _, _ in copies}) > 1:
+            across.append(f"the same picture in several splits: {names}")
+        elif len({label for _, label, _ in copies}) > 1:
+            contrary.append(f"the same picture in several classes: {names}")
+        else:
+            repeated += len(copies) - 1
+    report.problems += _shorten(across, "pictures in several splits") + _shorten(
+        contrary, "pictures in several classes"
+    )
+    if repeated:
+        report.notes.append(f"{repeated} pictures repeat another of their class and split")
+
+
+def _shorten(lines: list[str], kind: str) -> list[str]:
+    more = [f"{len(lines)} {kind} in all, {len(lines) - SHOWN} not shown"] if len(lines) > SHOWN else []
+    return lines[:SHOWN] + more
+
+
+def _bar(findings: Iterator[Finding], total: int, title: str, progress: bool) -> Iterator[Finding]:
+    if not progress:
+        return findings
+    return iter(track(findings, title, total=total, transient=True))
+
+
+def _examine_all(paths: list[str], workers: int) -> Iterator[Finding]:
+    if workers <= 1:
+        yield from map(examine, paths)
+        return
+    # Ctrl-C reaches the whole group of processes: the workers leave it to this one, which ends them.
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield from pool.imap(examine, paths, chunksize=32)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0 clean, 1 problems, 2 wrong options, 130 interrupted."""
+    import_all()
+    parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
+    parser.add_subclass_arguments(ImageFolder, "data", required=True, help="the dataset, as for train.py")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
+    options = parser.parse_args(arguments)
+    try:
+        data = parser.instantiate(options).data
+        report = check(data, options.workers, progress=sys.stderr.isatty())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (DatasetError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for line in report.notes:
+        print(line)
+    for line in report.problems:
+        print(f"PROBLEM {line}")
+    print(f"{len(report.problems)} problems" if report.problems else "no problems")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

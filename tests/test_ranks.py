@@ -1,0 +1,69 @@
+"""Two gloo ranks against one process: equal weights at the same global batch, equal metrics on sets that do not divide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.metrics_file import read_metrics
+from tests.processes import finish, train, train_ranks
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+FIT = [
+    "fit", "--model", "tests.small_system.SmallNet", "--data", "tests.small_system.BlobsData", "--experiment", "ranks",
+    "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "-1", "--trainer.max_steps", "20",
+    "--trainer.enable_model_summary", "false", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled",
+]  # fmt: skip
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def run_of(folder: Path) -> Path:
+    (run,) = (folder / "runs" / "ranks").iterdir()
+    return run
+
+
+def test_same_weights_as_one_process(tmp_path: Path) -> None:
+    """20 steps of a global batch of 8, without what differs by its nature (batch statistics, dropout)."""
+    plain = [*FIT, "--model.norm", "false", "--model.dropout", "0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    assert finish(train([*plain, "--data.batch_size", "8"], one)) == [0], (one / "log.txt").read_text()
+    assert finish(*train_ranks([*plain, "--data.batch_size", "4", *TWO], two)) == [0, 0], (two / "log.txt").read_text()
+    a, b = (
+        torch.load(run_of(f) / "checkpoints" / "step=00000020.ckpt", weights_only=True)["state_dict"] for f in (one, two)
+    )
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(a["network.0.weight"], torch.zeros(()))
+    for row_a, row_b in zip(*(read_metrics(run_of(f) / "metrics.csv") for f in (one, two)), strict=True):
+        if "val/accuracy" in row_a:
+            assert row_a["val/accuracy"] == row_b["val/accuracy"]
+            assert row_a["val/confidence"] == pytest.approx(row_b["val/confidence"], rel=1e-5)
+
+
+@pytest.mark.parametrize("val", [9, 13])
+def test_metrics_of_uneven_sets(tmp_path: Path, val: int) -> None:
+    """9 samples are 2 batches on one rank and 1 on the other: no hang, and each counted once."""
+    sizes = ["--data.batch_size", "4", "--data.val", str(val)]
+    assert finish(*train_ranks([*FIT, *sizes, *TWO], tmp_path)) == [0, 0], (tmp_path / "log.txt").read_text()
+    run = run_of(tmp_path)
+    last = [row for row in read_metrics(run / "metrics.csv") if "val/accuracy" in row][-1]
+    validate = [
+        "validate", "--ckpt_path", str(run / "checkpoints" / f"step={int(last['step']) + 1:08d}.ckpt"),
+        "--trainer.devices", "1", "--trainer.strategy", "auto", "--experiment", "alone",
+    ]  # fmt: skip
+    assert finish(train(validate, tmp_path)) == [0], (tmp_path / "log.txt").read_text()
+    (alone,) = (tmp_path / "runs" / "alone").iterdir()
+    (row,) = read_metrics(alone / "metrics.csv")
+    assert row["val/accuracy"] == last["val/accuracy"]
+    assert row["val/confidence"] == pytest.approx(last["val/confidence"], rel=1e-6)
+    assert round(row["val/accuracy"] * val, 4) % 1 == 0
+
+
+def test_fewer_samples_than_ranks_is_refused(tmp_path: Path) -> None:
+    assert finish(*train_ranks([*FIT, "--data.val", "1", *TWO], tmp_path)) == [1, 1]
+    assert "error: BlobsData: val has 1 samples for 2 ranks: use fewer" in (tmp_path / "log.txt").read_text()
