@@ -22,11 +22,11 @@ TOP = 5
 
 
 class Pictures(pl.Callback):
-    """Draws the first evaluation samples of each epoch with their predictions.
+    """Draws evaluation samples of each epoch with their predictions: always the same, spread evenly over the set.
 
     Writes ``<run>/pictures/<split>_step=<global step, 8 digits>.png``, split ``val`` or ``test``, and logs the same
     sheet to W&B as ``<split>/pictures``; classification adds a table ``<split>/predictions``. With several ranks they
-    are rank 0's first samples. A prediction that no function of this file draws gives no picture.
+    are rank 0's samples. A prediction that no function of this file draws gives no picture.
 
     Args:
         count: samples on a sheet.
@@ -67,11 +67,12 @@ class Pictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        missing = self.count - len(self._samples)
-        if missing <= 0 or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        batches = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
+        wanted = sum(int(k * batches / self.count) == batch_idx for k in range(self.count))
         with harmless("pictures", self._told):
-            self._samples += samples_of(outputs, batch, missing)
+            self._samples += samples_of(outputs, batch, wanted)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
         samples, self._samples = self._samples, []
@@ -157,14 +158,15 @@ def class_name(index: int, class_names: Sequence[str] | None) -> str:
 
 
 def samples_of(outputs: Any, batch: Any, count: int) -> list[tuple[Tensor, Any, dict[str, Any]]]:
-    """The first ``count`` (image on the CPU, prediction, truth) of a batch; none where it does not follow the contract.
+    """(image on the CPU, prediction, truth) of ``count`` samples, spread evenly over the batch.
 
-    ``outputs`` is a dict of per-sample tensors or lists, or a list of one prediction a sample.
+    There are none where the batch does not follow the contract. ``outputs`` is a dict of per-sample tensors or lists,
+    or a list of one prediction a sample.
     """
     if outputs is None or not isinstance(batch, dict) or "image" not in batch:
         return []
-    samples = []
-    for i in range(min(count, len(batch["image"]))):
+    samples, size = [], len(batch["image"])
+    for i in range(size) if count >= size else (int(k * size / count) for k in range(count)):
         truth = {key: _sample(value, i) for key, value in batch.items() if key != "image"}
         samples.append((batch["image"][i].detach().cpu(), _sample(outputs, i), truth))
     return samples

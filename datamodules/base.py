@@ -331,6 +331,7 @@ class VisionDataModule(pl.LightningDataModule):
             drop_last=training and self.drop_last,
             persistent_workers=workers > 0 and split in ("train", "val"),
             worker_init_fn=init_worker,
+            generator=torch.Generator(),  # else each pass over the data draws from the training's own generator
             trainer=trainer,
             training=training,
             stop_on_broken=not training and self.broken_images == "error",

@@ -23,7 +23,7 @@ from cli_errors import FriendlyParser
 from datamodules import import_all
 from datamodules.base import Split
 from datamodules.image_folder import ImageFolder
-from datamodules.images import BrokenImageError, DatasetError, EncodedImage
+from datamodules.images import BrokenImageError, EncodedImage
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = 20  # lines of one kind; the rest is counted
@@ -55,7 +55,7 @@ def examine(path: str) -> Finding:
         pixels = image.decode()
     except BrokenImageError as error:
         return Finding("", 0, 0, b"", error=error.reason)
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, key=f"{pixels.shape}".encode()).digest()
+    digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
     return Finding(image.mode, image.height, image.width, digest, warning=image.warning or "")
 
 
@@ -115,9 +115,9 @@ def _check_split(
     if not len(listing.names):
         return
     few, many = int(np.argmin(counts)), int(np.argmax(counts))
-    spread = f"{counts[few]} ({listing.classes[few]}) to {counts[many]} ({listing.classes[many]}) a class"
-    ratio = f", {counts[many] / counts[few]:.1f} times as many" if counts[few] else ""
-    report.notes.append(f"{folder}/: {counts.sum()} pictures, {spread}{ratio}")
+    least, most = (f"{counts[i]} ({listing.classes[i]})" for i in (few, many))
+    spread = f"{least} to {most}" if counts[few] < counts[many] else f"{counts[few]}"
+    report.notes.append(f"{folder}/: {counts.sum()} pictures, {spread} a class")
     if len(listing.classes) <= SHOWN:
         report.notes += [f"  {name}: {count}" for name, count in zip(listing.classes, counts, strict=True)]
     modes: Counter[str] = Counter()
@@ -125,8 +125,7 @@ def _check_split(
     broken: list[str] = []
     odd: list[str] = []
     paths = [os.path.join(root, listing.names[i]) for i in range(len(listing.names))]
-    findings: Iterator[Finding] = _examine_all(paths, workers)
-    for i, finding in enumerate(_bar(findings, len(paths), f"reading {folder}/", progress)):
+    for i, finding in enumerate(_bar(_examine_all(paths, workers), len(paths), f"reading {folder}/", progress)):
         name = listing.names[i]
         if finding.error:
             broken.append(f"{name}: {finding.error}")
@@ -182,12 +181,12 @@ def _examine_all(paths: list[str], workers: int) -> Iterator[Finding]:
         yield from map(examine, paths)
         return
     # Ctrl-C reaches the whole group of processes: the workers leave it to this one, which ends them.
-    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap(examine, paths, chunksize=32)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0 clean, 1 problems, 2 wrong options, 130 interrupted."""
+    """Runs the command; returns its exit status: 0 clean, 1 problems, 2 nothing to examine, 130 interrupted."""
     import_all()
     parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
     parser.add_subclass_arguments(ImageFolder, "data", required=True, help="the dataset, as for train.py")
@@ -199,9 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (DatasetError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:  # jsonargparse wraps what the dataset's class raises
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        print(f"error: {cause}", file=sys.stderr)
+        return 2
     for line in report.notes:
         print(line)
     for line in report.problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -13,6 +14,9 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
+
+# Pillow knows more, of which some run other programs (PostScript): a file may not choose those by its content.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 # Half a gigabyte once decoded; a file that claims more is damaged or meant to exhaust the memory.
 MAX_PIXELS = 178_956_970
@@ -165,10 +169,17 @@ class EncodedImage:
         """
         top, left, height, width = box
         pixels, factor = self._decode(_reduction(height, width, *size))
-        first_row, first_column = round(top / factor), round(left / factor)
-        last_row = max(first_row + 1, round((top + height) / factor))
-        last_column = max(first_column + 1, round((left + width) / factor))
-        return resize(pixels[first_row:last_row, first_column:last_column], size)
+        if factor == 1:
+            return resize(pixels[top : top + height, left : left + width], size)
+        # The part need not begin and end between two of the reduced picture's pixels.
+        step_y, step_x = height / factor / size[0], width / factor / size[1]
+        if max(step_y, step_x) > 2:
+            rows = slice(round(top / factor), round((top + height) / factor))
+            return resize(pixels[rows, round(left / factor) : round((left + width) / factor)], size)
+        shift_y, shift_x = top / factor + (step_y - 1) / 2, left / factor + (step_x - 1) / 2
+        matrix = np.array([[step_x, 0, shift_x], [0, step_y, shift_y]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(pixels, matrix, (size[1], size[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
     def _decode(self, factor: int) -> tuple[np.ndarray, int]:
         if self._fast:
@@ -197,13 +208,14 @@ class EncodedImage:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                return Image.open(io.BytesIO(self.data))
+                return Image.open(io.BytesIO(self.data), formats=_FORMATS)
         except UnidentifiedImageError:
             start = bytes(self.data[:12])
             reason = f"not a picture, or its header is damaged (it begins with {start!r})"
             raise BrokenImageError(self.path, reason) from None
         except Image.DecompressionBombError as error:
-            raise BrokenImageError(self.path, _too_large(str(error))) from None
+            found = re.search(r"\d+ pixels", str(error))
+            raise BrokenImageError(self.path, _too_large(found[0] if found else str(error))) from None
         except MemoryError:
             raise
         except Exception as error:  # Pillow's parsers raise whatever a damaged header leads them to

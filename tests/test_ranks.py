@@ -1,4 +1,4 @@
-"""Two gloo ranks against one process: equal weights at the same global batch, equal metrics on sets that do not divide."""
+"""Two gloo ranks against one process: equal weights at the same global batch, equal metrics on uneven sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 FIT = [
     "fit", "--model", "tests.small_system.SmallNet", "--data", "tests.small_system.BlobsData", "--experiment", "ranks",
-    "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "-1", "--trainer.max_steps", "20",
+    "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "-1",
+    "--trainer.max_steps", "20",
     "--trainer.enable_model_summary", "false", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled",
 ]  # fmt: skip
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -34,7 +35,8 @@ def test_same_weights_as_one_process(tmp_path: Path) -> None:
     assert finish(train([*plain, "--data.batch_size", "8"], one)) == [0], (one / "log.txt").read_text()
     assert finish(*train_ranks([*plain, "--data.batch_size", "4", *TWO], two)) == [0, 0], (two / "log.txt").read_text()
     a, b = (
-        torch.load(run_of(f) / "checkpoints" / "step=00000020.ckpt", weights_only=True)["state_dict"] for f in (one, two)
+        torch.load(run_of(f) / "checkpoints" / "step=00000020.ckpt", weights_only=True)["state_dict"]
+        for f in (one, two)
     )
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)

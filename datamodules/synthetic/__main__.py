@@ -17,7 +17,7 @@ WRITERS: dict[str, Callable[..., object]] = {
 }
 
 # Tells a folder that was written here, and may be written anew, from anyone else's.
-MARKER = ".synthetic.json"
+MARKER = ".synthetic"
 
 
 def write(layout: str, folder: str, force: bool = False, **arguments: int) -> list[str]:

@@ -79,7 +79,7 @@ def test_fit_keeps_the_shape() -> None:
 
 
 def test_a_run_leaves_sheets_matrix_and_tables(tmp_path: Path) -> None:
-    t = trainer(tmp_path, callbacks=[Pictures(count=6), ConfusionMatrix()], max_epochs=2, num_sanity_val_steps=2)
+    t = trainer(tmp_path, callbacks=[Pictures(count=12), ConfusionMatrix()], max_epochs=2, num_sanity_val_steps=2)
     t.fit(Tiny(), loader(), loader())
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == [

@@ -1,0 +1,84 @@
+"""The check finds what was planted, and nothing in a sound dataset."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.check import check, main
+from datamodules.image_folder import ImageFolder
+from datamodules.synthetic.imagenet import write_imagenet
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_imagenet(str(tmp_path), classes=2, train=6, val=3, size=16)
+    return tmp_path
+
+
+def test_a_sound_dataset(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "ImageFolder", "--data.root", str(root), "--workers", "2"]) == 0
+    report = capsys.readouterr().out
+    assert "train/: 12 pictures, 6 a class" in report
+    assert "val/: 6 pictures" in report
+    assert report.endswith("no problems\n")
+
+
+def test_planted_problems(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, val = root / "train" / "striped_disk", root / "val" / "striped_disk"
+    pictures = sorted(train.iterdir())
+    shutil.copy(pictures[0], val / "copy.JPEG")
+    shutil.copy(pictures[1], root / "train" / "plain_square" / "contrary.JPEG")
+    shutil.copy(pictures[2], train / "repeated.JPEG")
+    pictures[3].write_bytes(pictures[3].read_bytes()[:350])
+    pictures[4].write_bytes(b"")
+    Image.fromarray(np.zeros((9, 30, 3), np.uint8)).convert("CMYK").save(train / "cmyk.jpg")
+    (root / "val" / "unknown").mkdir()
+    assert main(["--data", "ImageNet", "--data.root", str(root), "--workers", "1"]) == 1
+    report = capsys.readouterr().out
+    problems = [line for line in report.splitlines() if line.startswith("PROBLEM ")]
+    assert len(problems) == 5
+    assert report.endswith("5 problems\n")
+    for expected in (
+        "val/ has 1 class (unknown) that train/ lacks",
+        "train/striped_disk/striped_disk_00003.JPEG: truncated",
+        "train/striped_disk/striped_disk_00004.JPEG: empty file",
+        "the same picture in several splits: train/striped_disk/striped_disk_00000.JPEG, val/striped_disk/copy.JPEG",
+        "the same picture in several classes: train/plain_square/contrary.JPEG, train/striped_disk/striped_disk_00001",
+    ):
+        assert expected in "\n".join(problems)
+    assert "CMYK 1" in report
+    assert "1 pictures repeat another of their class and split" in report
+
+
+def test_many_problems_are_counted_not_listed(root: Path) -> None:
+    for i in range(50):
+        (root / "train" / "plain_square" / f"empty{i}.jpg").touch()
+    problems = check(ImageFolder(str(root), image_size=16)).problems
+    assert len(problems) == 21
+    assert problems[-1] == "50 unreadable pictures in all, 30 not shown"
+
+
+def test_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "ImageFolder", "--data.root", str(tmp_path)]) == 2
+    assert "none of the splits' folders is there" in capsys.readouterr().err
+    assert main(["--data", "ImageFolder", "--data.hflip", "2"]) == 2
+    assert capsys.readouterr().err == "error: hflip: expected a probability, found 2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data", "ImagNet"], "error: --data: no class ImagNet; did you mean ImageNet?\n"),
+        (["--data", "ImageNet", "--data.rot", "x"], "error: ImageNet has no option rot; did you mean root?\n"),
+    ],
+)
+def test_typos(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == expected
