@@ -26,14 +26,15 @@ Lightning restores from the checkpoint before the loader's generator body first 
 
 from __future__ import annotations
 
-import multiprocessing.util
 import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -163,10 +164,6 @@ class ResumingLoader(DataLoader):
         super().__init__(*args, **kwargs)
         self.trainer, self.training, self.stop_on_broken = trainer, training, stop_on_broken
         self.skipped: set[str] = set()
-        if self.num_workers:
-            # At exit multiprocessing sends SIGTERM to its daemons and waits for them; our workers ignore it, because a
-            # batch system sends it to them too, while the main process still trains and saves.
-            multiprocessing.util.Finalize(None, _kill_workers, exitpriority=10)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         # A generator: this body runs at the first next(), after Lightning has restored its loops.
@@ -224,20 +221,25 @@ def _join(key: str, values: list[Any]) -> Any:
     return values
 
 
-def _kill_workers() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
 def init_worker(worker_id: int) -> None:
-    """One thread a worker, and signals are the main process's business: it saves, then the workers end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    import cv2
+    """One thread a worker, and signals are the main process's business: it saves, then ends its workers.
 
+    A batch system sends SIGTERM to every process of the job, so a worker obeys it from its parent alone: the loader and
+    multiprocessing's exit end workers that way. Where the sender cannot be known (macOS) SIGTERM keeps its meaning.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # Blocked before any thread is started, since threads inherit the mask.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
+
+
+def _obey_parent(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(0)
 
 
 class VisionDataModule(pl.LightningDataModule):
