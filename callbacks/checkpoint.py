@@ -70,7 +70,9 @@ def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[st
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint{_offer(path)}")
-    _verify(path)
+    damage = _damage(path)
+    if damage is not None:
+        raise CheckpointError(f"{path}: {damage}{_offer(path)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
@@ -83,31 +85,26 @@ def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[st
     return checkpoint
 
 
-def _verify(path: Path) -> None:
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file's bytes, or nothing."""
     with open(path, "rb") as file:
         start = file.read(4)
     if not start:
-        raise CheckpointError(f"{path}: the file is empty{_offer(path)}")
+        return "the file is empty"
     if not zipfile.is_zipfile(path):
-        what = "truncated" if start == b"PK\x03\x04" else "not a checkpoint (torch.save's zip format was expected)"
-        raise CheckpointError(f"{path}: {what}{_offer(path)}")
+        return "truncated" if start == b"PK\x03\x04" else "not a checkpoint (torch.save's zip format was expected)"
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            name = archive.testzip()
     except Exception as error:  # zipfile meets damaged headers with many exception types
-        raise CheckpointError(f"{path}: damaged ({error}){_offer(path)}") from None
-    if damaged:
-        raise CheckpointError(f"{path}: damaged (wrong checksum in {damaged}){_offer(path)}")
+        return f"damaged ({error})"
+    return f"damaged (wrong checksum in {name})" if name else None
 
 
 def _offer(path: Path) -> str:
     """Names the newest sound checkpoint beside a bad one."""
     for other in checkpoints_by_age(path.parent):
-        if other != path:
-            try:
-                _verify(other)
-            except CheckpointError:
-                continue
+        if other != path and _damage(other) is None:
             return f"; {other} is sound: take it with --ckpt_path {other}"
     return ""
 
