@@ -18,11 +18,12 @@ $(READY): setup.cfg constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
-	@test -f $(DEMO_DATA)/.synthetic || $(BIN)/python -m datamodules.synthetic imagenet $(DEMO_DATA) --classes 6 --train 150 --val 50 --size 64
+	@test -f $(DEMO_DATA)/.synthetic.json || $(BIN)/python -m datamodules.synthetic imagenet $(DEMO_DATA) --classes 6 --train 150 --val 50 --size 64
 	$(BIN)/python train.py fit --config configs/classification/demo.yaml
 	@echo
-	@echo "Every option is in configs/classification/demo.yaml and on the command line. To train on from where it stands:"
+	@echo "The experiment is configs/classification/demo.yaml. To train this run on from where it stands:"
 	@echo "    $(BIN)/python train.py fit --resume last --experiment demo --trainer.max_epochs 12"
+	@echo "A run that is killed goes on the same way, to the same bits: try Ctrl-C, or kill -9."
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2

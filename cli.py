@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
 import time
 import traceback
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,8 +220,18 @@ class VisionCLI(LightningCLI):
         return [file] if wandb is None else [file, wandb]
 
     def after_fit(self) -> None:
-        if self.resumed.get("global_step") == self.trainer.global_step:
-            rank_zero_print(f"this run was complete at step {self.trainer.global_step}: raise --trainer.max_epochs")
+        trainer, folder = self.trainer, self.run_folder
+        if self.resumed.get("global_step") == trainer.global_step:
+            rank_zero_print(f"this run was complete at step {trainer.global_step}: raise --trainer.max_epochs")
+        values = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        rank_zero_print("\n" + ", ".join(f"{name} {float(value):.4f}" for name, value in values.items()))
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        if best is not None and best.best_model_path:
+            rank_zero_print(f"best checkpoint: {best.best_model_path} ({best.monitor} {best.best_model_score:.4f})")
+        for name in ("pictures", "wandb"):
+            if folder is not None and (folder / name).is_dir():
+                rank_zero_print(f"{name}: {folder / name}")
+        rank_zero_print(f"train on: python train.py fit --resume {folder} --trainer.max_epochs N")
 
     def predict(self, model: Any, datamodule: Any, **kwargs: Any) -> None:
         """Predictions are written as they come (`PredictionWriter`), not collected in memory."""
@@ -345,10 +357,13 @@ def register_classes() -> None:
 
 
 def quieten() -> None:
-    """Switches off warnings that this design has already answered."""
-    import warnings
-
+    """Switches off what Lightning says of things that this design has already answered."""
     warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    answered = ("litlogger", "`weights_only` was not set", "Loading `train_dataloader` to estimate", "TPU available")
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in answered))

@@ -139,8 +139,10 @@ class VisionModule(pl.LightningModule):
         results = metrics.compute() if len(metrics) else {}
         metrics.reset()
         scalars = {f"{split}/{name}": value for name, value in results.items() if value.numel() == 1}
-        # compute() has already joined the ranks; a second reduction would average equal values.
-        self.log_dict(scalars, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        shown = self.monitor[0] if self.monitor else f"{split}/loss"
+        for name, value in scalars.items():
+            # compute() has already joined the ranks; a second reduction would average equal values.
+            self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == shown, batch_size=1)
         self.epoch_results[split] = {name: value for name, value in results.items() if value.numel() != 1}
 
     def _enter_evaluation(self) -> None:

@@ -31,7 +31,7 @@ def checkpoint() -> dict[str, Any]:
     }
 
 
-@pytest.fixture()
+@pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "step=00000007.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(), path)

@@ -15,6 +15,7 @@ import yaml
 import cli
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.imagenet import write_imagenet
+from tests.callbacks.wandb_reader import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [
@@ -233,6 +234,28 @@ def test_predict_needs_only_the_checkpoint(trained: Path, data: Path, tmp_path: 
     assert (run / "predictions.json").is_file()
     assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 12
     assert "disk" in (run / "predictions.csv").read_text()
+
+
+def test_wandb_gets_everything(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back from the offline run: metrics, configuration, pictures, tables, learning rate, throughput."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    quick = [word for word in QUICK if word not in ("--wandb.mode", "disabled")]
+    cli.run([
+        "fit", *TINY, *quick, "--data.root", str(data), "--trainer.max_epochs", "2", "--experiment", "logged",
+        "--trainer.log_every_n_steps", "1", "--wandb.mode", "offline",
+    ])  # fmt: skip
+    (run,) = Path("runs/logged").iterdir()
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    logged = read_run(offline)
+    names = {name for row in logged["history"] for name in row}
+    assert {"train/loss", "val/top1", "val/loss", "lr-SGD", "time/images_per_second"} <= names
+    assert {"val/pictures", "val/predictions", "val/confusion_matrix"} <= {name.split(".")[0] for name in names}
+    in_file = {row["step"]: row["val/top1"] for row in read_metrics(run / "metrics.csv") if "val/top1" in row}
+    in_wandb = {row["trainer/global_step"]: row["val/top1"] for row in logged["history"] if "val/top1" in row}
+    assert in_file == in_wandb
+    assert logged["config"]["model"]["init_args"]["width"] == 4
+    assert list(offline.glob("files/media/**/*.png"))
 
 
 # The networks that refuse 64 pixels, and the least that they take.
