@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,8 +146,9 @@ class ImageFolder(VisionDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # Not logged: a name that the model has too (image_size) would make the loggers refuse both.
-        self.save_hyperparameters(logger=False)
+        # Not logged: a name that the model has too (image_size) would make the loggers refuse both. The frame is given,
+        # since Lightning would look for it and leave a cycle of frames, which keeps the caller's loaders alive.
+        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.root, self.images = root, images
         self.folders = {"train": train_dir, "val": val_dir, "test": test_dir}
         self.eval_crop = eval_crop or image_size
