@@ -18,7 +18,7 @@ $(READY): setup.cfg constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
-	@test -f $(DEMO_DATA)/.synthetic.json || $(BIN)/python -m datamodules.synthetic imagenet $(DEMO_DATA) --classes 6 --train 150 --val 50 --size 64
+	@test -f $(DEMO_DATA)/.synthetic || $(BIN)/python -m datamodules.synthetic imagenet $(DEMO_DATA) --classes 6 --train 150 --val 50 --size 64
 	$(BIN)/python train.py fit --config configs/classification/demo.yaml
 	@echo
 	@echo "The experiment is configs/classification/demo.yaml. To train this run on from where it stands:"

@@ -192,7 +192,9 @@ class VisionCLI(LightningCLI):
         last.run_id = self.run_id
         kwargs["default_root_dir"] = str(folder)
         own_logger = config.trainer.logger not in (None, True)
-        if not own_logger and not config.trainer.fast_dev_run:
+        if self.subcommand == "predict":
+            kwargs["logger"] = False  # predictions are files; there is nothing to log
+        elif not own_logger and not config.trainer.fast_dev_run:
             kwargs["logger"] = self._loggers(folder)
         if _takes_checkpoint_io(config.trainer.strategy):
             kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), AtomicCheckpointIO()]

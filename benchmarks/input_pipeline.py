@@ -82,7 +82,7 @@ def stages(paths: list[str], repeats: int) -> dict[str, float]:
 
     growing: dict[str, Callable[[str], object]] = {
         "read file and header": EncodedImage,
-        "decode": lambda path: EncodedImage(path)._decode(_factor(box[path])),
+        "decode": lambda path: EncodedImage(path)._decode(_factor(box[path]), reuse=True),
         "crop and resize": crop,
         "flip and to tensor": lambda path: to_tensor(cv2.flip(crop(path), 1)),
     }
