@@ -26,7 +26,7 @@ demo: $(READY)
 	@echo "A run that is killed goes on the same way, to the same bits: try Ctrl-C, or kill -9."
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

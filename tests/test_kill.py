@@ -85,8 +85,9 @@ def test_the_wandb_run_goes_on(tmp_path: Path) -> None:
     process.join()
     assert finish(train(["fit", "--ckpt_path", "last", "--experiment", "blobs"], tmp_path)) == [0]
     runs = sorted((only_run(tmp_path) / "wandb").glob("offline-run-*"))
-    first, second = read_run(runs[0], killed=True), read_run(runs[1])
-    # What W&B had not written yet at the kill is in metrics.csv; the id is in its folder's name from the start.
+    # What W&B had not written yet at the kill (at worst everything) is in metrics.csv; the id is in the folder's name.
+    first = read_run(runs[0], killed=True) if list(runs[0].glob("*.wandb")) else {"history": []}
+    second = read_run(runs[1])
     assert runs[0].name.endswith("-" + second["id"])
     uninterrupted = read_run(next((only_run(tmp_path / "whole") / "wandb").glob("offline-run-*")))
     expected = accuracy_by_step(uninterrupted)
