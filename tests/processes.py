@@ -31,6 +31,8 @@ def _train(args: list[str], folder: str, env: dict[str, str], group: int) -> Non
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # As in a process that nobody forked: the loader's workers are its children, and end with it.
     multiprocessing.set_start_method("fork", force=True)
+    # Another test of this process may have left the address of its W&B service, where the run's id is still in use.
+    os.environ.pop("WANDB_SERVICE", None)
     os.environ.update(env)
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -18,8 +18,11 @@ def read_run(folder: Path, patience: float = 20.0, killed: bool = False) -> dict
     ``wandb.finish()`` returns a moment before the file is whole, so this waits, ``patience`` seconds at most, for the
     record that says the run has ended; a ``killed`` run has none.
     """
-    (path,) = folder.glob("run-*.wandb")
     end = time.monotonic() + patience
+    while not list(folder.glob("run-*.wandb")):
+        assert time.monotonic() < end, f"{folder}: no run file in it"
+        time.sleep(0.05)
+    (path,) = folder.glob("run-*.wandb")
     while not killed and not any(record.WhichOneof("record_type") == "exit" for record in records(path)):
         assert time.monotonic() < end, f"{path}: the run has no end"
         time.sleep(0.05)
