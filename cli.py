@@ -77,6 +77,7 @@ class VisionCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.resumed: dict[str, Any] = {}
         self.run_folder: Path | None = None
+        self._inherited: Path | None = None
         args = self._inherit(args)
         defaults = {"default_config_files": [str(ROOT / "configs" / "trainer.yaml")]}
         super().__init__(
@@ -113,7 +114,11 @@ class VisionCLI(LightningCLI):
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        finally:
+            if self._inherited is not None:
+                self._inherited.unlink()
 
     # --- what a checkpoint brings -----------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class VisionCLI(LightningCLI):
         args = list(args)
         if not args or args[0] not in self.subcommands():
             return args
-        resume, path = _take(args, "--resume"), _take(args, "--ckpt_path")
+        resume, path = (next(reversed(_take(args, option)), None) for option in ("--resume", "--ckpt_path"))
         if resume and path:
             raise CheckpointError("--resume and --ckpt_path both name a checkpoint: give one of them")
         if resume:
@@ -143,7 +148,7 @@ class VisionCLI(LightningCLI):
             base.get("model", {}).setdefault("init_args", {}).update(own)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
             yaml.safe_dump(base, file, sort_keys=False)
-        self._inherited_file = file.name
+        self._inherited = Path(file.name)
         return [args[0], "--config", file.name, *args[1:], "--ckpt_path", path]
 
     def _config_of(self, checkpoint: Path) -> dict[str, Any]:
@@ -163,9 +168,7 @@ class VisionCLI(LightningCLI):
         return config
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets the checkpoint's hyperparameters beat explicit flags here; see `_inherit` for what we do."""
-        if getattr(self, "_inherited_file", None):
-            os.unlink(self._inherited_file)
+        """Nothing: Lightning lets the checkpoint's hyperparameters beat explicit flags here; see `_inherit`."""
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -246,17 +249,22 @@ def _takes_checkpoint_io(strategy: Any) -> bool:
     return not any(word in name.lower() for word in ("fsdp", "deepspeed", "model_parallel", "modelparallel"))
 
 
-def _take(args: list[str], option: str) -> str | None:
-    """Removes ``option value`` or ``option=value`` from the command line and gives the value; the last one counts."""
-    value = None
-    for i in reversed(range(len(args))):
-        if args[i] == option and i + 1 < len(args):
-            value = value or args[i + 1]
-            del args[i : i + 2]
-        elif args[i].startswith(option + "="):
-            value = value or args[i].split("=", 1)[1]
-            del args[i]
-    return value
+def _take(args: list[str], *options: str) -> list[str]:
+    """Removes every ``option value`` and ``option=value`` from the command line and gives the values in order."""
+    values, kept = [], []
+    words = iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in options:
+            kept.append(word)
+        elif equals:
+            values.append(value)
+        elif (following := next(words, None)) is not None:
+            values.append(following)
+        else:  # the option stands last: the parser says what it misses
+            kept.append(word)
+    args[:] = kept
+    return values
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -277,11 +285,11 @@ def _last_run(args: list[str]) -> Path:
     """The experiment's run folder whose checkpoint is the newest."""
     experiment = None
     options = list(args)
-    while (config := _take_first(options, "--config", "-c")) is not None:
+    for config in _take(options, "--config", "-c"):
         if Path(config).is_file():
             content = yaml.safe_load(Path(config).read_text())
             experiment = (content or {}).get("experiment", experiment)
-    experiment = _take(options, "--experiment") or experiment
+    experiment = next(reversed(_take(options, "--experiment")), experiment)
     if experiment is None:
         raise CheckpointError("which run is the last one? Name it: --experiment NAME, or --resume RUN_FOLDER")
     folder = RUNS / experiment
@@ -289,16 +297,6 @@ def _last_run(args: list[str]) -> Path:
     if not runs:
         raise CheckpointError(f"{folder}: no run with a checkpoint in it, so there is nothing to resume")
     return max(runs, key=lambda run: newest_checkpoint(run).stat().st_mtime_ns)
-
-
-def _take_first(args: list[str], *options: str) -> str | None:
-    for i, word in enumerate(args):
-        name, _, value = word.partition("=")
-        if name in options and (value or i + 1 < len(args)):
-            value = value or args[i + 1]
-            del args[i : i + 1 + ("=" not in word)]
-            return value
-    return None
 
 
 def _new_run_folder(experiment: str, command: str) -> Path:
