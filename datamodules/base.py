@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
 from datamodules.images import BrokenImageError
 
@@ -215,7 +215,8 @@ def _join(key: str, values: list[Any]) -> Any:
     if key == "labels":
         return {name: _join(name, [value[name] for value in values]) for name in first}
     if isinstance(first, torch.Tensor):
-        return torch.stack(values) if all(value.shape == first.shape for value in values) else values
+        # In a worker default_collate stacks straight into shared memory, which saves a copy of the batch.
+        return default_collate(values) if all(value.shape == first.shape for value in values) else values
     if isinstance(first, (bool, int, float)):
         return torch.tensor(values, dtype=torch.float32 if isinstance(first, float) else None)
     return values

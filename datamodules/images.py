@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import threading
@@ -173,7 +174,7 @@ class EncodedImage:
         """
         top, left, height, width = box
         # The pixels lie in a buffer that the next picture overwrites, so what is returned must be a copy of its own.
-        pixels, factor = self._decode(_reduction(height, width, *size), reuse=True)
+        pixels, factor = self._decode(_reduction(height, width, *size), reuse=True, rows=top + height)
         if factor == 1:
             part = pixels[top : top + height, left : left + width]
             return part.copy() if part.shape[:2] == tuple(size) else resize(part, size)
@@ -188,22 +189,19 @@ class EncodedImage:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(pixels, matrix, (size[1], size[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
-    def _decode(self, factor: int, reuse: bool = False) -> tuple[np.ndarray, int]:
+    def _decode(self, factor: int, reuse: bool = False, rows: int | None = None) -> tuple[np.ndarray, int]:
+        """The pixels and the factor by which they are reduced; of ``rows``, with ``reuse``, the upper ones at least."""
         if self._fast:
+            height, width = (self.width, self.height) if self._orientation >= 5 else (self.height, self.width)
             # A fresh array of this size comes from the system page by page, which costs a fifth of the decoding.
-            size = 3 * (self.height // factor + 1) * (self.width // factor + 1)
+            size = 3 * (height // factor + 1) * (width // factor + 1)
             buffer = _buffer(size) if reuse and size <= LARGEST_BUFFER else None
-            stored = (self.width, self.height) if self._orientation >= 5 else (self.height, self.width)
+            if buffer is not None and rows is not None and self._orientation == 1:
+                pixels = self._upper_rows(rows, factor, buffer)
+                if pixels is not None:
+                    return pixels, factor
             try:
-                pixels = simplejpeg.decode_jpeg(
-                    self.data,
-                    # libjpeg rounds a reduced size up.
-                    min_height=-(-stored[0] // factor),
-                    min_width=-(-stored[1] // factor),
-                    min_factor=factor,
-                    buffer=buffer,
-                )
-                return self._turn(pixels), factor
+                return self._turn(_simplejpeg(self.data, height, width, factor, buffer)), factor
             except ValueError as error:
                 # Many a file is merely odd (a missing end marker, bytes between segments): Pillow has the last word.
                 self.warning = str(error)
@@ -214,6 +212,30 @@ class EncodedImage:
             raise
         except Exception as error:
             raise BrokenImageError(self.path, self._reason(error)) from None
+
+    def _upper_rows(self, rows: int, factor: int, buffer: np.ndarray) -> np.ndarray | None:
+        """The upper ``rows`` and a few more, in the buffer: libjpeg decodes them as a picture of that height.
+
+        None where nothing is saved or anything but the rows left out is odd about the file. libjpeg tells of the first
+        oddity alone, so that what it steps over is the only one when it tells of that.
+        """
+        frame = _frame(self.data)
+        if frame is None:
+            return None
+        at, row_of_blocks = frame
+        # One more row of blocks than asked for: colours are interpolated across the boundary.
+        height = (-(-rows // row_of_blocks) + 1) * row_of_blocks
+        if height >= self.height:
+            return None
+        data = bytearray(self.data)
+        data[at : at + 2] = height.to_bytes(2, "big")
+        try:
+            _simplejpeg(data, height, self.width, factor, buffer)
+        except ValueError as error:
+            if _STEPPED_OVER.fullmatch(str(error)):
+                shape = -(-height // factor), -(-self.width // factor), 3
+                return buffer[: math.prod(shape)].reshape(shape)
+        return None
 
     def _open(self) -> Image.Image:
         try:
@@ -243,6 +265,35 @@ class EncodedImage:
         return np.ascontiguousarray(turn(pixels)) if turn else pixels
 
 
+# What libjpeg says when it steps over entropy-coded bytes to the next restart marker or the end of the picture.
+_STEPPED_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd[0-79]")
+
+
+def _simplejpeg(data: bytes | bytearray, height: int, width: int, factor: int, buffer: np.ndarray | None) -> np.ndarray:
+    return simplejpeg.decode_jpeg(
+        data,
+        # libjpeg rounds a reduced size up.
+        min_height=-(-height // factor),
+        min_width=-(-width // factor),
+        min_factor=factor,
+        buffer=buffer,
+    )
+
+
+def _frame(data: bytes) -> tuple[int, int] | None:
+    """Where a JPEG's height is written, and the height of a row of blocks in pixels.
+
+    None for all but sequential JPEGs: the scans of a progressive one each pass over the whole picture.
+    """
+    at = 2
+    while at + 10 < len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] in (0xC0, 0xC1):
+            sampling = data[at + 11 : at + 11 + 3 * data[at + 9] : 3]
+            return at + 5, 8 * max(factors & 15 for factors in sampling)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
 _buffers = threading.local()
 
 
@@ -268,12 +319,12 @@ def _reduction(height: int, width: int, target_height: int, target_width: int) -
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes (H,W,3) to ``size`` (height, width).
 
-    Bilinear while the reduction is below two, where every source pixel still contributes; the mean over each
-    pixel's area beyond, so that nothing aliases.
+    Bilinear up to a reduction of 2.25, where at most one source row or column in nine does not contribute; the mean over
+    each pixel's area beyond, so that nothing aliases, which takes eight times as long.
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
-    steep = pixels.shape[0] > 2 * size[0] or pixels.shape[1] > 2 * size[1]
+    steep = pixels.shape[0] > 2.25 * size[0] or pixels.shape[1] > 2.25 * size[1]
     return cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA if steep else cv2.INTER_LINEAR)
 
 
