@@ -20,8 +20,8 @@ style                 ``content``, ``style`` uint8 (B,3,H,W)
 Exact resume
 ------------
 Nothing is stored. The order of the samples is a function of (seed, epoch); each item's augmentation is seeded by
-(seed, epoch, index), in the workers too; and the loader reads where to start from the trainer's own progress, which
-Lightning restores from the checkpoint before the loader's generator body first runs.
+(seed, epoch, index, repetition), in the workers too; and the loader reads where to start from the trainer's own
+progress, which Lightning restores from the checkpoint before the loader's generator body first runs.
 """
 
 from __future__ import annotations
@@ -38,22 +38,28 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
 from datamodules.images import BrokenImageError
 
 Split = Literal["train", "val", "test", "predict"]
-Key = tuple[int, int]  # (epoch, index): it travels to the worker, so that persistent workers know the epoch
+# (epoch, index, how often the index came before in this epoch): it travels to the worker, so that persistent workers
+# know the epoch, and a rare sample that is drawn again is augmented anew.
+Key = tuple[int, int, int]
 
 # Kept as lists even where the sizes happen to agree, so that a batch's type does not depend on its content.
 LIST_KEYS = ("target", "original_mask")
 
 
 class EpochSampler(SequentialSampler):
-    """Yields (epoch, index) for one rank, from position ``start``; the order depends on (seed, epoch) alone.
+    """Yields `Key`s for one rank, from position ``start``; the order depends on (seed, epoch) alone.
 
     In training the order is padded by its own beginning to a multiple of ``world``, so that all ranks take as many
     steps. In evaluation it is not: each sample is seen exactly once, on any number of ranks.
+
+    Balanced, an epoch is as long as ever, but holds every class equally often (give or take one), and of a class every
+    sample equally often (give or take one). Samples without a class are not drawn.
 
     It is a SequentialSampler only by name: Lightning replaces every other sampler under ``overfit_batches``.
 
@@ -62,30 +68,57 @@ class EpochSampler(SequentialSampler):
         seed: the run's seed.
         shuffle: permute in every epoch.
         pad: repeat samples so that all ranks have equally many (training).
+        labels: int (N,), each sample's class, -1 where it has none: draw balanced. Takes effect with ``shuffle``.
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool, pad: bool) -> None:
+    def __init__(self, size: int, seed: int, shuffle: bool, pad: bool, labels: np.ndarray | None = None) -> None:
         self.size, self.seed, self.shuffle, self.pad = size, seed, shuffle, pad
         self.epoch, self.start, self.rank, self.world = 0, 0, 0, 1
+        self.members: list[torch.Tensor] = []
+        if labels is not None:
+            labels = np.asarray(labels)
+            self.members = [torch.from_numpy(np.flatnonzero(labels == c)) for c in np.unique(labels[labels >= 0])]
 
     def order(self) -> torch.Tensor:
         """The indices of the whole epoch, all ranks together: int64 (N,)."""
         if not self.shuffle:
             return torch.arange(self.size)
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(state[0] >> np.uint64(1))))
+        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        if not self.members:
+            return torch.randperm(self.size, generator=generator)
+        share, rest = divmod(self.size, len(self.members))
+        drawn = []
+        for place, c in enumerate(torch.randperm(len(self.members), generator=generator).tolist()):
+            members, count = self.members[c], share + (place < rest)
+            rounds = [torch.randperm(len(members), generator=generator) for _ in range(-(-count // len(members)))]
+            drawn.append(members[torch.cat(rounds)[:count]] if rounds else members[:0])
+        order = torch.cat(drawn)
+        return order[torch.randperm(len(order), generator=generator)]
 
     def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
         order = self.order()
+        repetition = _repetitions(order) if self.members else torch.zeros_like(order)
         if self.pad and len(order) % self.world:
             missing = self.world - len(order) % self.world
-            order = torch.cat([order, order.repeat(-(-missing // len(order)))[:missing]])
-        return iter([(self.epoch, i) for i in order[self.rank :: self.world][self.start :].tolist()])
+            padding = torch.arange(missing) % len(order)
+            order, repetition = torch.cat([order, order[padding]]), torch.cat([repetition, repetition[padding]])
+        mine = slice(self.rank, None, self.world)
+        order, repetition = order[mine][self.start :], repetition[mine][self.start :]
+        return iter([(self.epoch, i, k) for i, k in zip(order.tolist(), repetition.tolist(), strict=True)])
 
     def __len__(self) -> int:
         if self.pad:
             return -(-self.size // self.world)
         return len(range(self.rank, self.size, self.world))
+
+
+def _repetitions(order: torch.Tensor) -> torch.Tensor:
+    """How often each element came before: [7, 3, 7, 7] gives [0, 0, 1, 2]."""
+    by_value = torch.argsort(order, stable=True)
+    _, counts = torch.unique_consecutive(order[by_value], return_counts=True)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return torch.empty_like(order).scatter_(0, by_value, torch.arange(len(order)) - first)
 
 
 class SeededDataset(Dataset):
@@ -107,23 +140,22 @@ class SeededDataset(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, index = key
         if torch.utils.data.get_worker_info() is not None:
-            return self._get(epoch, index)
+            return self._get(*key)
         # In the main process the generators belong to the training step too.
         states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
         try:
-            return self._get(epoch, index)
+            return self._get(*key)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.default_generator.set_state(states[2])
 
-    def _get(self, epoch: int, index: int) -> dict[str, Any]:
+    def _get(self, epoch: int, index: int, repetition: int = 0) -> dict[str, Any]:
         skipped: list[str] = []
         for attempt in range(len(self)):
             i = (index + attempt) % len(self)
-            self._seed(epoch, i)
+            self._seed(epoch, i, repetition)
             try:
                 sample = self.dataset[i]
             except BrokenImageError as error:
@@ -134,8 +166,8 @@ class SeededDataset(Dataset):
                 return {**sample, "skipped": skipped} if skipped else sample
         raise RuntimeError(f"not one of the {len(self)} pictures could be read; the last: {skipped[-1]}")
 
-    def _seed(self, epoch: int, index: int) -> None:
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(4)
+    def _seed(self, epoch: int, index: int, repetition: int) -> None:
+        state = np.random.SeedSequence((self.seed, epoch, index, repetition)).generate_state(4)
         random.seed(int(state[0]))
         np.random.seed(state[1])
         torch.default_generator.manual_seed(int(state[2]))
@@ -258,6 +290,8 @@ class VisionDataModule(pl.LightningDataModule):
             leaves it out, names and counts it. Training always puts the next picture in its place and counts it.
         seed: of order and augmentation; None takes the run's ``seed_everything``.
         drop_last: leave out the last, smaller training batch.
+        sampling: ``balanced`` draws every class equally often in training, for sets with rare classes; an epoch keeps
+            its length. See `EpochSampler`.
     """
 
     def __init__(
@@ -268,6 +302,7 @@ class VisionDataModule(pl.LightningDataModule):
         broken_images: Literal["error", "skip"] = "error",
         seed: int | None = None,
         drop_last: bool = False,
+        sampling: Literal["uniform", "balanced"] = "uniform",
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
@@ -278,6 +313,7 @@ class VisionDataModule(pl.LightningDataModule):
         self.broken_images = broken_images
         self.seed = seed
         self.drop_last = drop_last
+        self.sampling = sampling
 
     def dataset(self, split: Split) -> Dataset:
         """The dataset of one split, with its transform. Called once a loader, on every rank."""
@@ -286,6 +322,13 @@ class VisionDataModule(pl.LightningDataModule):
     @property
     def class_names(self) -> list[str] | None:
         """One name a class, in label order, known before ``setup``; None where there are no classes."""
+        return None
+
+    def labels(self, split: Split) -> np.ndarray | None:
+        """int64 (N,): each sample's class in the dataset's order, -1 where it has none.
+
+        None where there are no classes. Read without opening a picture, for balanced sampling and class weights.
+        """
         return None
 
     @property
@@ -315,7 +358,8 @@ class VisionDataModule(pl.LightningDataModule):
         if len(dataset) < world:  # Lightning leaves a loop out on the rank without samples, and the others wait for it
             raise ValueError(f"{type(self).__name__}: {split} has {len(dataset)} samples for {world} ranks: use fewer")
         overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
-        sampler = EpochSampler(len(dataset), seed, shuffle=training and not overfit, pad=training)
+        labels = self._balanced_labels(len(dataset)) if training and self.sampling == "balanced" else None
+        sampler = EpochSampler(len(dataset), seed, shuffle=training and not overfit, pad=training, labels=labels)
         sampler.rank, sampler.world = (trainer.global_rank if trainer else 0), world
         workers = self.num_workers
         if workers is None:
@@ -339,3 +383,14 @@ class VisionDataModule(pl.LightningDataModule):
             training=training,
             stop_on_broken=not training and self.broken_images == "error",
         )
+
+    def _balanced_labels(self, size: int) -> np.ndarray:
+        labels, name = self.labels("train"), type(self).__name__
+        if labels is None or not (labels >= 0).any():
+            raise ValueError(f"sampling: balanced needs one class a sample, {name} has none: leave it out")
+        if len(labels) != size:
+            raise RuntimeError(f"{name}.labels: expected {size}, one a sample, found {len(labels)}")
+        without = int((labels < 0).sum())
+        if without:
+            rank_zero_warn(f"sampling balanced: {without} of {size} training samples have no class and are not drawn")
+        return labels

@@ -195,13 +195,17 @@ class ImageFolder(VisionDataModule):
             raise self.wrong_tree("; ".join(problems), self.folder(split))
         for line in self.oddities(split):
             rank_zero_warn(line)
-        listing, classes = self.listing(split), self.class_folders
-        assert classes is not None
         assert self.root is not None
-        indices = {name: i for i, name in enumerate(classes)}
-        to_label = np.array([indices.get(name, -1) for name in listing.classes], np.int32)
         transform = self.train_transform if split == "train" else self.eval_transform
-        return FolderDataset(self.root, listing.names, to_label[listing.labels], transform)
+        return FolderDataset(self.root, self.listing(split).names, self.labels(split), transform)
+
+    def labels(self, split: Split) -> np.ndarray | None:
+        """int64 (N,): each picture's index in ``class_names``, -1 for a folder that is none of them."""
+        if split == "predict":
+            return None
+        indices = {name: i for i, name in enumerate(self.class_folders or ())}
+        listing = self.listing(split)
+        return np.array([indices.get(name, -1) for name in listing.classes], np.int64)[listing.labels]
 
     def _predicted(self) -> FolderDataset:
         if self.images is None:

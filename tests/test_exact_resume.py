@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"accumulate_grad_batches": 3, "max_epochs": 4},
     "accumulation and validation in mid-epoch": {"accumulate_grad_batches": 2, "val_check_interval": 3},
     "ema": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)], "val_check_interval": 0.5},
+    "balanced sampling": {"data": {"train": 23, "sampling": "balanced"}},
     "max_steps within an epoch": {"max_epochs": -1, "max_steps": 10},
     "clipping, no sanity check, last batch dropped": {
         "gradient_clip_val": 0.5,

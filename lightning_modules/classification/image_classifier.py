@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -158,6 +159,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weight
     return F.cross_entropy(logits.float(), labels, weights, label_smoothing=smoothing)
 
 
+def balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """N / (C n_c) for every class c of n_c samples: float32 (num_classes,), 1 for a class without any.
+
+    N and C count the samples that have a class (0 or more) and the classes that have samples.
+    """
+    counts = torch.from_numpy(np.bincount(labels[labels >= 0], minlength=num_classes))
+    weights = counts.sum() / ((counts > 0).sum() * counts)
+    return torch.where(counts > 0, weights, 1.0).float()
+
+
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +204,8 @@ class ImageClassifier(VisionModule):
             file: a state dict or one of our checkpoints. A head for another number of classes is initialised anew.
         width: channels of a CIFAR ResNet's first stage.
         label_smoothing: share of the target that is spread over all classes.
-        class_weights: one factor a class in the loss, for sets with rare classes.
+        class_weights: one factor a class in the loss, for sets with rare classes; ``balanced`` takes N / (C n_c) from
+            the training data's counts n_c, so that every class weighs the same and a sample weighs 1 on average.
         aux_weight: of each auxiliary loss, 0 leaves the heads out. None takes the network's own: .3 for GoogLeNet
             (Szegedy et al. 2015, section 5), .4 for Inception-v3 (the authors' TF-slim code; the paper gives none).
         dropout: None takes torchvision's; GoogLeNet's paper has .4 where torchvision has .2.
@@ -208,7 +220,6 @@ class ImageClassifier(VisionModule):
     """
 
     monitor = ("val/top1", "max")
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -218,7 +229,7 @@ class ImageClassifier(VisionModule):
         weights: str | None = None,
         width: int = 16,
         label_smoothing: float = 0.0,
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         aux_weight: float | None = None,
         dropout: float | None = None,
         input_size: int | None = None,
@@ -238,14 +249,16 @@ class ImageClassifier(VisionModule):
         if num_classes < 1:
             raise ValueError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
         for name, values in (("class_names", class_names), ("class_weights", class_weights)):
-            if values is not None and len(values) != num_classes:
+            if values not in (None, "balanced") and len(values) != num_classes:
                 raise ValueError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
         self.num_classes, self.class_names = num_classes, class_names
         self.label_smoothing, self.ten_crop = label_smoothing, ten_crop
         self.input_size = input_size or own["input_size"]
         self.aux_weight = own["aux_weight"] if aux_weight is None else aux_weight
         self.freeze_trunk, self.head_lr_scale = freeze_trunk, head_lr_scale
-        self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
+        # Constants, no buffer: see VisionModule.
+        self.class_weights = class_weights
+        self._class_weights = torch.tensor(class_weights) if isinstance(class_weights, list) else None
         # A frozen trunk learns nothing from auxiliary heads.
         auxiliary = self.aux_weight > 0 and not freeze_trunk
         self.network = build_network(network, num_classes, width, dropout, auxiliary)
@@ -296,6 +309,15 @@ class ImageClassifier(VisionModule):
             self.network.eval().get_submodule(self.head).train(mode)
         return self
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.class_weights == "balanced":
+            data = getattr(self.trainer, "datamodule", None)
+            labels = data.labels("train") if data is not None else None
+            if labels is None:
+                raise ValueError("class_weights: balanced needs a datamodule with one class a sample: give a list")
+            self._class_weights = balanced_weights(labels, self.num_classes)
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Checks the labels while they are still on the CPU: on a GPU a wrong one ends in an unreadable assertion."""
         label = batch.get("label") if isinstance(batch, dict) else None
@@ -311,7 +333,9 @@ class ImageClassifier(VisionModule):
         checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).update(weights=None)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, self.label_smoothing, self.class_weights)
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(logits.device)
+        return cross_entropy(logits, labels, self.label_smoothing, self._class_weights)
 
     @staticmethod
     def _stacked(images: Tensor | list[Tensor]) -> Tensor:

@@ -51,9 +51,9 @@ def sampled(size: int, world: int, pad: bool, epoch: int = 0, start: int = 0) ->
         sampler = EpochSampler(size, seed=7, shuffle=pad, pad=pad)
         sampler.epoch, sampler.start, sampler.rank, sampler.world = epoch, start, rank, world
         keys = list(sampler)
-        assert all(e == epoch for e, _ in keys)
+        assert all(e == epoch for e, _, _ in keys)
         assert start or len(sampler) == len(keys)
-        ranks.append([i for _, i in keys])
+        ranks.append([i for _, i, _ in keys])
     return ranks
 
 
@@ -95,6 +95,63 @@ def test_epochs_are_permuted_anew() -> None:
 def test_start_goes_on_exactly_there(start: int) -> None:
     for rank, rest in zip(sampled(37, 3, True), sampled(37, 3, True, start=start), strict=True):
         assert rank[start:] == rest
+
+
+# --- balanced ---------------------------------------------------------------------------------------------------------
+
+RARE = np.repeat([2, 0, 1, -1], [3, 90, 7, 4])  # 104 samples, of which 4 have no class
+
+
+def balanced(epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> list[tuple[int, int, int]]:
+    sampler = EpochSampler(len(RARE), seed=7, shuffle=True, pad=True, labels=RARE)
+    sampler.epoch, sampler.start, sampler.rank, sampler.world = epoch, start, rank, world
+    keys = list(sampler)
+    assert start or len(sampler) == len(keys)
+    return keys
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_balanced_epoch_holds_every_class_and_of_a_class_every_sample_equally_often(epoch: int) -> None:
+    keys = balanced(epoch)
+    counts = Counter(int(RARE[i]) for _, i, _ in keys)
+    assert set(counts) == {0, 1, 2}
+    assert sum(counts.values()) == 104
+    assert max(counts.values()) - min(counts.values()) <= 1
+    for label in range(3):
+        of_class = Counter(i for _, i, _ in keys if RARE[i] == label)
+        often = [of_class[i] for i in np.flatnonzero(label == RARE)]
+        assert max(often) - min(often) <= 1
+    # A sample's repetitions are numbered, so that each is augmented in its own way.
+    assert len(set(keys)) == len(keys)
+    times = Counter(i for _, i, _ in keys)
+    assert {(i, k) for _, i, k in keys} == {(i, k) for i, n in times.items() for k in range(n)}
+
+
+def test_balanced_epochs_differ_resume_and_split_over_ranks() -> None:
+    whole = balanced()
+    assert whole == balanced()
+    assert [i for _, i, _ in whole] != [i for _, i, _ in balanced(epoch=1)]
+    assert whole[40:] == balanced(start=40)
+    assert [key for step in zip(*(balanced(rank=r, world=4) for r in range(4)), strict=True) for key in step] == whole
+
+
+def test_a_repeated_sample_is_augmented_anew(root: str, tmp_path: Path) -> None:
+    rare = tmp_path / "rare"
+    shutil.copytree(root, rare)
+    classes = sorted((rare / "train").iterdir())
+    for picture in sorted(classes[0].iterdir())[1:]:
+        picture.unlink()
+    data = module(str(rare), sampling="balanced")
+    same = [image for b in batches(data) for i, image in zip(b["id"], b["image"], strict=True) if classes[0].name in i]
+    assert len(same) >= 3
+    assert all(not torch.equal(a, b) for n, a in enumerate(same) for b in same[:n])
+
+
+def test_balanced_sampling_needs_classes(root: str) -> None:
+    data = module(root, sampling="balanced")
+    data.labels = lambda split: None  # type: ignore[method-assign, assignment]
+    with pytest.raises(ValueError, match="sampling: balanced needs one class a sample, ImageFolder has none"):
+        data.train_dataloader()
 
 
 # --- the samples ------------------------------------------------------------------------------------------------------

@@ -167,6 +167,48 @@ def test_a_reduced_crop_is_the_full_crop_resized(tmp_path: Path, size: tuple, bo
     assert np.percentile(difference, 99) < 8
 
 
+def textured(height: int, width: int) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(0, 60, (height, width, 3))
+    return (smooth(height, width) * 0.75 + noise).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"restart_marker_rows": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [1, 8, 16, 100, 200, 301])
+def test_a_crop_near_the_top_is_that_of_the_whole_picture(tmp_path: Path, options: dict, rows: int) -> None:
+    path = save(tmp_path / "x.jpg", textured(301, 203), quality=92, **options)
+    image = EncodedImage(path)
+    assert np.array_equal(image.crop((0, 0, rows, 203), (rows, 203)), read_image(path)[:rows])
+    assert image.warning is None
+
+
+def test_rows_below_a_crop_are_not_decoded(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.jpg", textured(640, 64))
+    rows = EncodedImage(path)._decode(1, reuse=True, rows=100)[0].shape[0]
+    assert 100 <= rows < 150
+
+
+def test_damage_within_a_crop_is_noticed_where_the_rows_below_are_not_decoded(tmp_path: Path) -> None:
+    data = Path(save(tmp_path / "whole.jpg", textured(640, 64), quality=92)).read_bytes()
+    start = data.find(b"\xff\xda") + 14
+    for part in (0.05, 0.3, 0.6, 0.98):
+        cut = data[: start + int(part * (len(data) - start))]
+        with pytest.raises(BrokenImageError, match="truncated"):
+            EncodedImage(write(tmp_path / "x.jpg", cut)).crop((0, 0, 60, 64), (60, 64))
+    # A marker amid the first rows ends the picture there.
+    ended = data[: start + 200] + b"\xff\xd9" + data[start + 202 :]
+    image = EncodedImage(write(tmp_path / "y.jpg", ended))
+    try:
+        image.crop((0, 0, 60, 64), (60, 64))
+    except BrokenImageError:
+        pass
+    else:
+        assert image.warning is not None
+
+
 def test_decode_at_least(tmp_path: Path) -> None:
     path = save(tmp_path / "x.jpg", smooth(403, 601))
     assert EncodedImage(path).decode(at_least=(100, 100)).shape == (101, 151, 3)

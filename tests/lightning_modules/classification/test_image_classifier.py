@@ -69,6 +69,39 @@ def test_smoothing_and_weights_reach_the_loss():
     torch.testing.assert_close(module.losses(batch)["cross_entropy"], expected)
 
 
+class RareData(pl.LightningDataModule):
+    def __init__(self, counts):
+        super().__init__()
+        self.given = np.repeat(np.arange(len(counts)), counts)
+
+    def labels(self, split):
+        assert split == "train"
+        return self.given
+
+    def train_dataloader(self):
+        return DataLoader([a_batch(3)], batch_size=None)
+
+
+def test_balanced_class_weights_come_from_the_training_data():
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, max_steps=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = tiny(3, class_weights="balanced")
+    trainer.fit(module, datamodule=RareData([10, 30, 0]))
+    batch = a_batch(3)
+    logits = module.network(module.preprocess(batch["image"]))
+    # 40 samples of two classes: 40 / (2 * 10) and 40 / (2 * 30); a class without samples is never asked for.
+    expected = cross_entropy(logits, batch["label"], 0.0, torch.tensor([2.0, 2 / 3, 1.0]))
+    torch.testing.assert_close(module.losses(batch)["cross_entropy"], expected)
+
+
+def test_balanced_class_weights_need_a_datamodule_with_labels():
+    with pytest.raises(ValueError, match="class_weights: balanced needs a datamodule"):
+        fit(tiny(class_weights="balanced"), [a_batch()])
+
+
 def test_auxiliary_losses_are_named_and_weighted():
     module = ImageClassifier("googlenet", 3, aux_weight=0.25)
     for head in (module.network.aux1, module.network.aux2):
