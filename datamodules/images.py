@@ -319,8 +319,8 @@ def _reduction(height: int, width: int, target_height: int, target_width: int) -
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes (H,W,3) to ``size`` (height, width).
 
-    Bilinear up to a reduction of 2.25, where at most one source row or column in nine does not contribute; the mean over
-    each pixel's area beyond, so that nothing aliases, which takes eight times as long.
+    Bilinear up to a reduction of 2.25, where at most one source row or column in nine does not contribute; the mean
+    over each pixel's area beyond, so that nothing aliases, which takes eight times as long.
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
