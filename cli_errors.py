@@ -126,7 +126,7 @@ def _accepted(message: str, key: str | None) -> tuple[str, list[str]]:
             known += [parameter for parameter in parameters if parameter not in ("self", "args", "kwargs")]
             if "kwargs" not in parameters:
                 break
-    return name, known
+    return name, list(dict.fromkeys(known))
 
 
 def _class_names(slot: str) -> list[str]:

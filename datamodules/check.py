@@ -22,7 +22,7 @@ from rich.progress import track
 from cli_errors import FriendlyParser
 from datamodules import import_all
 from datamodules.base import Split
-from datamodules.image_folder import ImageFolder
+from datamodules.image_folder import ClassificationData
 from datamodules.images import BrokenImageError, EncodedImage
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -72,7 +72,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def check(data: ImageFolder, workers: int = 1, progress: bool = False) -> Report:
+def check(data: ClassificationData, workers: int = 1, progress: bool = False) -> Report:
     """Examines all splits of a dataset.
 
     Args:
@@ -84,48 +84,48 @@ def check(data: ImageFolder, workers: int = 1, progress: bool = False) -> Report
         DatasetError: the tree is not of this kind at all; there is nothing to examine.
     """
     report = Report()
-    classes = data.class_folders or []
-    report.notes.append(f"{len(classes)} classes")
+    report.notes.append(f"{len(data.classes or ())} classes")
     owners: dict[bytes, list[tuple[str, str, str]]] = defaultdict(list)  # of a digest: split, class, name
     seen: set[str] = set()
     for split in SPLITS:
-        folder = data.folder(split)
-        if folder in seen or not os.path.isdir(os.path.join(data.root or "", folder)):
-            if split != "test":
-                report.notes.append(f"{split}: there is no {folder}/")
+        title, absent = data.title(split), data.absent(split)
+        if title in seen:
             continue
-        seen.add(folder)
+        seen.add(title)
+        if absent:
+            report.notes.append(f"{split}: {absent}")
+            continue
         report.problems += data.problems(split)
-        report.notes += data.oddities(split)
+        report.notes += [line for line in data.oddities(split) if line not in report.notes]
         _check_split(data, split, report, owners, workers, progress)
     _check_duplicates(owners, report)
     return report
 
 
 def _check_split(
-    data: ImageFolder,
+    data: ClassificationData,
     split: Split,
     report: Report,
     owners: dict[bytes, list[tuple[str, str, str]]],
     workers: int,
     progress: bool,
 ) -> None:
-    listing, folder, root = data.listing(split), data.folder(split), data.root or ""
+    listing, title, folder = data.listing(split), data.title(split), data.folder
     counts = listing.counts
     if not len(listing.names):
         return
     few, many = int(np.argmin(counts)), int(np.argmax(counts))
     least, most = (f"{counts[i]} ({listing.classes[i]})" for i in (few, many))
     spread = f"{least} to {most}" if counts[few] < counts[many] else f"{counts[few]}"
-    report.notes.append(f"{folder}/: {counts.sum()} pictures, {spread} a class")
+    report.notes.append(f"{title}: {counts.sum()} pictures, {spread} a class")
     if len(listing.classes) <= SHOWN:
         report.notes += [f"  {name}: {count}" for name, count in zip(listing.classes, counts, strict=True)]
     modes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     broken: list[str] = []
     odd: list[str] = []
-    paths = [os.path.join(root, listing.names[i]) for i in range(len(listing.names))]
-    for i, finding in enumerate(_bar(_examine_all(paths, workers), len(paths), f"reading {folder}/", progress)):
+    paths = [os.path.join(folder, listing.names[i]) for i in range(len(listing.names))]
+    for i, finding in enumerate(_bar(_examine_all(paths, workers), len(paths), f"reading {title}", progress)):
         name = listing.names[i]
         if finding.error:
             broken.append(f"{name}: {finding.error}")
@@ -134,7 +134,7 @@ def _check_split(
         sizes.append((finding.height, finding.width))
         if finding.warning:
             odd.append(f"{name}: read, but the decoder says: {finding.warning}")
-        owners[finding.digest].append((folder, listing.classes[listing.labels[i]], name))
+        owners[finding.digest].append((title, listing.classes[listing.labels[i]], name))
     report.problems += _shorten(broken, "unreadable pictures")
     report.notes += _shorten(odd, "odd pictures")
     if sizes:
@@ -152,7 +152,7 @@ def _check_duplicates(owners: dict[bytes, list[tuple[str, str, str]]], report: R
         if len(copies) < 2:
             continue
         names = ", ".join(name for _, _, name in copies[:4])
-        if len({folder for folder, _, _ in copies}) > 1:
+        if len({title for title, _, _ in copies}) > 1:
             across.append(f"the same picture in several splits: {names}")
         elif len({label for _, label, _ in copies}) > 1:
             contrary.append(f"the same picture in several classes: {names}")
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 clean, 1 problems, 2 nothing to examine, 130 interrupted."""
     import_all()
     parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
-    parser.add_subclass_arguments(ImageFolder, "data", required=True, help="the dataset, as for train.py")
+    parser.add_subclass_arguments(ClassificationData, "data", required=True, help="the dataset, as for train.py")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
     options = parser.parse_args(arguments)
     try:

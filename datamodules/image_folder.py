@@ -1,11 +1,11 @@
-"""Classification datasets whose folders are the classes: root/{train,val,test}/<class>/<picture>."""
+"""What datasets of one class a picture share, and the plainest of them: root/{train,val,test}/<class>/<picture>."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -42,21 +42,25 @@ class PackedStrings:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in one split's folder.
+    """What one split holds.
 
     Attributes:
-        classes: names of the class folders, sorted.
-        names: paths of the pictures relative to the root, class by class.
+        classes: names of the classes, as they are on disk.
+        names: paths of the pictures relative to the dataset's folder.
         labels: int32 (N,), each picture's index in ``classes``.
         loose: files directly in the split's folder, which have no class.
         foreign: files in the class folders that are not pictures.
+        missing: pictures that the split's list names and that are not there.
+        unlisted: pictures that are there and that no list names.
     """
 
     classes: list[str]
     names: PackedStrings
     labels: np.ndarray
-    loose: list[str]
-    foreign: list[str]
+    loose: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> np.ndarray:
@@ -97,18 +101,17 @@ class FolderDataset(Dataset):
         return sample
 
 
-class ImageFolder(VisionDataModule):
-    """Any tree ``root/{train,val,test}/<class>/<picture>``; classes are labelled in the order of their sorted names.
+class ClassificationData(VisionDataModule):
+    """Base of datasets with one class a picture: how pictures are read, and what is said of a tree that is not right.
 
-    Folders below a class's folder are read too. Where there is no test folder, testing uses val. A tree may lack train
-    if it is only evaluated.
+    A subclass defines `read_classes`, `read_listing`, `absent`, `title` and `expected`.
 
     Args:
         root: the dataset's folder. Only prediction can do without.
         image_size: side of the square pictures in pixels.
-        resize: in evaluation, the shorter side before the centre is cut out; [height, width] does not keep the aspect
-            (Places365); null leaves pictures as they are; ``auto`` is 8/7 of image_size (256 for 224), or null with
-            train_crop pad.
+        resize: in evaluation, the shorter side before the centre is cut out; [height, width] does not keep the aspect;
+            null leaves pictures as they are; ``auto`` is 8/7 of image_size (256 for 224), or null with train_crop pad.
+            Places365 takes ``auto`` for both sides.
         train_crop: ``random_resized``, ``scale_jitter`` or ``pad``; see `TrainTransform`.
         crop_scale: smallest and largest area of a random_resized crop, as a part of the picture's.
         resize_range: shortest and longest shorter side for scale_jitter, in pixels.
@@ -117,7 +120,6 @@ class ImageFolder(VisionDataModule):
         color_jitter: brightness, contrast and saturation change by factors in 1 +- this in training.
         pca_jitter: sigma of AlexNet's colour jitter in training (.1 in the paper).
         eval_crop: side of the evaluated centre; image_size where null. Ten-crop testing takes the resized side.
-        train_dir, val_dir, test_dir: names of the splits' folders.
         images: for prediction, a folder of pictures or one picture; they are turned as their camera says.
         **kwargs: see `VisionDataModule`.
 
@@ -125,6 +127,8 @@ class ImageFolder(VisionDataModule):
         DatasetError: the tree is not as described; the message shows what was expected and what was found.
         ValueError: an argument is out of its range.
     """
+
+    keep_aspect = True  # what ``resize: auto`` does
 
     def __init__(
         self,
@@ -139,20 +143,18 @@ class ImageFolder(VisionDataModule):
         color_jitter: float = 0.0,
         pca_jitter: float = 0.0,
         eval_crop: int | None = None,
-        train_dir: str = "train",
-        val_dir: str = "val",
-        test_dir: str = "test",
         images: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # Not logged: a name that the model has too (image_size) would make the loggers refuse both. The frame is given,
-        # since Lightning would look for it and leave a cycle of frames, which keeps the caller's loaders alive.
+        # A subclass's own arguments are among them. Not logged: a name that the model has too (image_size) would make
+        # the loggers refuse both. The frame is given, since Lightning would look for it and leave a cycle of frames,
+        # which keeps the caller's loaders alive.
         self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.root, self.images = root, images
-        self.folders = {"train": train_dir, "val": val_dir, "test": test_dir}
         self.eval_crop = eval_crop or image_size
-        automatic = None if train_crop == "pad" else round(image_size * 8 / 7)
+        side = round(image_size * 8 / 7)
+        automatic = None if train_crop == "pad" else side if self.keep_aspect else (side, side)
         self.resize = automatic if isinstance(resize, str) else resize
         # Built here, so that a wrong value is named before anything is read.
         self.train_transform = TrainTransform(
@@ -161,26 +163,70 @@ class ImageFolder(VisionDataModule):
         self.eval_transform = EvalTransform(self.eval_crop, self.resize)
         self._listings: dict[str, Listing] = {}
 
+    def read_classes(self) -> list[str]:
+        """The classes in label order, named as on disk."""
+        raise NotImplementedError
+
+    def read_listing(self, split: Split) -> Listing:
+        """What the split holds; empty if it is absent."""
+        raise NotImplementedError
+
+    def absent(self, split: Split) -> str:
+        """What is not there, of a split that is not there at all; else nothing."""
+        raise NotImplementedError
+
+    def title(self, split: Split) -> str:
+        """What messages call that which the split is read from. Splits of one title are the same."""
+        raise NotImplementedError
+
+    def expected(self) -> str:
+        """The tree as it should be, drawn on indented lines."""
+        raise NotImplementedError
+
+    def advice(self, split: Split | None) -> str:
+        """What to do about a split, or about the whole tree, that is not as expected; or nothing."""
+        return ""
+
+    @property
+    def folder(self) -> str:
+        """The folder that pictures are named relative to."""
+        return self.root or ""
+
     @cached_property
-    def class_folders(self) -> list[str] | None:
-        """Names of the class folders, sorted: those of train, or of val where there is no train. None without root."""
+    def classes(self) -> list[str] | None:
+        """The classes in label order, named as on disk. None when predicting without a root."""
         if self.root is None:
             if self.images is None:
-                raise DatasetError(f"{type(self).__name__}: no dataset given: --data.root FOLDER")
+                raise self._no_root()
             return None
-        for folder in dict.fromkeys(self.folders.values()):
-            if os.path.isdir(os.path.join(self.root, folder)):
-                with os.scandir(os.path.join(self.root, folder)) as scan:
-                    names = sorted(e.name for e in scan if not e.name.startswith(".") and e.is_dir())
-                if not names:
-                    raise self.wrong_tree(f"{folder}/ holds no class folders", folder)
-                return names
-        raise self.wrong_tree("none of the splits' folders is there", "")
+        return self.read_classes()
+
+    def _no_root(self) -> DatasetError:
+        return DatasetError(f"{type(self).__name__}: no dataset given: --data.root FOLDER")
+
+    def listing(self, split: Split) -> Listing:
+        """What the split holds, read once."""
+        title = self.title(split)
+        if title not in self._listings:
+            self._listings[title] = self.read_listing(split)
+        return self._listings[title]
 
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes in label order; None when predicting without a root."""
-        return self.class_folders
+        return self.classes
+
+    def label_of(self) -> dict[str, int]:
+        """The label that belongs to a class's name on disk."""
+        return {name: i for i, name in enumerate(self.classes or ())}
+
+    def labels(self, split: Split) -> np.ndarray | None:
+        """int64 (N,): each picture's index in ``class_names``, -1 for a folder that is none of them."""
+        return None if split == "predict" else self._labels(split)
+
+    def _labels(self, split: Split) -> np.ndarray:
+        label_of, listing = self.label_of(), self.listing(split)
+        return np.array([label_of.get(name, -1) for name in listing.classes], np.int64)[listing.labels]
 
     def dataset(self, split: Split) -> FolderDataset:
         """The pictures of one split. See `FolderDataset`; for ``predict`` there are no labels.
@@ -190,22 +236,15 @@ class ImageFolder(VisionDataModule):
         """
         if split == "predict":
             return self._predicted()
+        if self.classes is None:
+            raise self._no_root()
         problems = self.problems(split)
         if problems:
-            raise self.wrong_tree("; ".join(problems), self.folder(split))
+            raise self.refusal("; ".join(problems), split)
         for line in self.oddities(split):
             rank_zero_warn(line)
-        assert self.root is not None
         transform = self.train_transform if split == "train" else self.eval_transform
-        return FolderDataset(self.root, self.listing(split).names, self.labels(split), transform)
-
-    def labels(self, split: Split) -> np.ndarray | None:
-        """int64 (N,): each picture's index in ``class_names``, -1 for a folder that is none of them."""
-        if split == "predict":
-            return None
-        indices = {name: i for i, name in enumerate(self.class_folders or ())}
-        listing = self.listing(split)
-        return np.array([indices.get(name, -1) for name in listing.classes], np.int64)[listing.labels]
+        return FolderDataset(self.folder, self.listing(split).names, self.labels(split), transform)
 
     def _predicted(self) -> FolderDataset:
         if self.images is None:
@@ -215,74 +254,140 @@ class ImageFolder(VisionDataModule):
         transform = EvalTransform(self.eval_crop, self.resize or self.eval_crop, exif_orientation=True)
         return FolderDataset("", PackedStrings(paths), None, transform)
 
-    def folder(self, split: Split) -> str:
+    def problems(self, split: Split) -> list[str]:
+        """What keeps a split from being used, one line each: it is absent, empty or incomplete."""
+        if absent := self.absent(split):
+            return [f"{absent} for {split}"]
+        listing = self.listing(split)
+        if listing.missing:
+            pictures = some(listing.missing, "picture")
+            return [f"{self.title(split)} names {pictures} not in {self.folder}: unpack the archive once more"]
+        return [] if len(listing.names) else [f"{self.title(split)} holds no pictures"]
+
+    def oddities(self, split: Split) -> list[str]:
+        """What a user should know of a split that can be used, one line each."""
+        listing, title, lines = self.listing(split), self.title(split), []
+        if listing.loose:
+            lines.append(f"{title}: left out {some(listing.loose, 'file')} that lie in no class folder")
+        if listing.foreign:
+            kinds = some(listing.foreign, "file")
+            lines.append(f"{title}: left out {kinds} that are not pictures by their extension")
+        if listing.unlisted:
+            lines.append(f"left out {some(listing.unlisted, 'picture')} that no list names")
+        present = set(np.unique(self._labels(split)).tolist())
+        without = [name for i, name in enumerate(self.classes or ()) if i not in present]
+        if without:
+            lines.append(f"{title} has no pictures of {some(without, 'class', 'classes')}")
+        return lines
+
+    def refusal(self, problem: str, split: Split | None = None) -> DatasetError:
+        """The error for a tree that cannot be used: what was expected, drawn beside what was found.
+
+        Of a split that merely lacks pictures the problem's line says all.
+        """
+        problem = f"{type(self).__name__}: {problem}"
+        if split is not None and self.listing(split).missing:
+            return DatasetError(problem)
+        advice = self.advice(split)
+        drawn = f"expected\n{self.expected()}\nfound\n{tree(self.folder)}"
+        return DatasetError(f"{problem}\n{drawn}" + (advice and f"\n{advice}"))
+
+
+class ImageFolder(ClassificationData):
+    """Any tree ``root/{train,val,test}/<class>/<picture>``; classes are labelled in the order of their sorted names.
+
+    Folders below a class's folder are read too. Where there is no test folder, testing uses val. A tree may lack train
+    if it is only evaluated.
+
+    Args:
+        root: the dataset's folder. Only prediction can do without.
+        train_dir, val_dir, test_dir: names of the splits' folders.
+        **kwargs: see `ClassificationData`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train_dir: str = "train",
+        val_dir: str = "val",
+        test_dir: str = "test",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.folders: dict[Split, str] = {"train": train_dir, "val": val_dir, "test": test_dir}
+
+    def read_classes(self) -> list[str]:
+        """Names of the class folders, sorted: those of train, or of val where there is no train."""
+        for split, folder in self.folders.items():
+            path = os.path.join(self.root or "", folder)
+            if os.path.isdir(path):
+                with os.scandir(path) as scan:
+                    names = sorted(e.name for e in scan if not e.name.startswith(".") and e.is_dir())
+                if not names:
+                    raise self.refusal(f"{folder}/ holds no class folders", split)
+                return names
+        raise self.refusal("none of the splits' folders is there")
+
+    def split_folder(self, split: Split) -> str:
         """Name of the split's folder; test's is val's where there is none."""
         name = self.folders[split]
         if split == "test" and not os.path.isdir(os.path.join(self.root or "", name)):
             return self.folders["val"]
         return name
 
-    def listing(self, split: Split) -> Listing:
-        """What lies in the split's folder, read once; empty if there is no such folder."""
-        name = self.folder(split)
-        if name not in self._listings:
-            self._listings[name] = _list(self.root or "", name)
-        return self._listings[name]
+    def title(self, split: Split) -> str:
+        return f"{self.split_folder(split)}/"
+
+    def absent(self, split: Split) -> str:
+        there = os.path.isdir(os.path.join(self.root or "", self.split_folder(split)))
+        return "" if there else f"there is no {self.title(split)}"
+
+    def read_listing(self, split: Split) -> Listing:
+        return list_classes(self.root or "", self.split_folder(split))
 
     def problems(self, split: Split) -> list[str]:
-        """What keeps a split from being used, one line each: no pictures, empty or unknown classes."""
-        folder, listing, classes = self.folder(split), self.listing(split), self.class_folders
-        if not os.path.isdir(os.path.join(self.root or "", folder)):
-            return [f"there is no {folder}/ for {split}"]
-        if not listing.classes:
-            return [f"{folder}/ holds no class folders"]
-        if not len(listing.names):
-            return [f"{folder}/ holds no pictures"]
-        lines = []
-        unknown = sorted(set(listing.classes) - set(classes or ()))
+        """As ever, and empty or unknown classes."""
+        title, listing = self.title(split), self.listing(split)
+        if not self.absent(split) and not listing.classes:
+            return [f"{title} holds no class folders"]
+        lines = super().problems(split)
+        if lines:
+            return lines
+        unknown = sorted(set(listing.classes) - set(self.classes or ()))
         if unknown:
-            lines.append(f"{folder}/ has {_some(unknown, 'class', 'classes')} that {self.folders['train']}/ lacks")
+            lines.append(f"{title} has {some(unknown, 'class', 'classes')} that {self.folders['train']}/ lacks")
         empty = [name for name, count in zip(listing.classes, listing.counts, strict=True) if not count]
         if empty and split == "train":
-            lines.append(f"{folder}/ has {_some(empty, 'class folder', 'class folders')} without pictures")
+            lines.append(f"{title} has {some(empty, 'class folder', 'class folders')} without pictures")
         return lines
 
-    def oddities(self, split: Split) -> list[str]:
-        """What a user should know of a split that can be used, one line each."""
-        folder, listing, classes = self.folder(split), self.listing(split), self.class_folders
-        lines = []
-        if listing.loose:
-            lines.append(f"{folder}/: left out {_some(listing.loose, 'file')} that lie in no class folder")
-        if listing.foreign:
-            kinds = _some(listing.foreign, "file")
-            lines.append(f"{folder}/: left out {kinds} that are not pictures by their extension")
-        filled = {name for name, count in zip(listing.classes, listing.counts, strict=True) if count}
-        missing = [name for name in classes or () if name not in filled]
-        if missing and split != "train":
-            lines.append(f"{folder}/ has no pictures of {_some(missing, 'class', 'classes')}")
-        return lines
-
-    def wrong_tree(self, problem: str, folder: str) -> DatasetError:
-        """An error that shows the tree that was expected beside the one that was found."""
+    def expected(self) -> str:
         train, val = self.folders["train"], self.folders["val"]
-        root = self.root or ""
-        expected = f"  {root}/\n    {train}/<class>/<picture>.jpg\n    {val}/<class>/<picture>.jpg"
-        advice = self.advice(folder)
-        return DatasetError(
-            f"{type(self).__name__}: {problem}\nexpected\n{expected}\nfound\n{_tree(root)}" + (advice and f"\n{advice}")
-        )
+        return f"  {self.root}/\n    {train}/<class>/<picture>.jpg\n    {val}/<class>/<picture>.jpg"
 
-    def advice(self, folder: str) -> str:
-        """What to do about a split's folder that is not as expected, or nothing."""
+    def advice(self, split: Split | None) -> str:
         root = self.root or ""
-        if not folder and os.path.isdir(root):
+        if split is None and os.path.isdir(root):
             for name in sorted(os.listdir(root)):
                 if os.path.isdir(os.path.join(root, name, self.folders["train"])):
                     return f"Did you mean --data.root {os.path.join(root, name)}?"
         return ""
 
 
-def _list(root: str, folder: str) -> Listing:
+def compare_to_list(root: str, folder: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(names that are not there, pictures below ``root/folder`` that are not named), sorted, relative to ``root``."""
+    missing, unlisted = set(names), []
+    if os.path.isdir(os.path.join(root, folder)):
+        for name in walk_files(os.path.join(root, folder), folder):
+            if name in missing:
+                missing.remove(name)
+            elif is_image(name):
+                unlisted.append(name)
+    return sorted(missing), unlisted
+
+
+def list_classes(root: str, folder: str) -> Listing:
+    """What lies in ``root/folder/<class>/``; empty if there is no such folder."""
     top = os.path.join(root, folder)
     classes: list[str] = []
     loose: list[str] = []
@@ -305,13 +410,13 @@ def _list(root: str, folder: str) -> Listing:
     return Listing(classes, PackedStrings(names), labels, loose, foreign)
 
 
-def _some(names: list[str], one: str, many: str = "") -> str:
+def some(names: list[str], one: str, many: str = "") -> str:
     """How many there are, and the first of them."""
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{len(names)} {one if len(names) == 1 else many or one + 's'} ({shown})"
 
 
-def _tree(root: str) -> str:
+def tree(root: str) -> str:
     """Two levels of a folder, a few entries each."""
     if not os.path.isdir(root):
         there = "a file, not a folder" if os.path.exists(root) else "no such folder"

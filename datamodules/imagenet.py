@@ -8,6 +8,7 @@ from collections import Counter
 
 from torchvision.models import ResNet50_Weights
 
+from datamodules.base import Split
 from datamodules.image_folder import ImageFolder
 
 # A thousand of ImageNet's 22,000 wnids may be some other thousand: these are at known places among the ILSVRC's.
@@ -57,10 +58,11 @@ class ImageNet(ImageFolder):
 
     @property
     def class_names(self) -> list[str]:
-        folders = self.class_folders
+        folders = self.classes
         return imagenet_class_names() if folders is None or is_ilsvrc(folders) else folders
 
-    def advice(self, folder: str) -> str:
+    def advice(self, split: Split | None) -> str:
+        folder = "" if split is None else self.split_folder(split)
         path = os.path.join(self.root or "", folder)
         names = sorted(os.listdir(path))[:100] if folder and os.path.isdir(path) else []
         if any(re.match(r"ILSVRC2012_val_\d{8}\.", name) for name in names):
@@ -72,4 +74,4 @@ class ImageNet(ImageFolder):
         if any(name.endswith(".tar") for name in names):
             loop = 'for f in *.tar; do mkdir "${f%.tar}" && tar xf "$f" -C "${f%.tar}"; done'
             return f"Unpack the archives of the classes first: cd {path} && {loop}"
-        return super().advice(folder)
+        return super().advice(split)

@@ -39,14 +39,7 @@ def write_imagenet(
     Raises:
         ValueError: an argument is out of its range.
     """
-    for name, value, low, high in (
-        ("classes", classes, 2, len(CLASSES)),
-        ("train", train, 1, 100_000),
-        ("val", val, 1, 100_000),
-        ("size", size, 16, 1024),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low} to {high}, found {value}")
+    check_arguments(classes, len(CLASSES), train, val, size)
     names = CLASSES[:classes]
     for split_index, (split, count) in enumerate((("train", train), ("val", val))):
         for label, name in enumerate(names):
@@ -55,14 +48,28 @@ def write_imagenet(
             for i in range(count):
                 rng = np.random.default_rng((seed, split_index, label, i))
                 picture = draw_picture(name, label / classes, size, rng)
-                if (label * count + i) % GREY_EVERY == GREY_EVERY // 2:
-                    picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-                else:
-                    picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-                path = os.path.join(directory, f"{name}_{i:05d}.JPEG")
-                if not cv2.imwrite(path, picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-                    raise OSError(f"{path}: could not be written")
+                grey = (label * count + i) % GREY_EVERY == GREY_EVERY // 2
+                save(os.path.join(directory, f"{name}_{i:05d}.JPEG"), picture, grey)
     return sorted(names)
+
+
+def check_arguments(classes: int, most: int, train: int, val: int, size: int) -> None:
+    """Raises ValueError for the first argument of a writer that is out of its range; ``most`` is that of classes."""
+    for name, value, low, high in (
+        ("classes", classes, 2, most),
+        ("train", train, 1, 100_000),
+        ("val", val, 1, 100_000),
+        ("size", size, 16, 1024),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name}: expected {low} to {high}, found {value}")
+
+
+def save(path: str, picture: np.ndarray, grey: bool = False) -> None:
+    """Writes uint8 (H,W,3), RGB, as a JPEG, of one channel if ``grey``."""
+    stored = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
+    if not cv2.imwrite(path, stored, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+        raise OSError(f"{path}: could not be written")
 
 
 def draw_picture(name: str, hue: float, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -74,56 +81,69 @@ def draw_picture(name: str, hue: float, size: int, rng: np.random.Generator) -> 
         size: in pixels.
         rng: where all randomness comes from.
     """
-    texture, shape = name.split("_")
     longer = int(size * rng.uniform(1, 1.5))
     height, width = (size, longer) if rng.random() < 0.7 else (longer, size)
-    picture = _background(height, width, rng)
+    picture = background(height, width, rng)
     for _ in range(rng.integers(3, 8)):
-        _clutter(picture, rng)
+        clutter(picture, rng)
     radius = size * rng.uniform(0.22, 0.42)
     center = np.array([rng.uniform(0.8 * radius, side - 0.8 * radius) for side in (width, height)])
+    picture, _ = draw_object(picture, name, hue, center, radius, rng)
+    return with_noise(picture, rng)
+
+
+def draw_object(
+    picture: np.ndarray, name: str, hue: float, center: np.ndarray, radius: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One object of a class upon a picture, float (H,W,3): the new picture, and its mask, uint8 (H,W) of 0 and 255."""
+    texture, shape = name.split("_")
+    height, width = picture.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     _fill(mask, shape, center, radius, rng.uniform(0, 2 * math.pi))
-    first = _color((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.5, 1), rng.uniform(0.6, 1))
-    second = _color(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.0, 0.35))
+    first = color((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.5, 1), rng.uniform(0.6, 1))
+    second = color(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.0, 0.35))
     surface = np.where(_texture(texture, height, width, radius, rng)[..., None], first, second)
     surface = surface * rng.uniform(0.75, 1)
     alpha = cv2.GaussianBlur(mask, (3, 3), 0)[..., None] / 255
-    picture = picture * (1 - alpha) + surface * alpha
-    picture = picture + rng.normal(0, rng.uniform(2, 9), (height, width, 1))
+    return picture * (1 - alpha) + surface * alpha, mask
+
+
+def with_noise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Float (H,W,3) with a camera's grain, as uint8."""
+    picture = picture + rng.normal(0, rng.uniform(2, 9), (*picture.shape[:2], 1))
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _color(hue: float, saturation: float, value: float) -> np.ndarray:
+def color(hue: float, saturation: float, value: float) -> np.ndarray:
     hsv = np.array([[[hue * 360, saturation, value]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64) * 255
 
 
-def _any_color(rng: np.random.Generator) -> np.ndarray:
-    return _color(rng.random(), rng.uniform(0, 0.7), rng.uniform(0.2, 1))
+def any_color(rng: np.random.Generator) -> np.ndarray:
+    return color(rng.random(), rng.uniform(0, 0.7), rng.uniform(0.2, 1))
 
 
-def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """A gradient between two colours under soft blotches: float64 (H,W,3)."""
     y, x = np.mgrid[0:height, 0:width]
     angle = rng.uniform(0, 2 * math.pi)
     ramp = (math.cos(angle) * x / width + math.sin(angle) * y / height) / 2 + 0.5
     blotches = cv2.resize(rng.normal(0, 0.3, (5, 5)), (width, height), interpolation=cv2.INTER_CUBIC)
     mix = np.clip(ramp + blotches, 0, 1)[..., None]
-    return np.ascontiguousarray(_any_color(rng) * (1 - mix) + _any_color(rng) * mix)
+    return np.ascontiguousarray(any_color(rng) * (1 - mix) + any_color(rng) * mix)
 
 
-def _clutter(picture: np.ndarray, rng: np.random.Generator) -> None:
+def clutter(picture: np.ndarray, rng: np.random.Generator) -> None:
     """Draws a line or a small blot that belongs to no class."""
     height, width = picture.shape[:2]
-    color = tuple(_any_color(rng).tolist())
+    paint = tuple(any_color(rng).tolist())
     points = rng.integers(0, (width, height), (3, 2))
     if rng.random() < 0.5:
         thickness = int(rng.integers(1, max(2, height // 24) + 1))
-        cv2.line(picture, points[0].tolist(), points[1].tolist(), color, thickness, cv2.LINE_AA)
+        cv2.line(picture, points[0].tolist(), points[1].tolist(), paint, thickness, cv2.LINE_AA)
     else:
         axes = (rng.uniform(0.03, 0.1, 2) * min(height, width)).astype(int) + 1
-        cv2.ellipse(picture, points[0].tolist(), axes.tolist(), rng.uniform(0, 180), 0, 360, color, -1, cv2.LINE_AA)
+        cv2.ellipse(picture, points[0].tolist(), axes.tolist(), rng.uniform(0, 180), 0, 360, paint, -1, cv2.LINE_AA)
 
 
 def _fill(mask: np.ndarray, shape: str, center: np.ndarray, radius: float, turn: float) -> None:

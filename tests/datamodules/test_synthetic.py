@@ -76,6 +76,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert list(tmp_path.glob("**/.synthetic-*")) == []
 
 
+@pytest.mark.parametrize("layout", ["food101", "imagenet", "places365", "places365_easy"])
+def test_every_layout_is_drawn_anew_where_it_was(tmp_path: Path, layout: str) -> None:
+    """Files beside the folders too; the same arguments give the same files, others leave nothing of the first."""
+    drawn = []
+    for classes, seed in (("3", "0"), ("2", "1"), ("2", "1")):
+        assert main([layout, str(tmp_path / "x"), *SMALL, "--classes", classes, "--seed", seed]) == 0
+        files = {path.relative_to(tmp_path): path for path in sorted((tmp_path / "x").rglob("*")) if path.is_file()}
+        drawn.append({str(name): path.read_bytes() for name, path in files.items()})
+    assert drawn[1] == drawn[2]
+    assert drawn[1].keys() < drawn[0].keys()
+    same = {name for name in drawn[1] if drawn[0][name] == drawn[1][name]}
+    assert not any(name.endswith((".jpg", ".JPEG")) for name in same)
+
+
 def test_the_command_touches_nobody_elses_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "mine.txt").write_text("mine")
