@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
+from lightning_modules.schedules import Plateau
+
 OptimizerFactory = Callable[[Any], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
@@ -44,8 +46,8 @@ class VisionModule(pl.LightningModule):
 
     #: The metric that decides which checkpoint is the best, and which end of it is better: ("val/top1", "max").
     monitor: tuple[str, Literal["max", "min"]] | None = None
-    #: One name a class, where the system has classes.
-    class_names: list[str] | None = None
+    #: One name a class, where the system has classes; {attribute: names} where it has several attributes.
+    class_names: list[str] | dict[str, list[str]] | None = None
 
     def __init__(
         self,
@@ -144,6 +146,9 @@ class VisionModule(pl.LightningModule):
             # compute() has already joined the ranks; a second reduction would average equal values.
             self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == shown, batch_size=1)
         self.epoch_results[split] = {name: value for name, value in results.items() if value.numel() != 1}
+        if split == "val" and not self.trainer.sanity_checking and isinstance(plateau := self.lr_schedulers(), Plateau):
+            assert self.monitor is not None
+            plateau.observe(float(scalars[self.monitor[0]]), self.monitor[1])
 
     def _enter_evaluation(self) -> None:
         """Ranks enter evaluation with rank 0's batch statistics and then stay apart.
@@ -189,6 +194,8 @@ class VisionModule(pl.LightningModule):
         if isinstance(schedule, ReduceLROnPlateau):
             raise ValueError(
                 "ReduceLROnPlateau does not resume exactly (Lightning skips its update in the resumed epoch): "
-                "take a schedule from lightning_modules.schedules"
+                "take lightning_modules.schedules.Plateau"
             )
+        if isinstance(schedule, Plateau) and self.monitor is None:
+            raise ValueError(f"Plateau needs a metric to look at, and {type(self).__name__} names none as its monitor")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

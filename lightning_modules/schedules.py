@@ -1,4 +1,4 @@
-"""Learning-rate schedules that move once a step and know the length of the run.
+"""Learning-rate schedules: of the step and the length of the run, or of what validation measures (`Plateau`).
 
 A config names one as the model's ``schedule``; ``VisionModule`` calls it with (optimiser, total steps)::
 
@@ -6,17 +6,19 @@ A config names one as the model's ``schedule``; ``VisionModule`` calls it with (
 
 Each gives a factor, by which every parameter group's own rate is multiplied. During the first ``warmup_steps`` steps
 the factor is further multiplied by a line that rises to 1 (Goyal et al. 2017, section 2.2). The factor depends on the
-step alone, so that a resumed run goes on exactly.
+step alone, so that a resumed run goes on exactly; `Plateau`'s state is in the checkpoint.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 class _Schedule(LambdaLR):
@@ -128,3 +130,58 @@ class Staircase(_Schedule):
             return gamma ** (step * stairs // total)
 
         super().__init__(optimizer, total_steps, factor, warmup_steps)
+
+
+class Plateau(LRScheduler):
+    """Multiplied by ``factor`` when ``patience`` validations in a row have not improved the module's ``monitor``.
+
+    Keras's ReduceLROnPlateau. `VisionModule` calls `observe` at the end of each validation, before checkpoints are
+    written; torch's class of this name would be called later by Lightning, and not at all in a resumed epoch.
+
+    Args:
+        optimizer: the optimiser whose rates move.
+        total_steps: steps of the whole run, on which nothing depends here.
+        factor: what the rate is multiplied by.
+        patience: validations without an improvement; counted anew after each reduction.
+        threshold: what is gained by less is no improvement.
+        minimum: least factor, as a fraction of the optimiser's own rate.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        factor: float = 0.1,
+        patience: int = 12,
+        threshold: float = 1e-4,
+        minimum: float = 0.0,
+    ) -> None:
+        if not (0 < factor < 1 and patience >= 1 and threshold >= 0 and 0 <= minimum < 1):
+            raise ValueError(
+                "Plateau: expected factor and minimum of 0 to 1, patience of 1 or more and threshold of 0 or more, "
+                f"found {factor}, {minimum}, {patience} and {threshold}"
+            )
+        self.factor, self.patience, self.threshold, self.minimum = factor, patience, threshold, minimum
+        self.scale, self.best, self.waited = 1.0, math.nan, 0
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Each group's rate now."""
+        return [rate * self.scale for rate in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has happened so far. The arguments are not in it, so that a resumed run takes those that it is given."""
+        arguments = ("factor", "patience", "threshold", "minimum")
+        return {key: value for key, value in super().state_dict().items() if key not in arguments}
+
+    def observe(self, value: float, better: Literal["max", "min"]) -> None:
+        """Takes what the validation measured; the rates change at once. A value that is nan is no improvement."""
+        gain = value - self.best if better == "max" else self.best - value
+        if gain > self.threshold or (math.isnan(self.best) and not math.isnan(value)):
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.waited, self.scale = 0, max(self.minimum, self.scale * self.factor)
+            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = rate

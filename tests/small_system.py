@@ -20,7 +20,7 @@ from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.metrics_file import MetricsFile, read_metrics
 from callbacks.resume import LastCheckpoint, StepSeed
 from datamodules.base import Split, VisionDataModule
-from lightning_modules.base import VisionModule
+from lightning_modules.base import ScheduleFactory, VisionModule
 from lightning_modules.schedules import Cosine
 
 
@@ -71,11 +71,12 @@ class SmallNet(VisionModule):
 
     monitor = ("val/accuracy", "max")
 
-    def __init__(self, norm: bool = True, dropout: float = 0.3) -> None:
+    def __init__(self, norm: bool = True, dropout: float = 0.3, schedule: ScheduleFactory | None = None) -> None:
         super().__init__(
-            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), schedule=lambda o, n: Cosine(o, n, 3)
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+            schedule=schedule or (lambda o, n: Cosine(o, n, 3)),
         )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["schedule"])
         self.network = nn.Sequential(
             nn.Conv2d(3, 4, 3),
             nn.BatchNorm2d(4) if norm else nn.Identity(),

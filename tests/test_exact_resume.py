@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
+from callbacks.early_stopping import EarlyStop
+from lightning_modules.schedules import Plateau
 from tests.small_system import differences, fit, outcome
 
 CASES: dict[str, dict[str, Any]] = {
@@ -19,6 +22,17 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation and validation in mid-epoch": {"accumulate_grad_batches": 2, "val_check_interval": 3},
     "ema": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)], "val_check_interval": 0.5},
     "balanced sampling": {"data": {"train": 23, "sampling": "balanced"}},
+    # The rate falls several times, then the run stops early: neither may depend on where it was resumed.
+    "plateau and early stopping": {
+        "model": {"schedule": partial(Plateau, factor=0.5, patience=1)},
+        "callbacks": lambda: [EarlyStop("val/accuracy", "max", patience=3)],
+        "max_epochs": 9,
+        "every_n_steps": 2,
+    },
+    "plateau, validation in mid-epoch": {
+        "model": {"schedule": partial(Plateau, factor=0.5, patience=1)},
+        "val_check_interval": 0.5,
+    },
     "max_steps within an epoch": {"max_epochs": -1, "max_steps": 10},
     "clipping, no sanity check, last batch dropped": {
         "gradient_clip_val": 0.5,
@@ -46,6 +60,19 @@ def resume_from_each(tmp_path: Path, every: int, resumed: dict[str, Any], **opti
 @pytest.mark.parametrize("case", CASES)
 def test_resume_from_every_checkpoint(tmp_path: Path, case: str) -> None:
     resume_from_each(tmp_path, every=1, resumed={}, **CASES[case])
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    """Its last checkpoint was written after the decision: resumed from it, not a step is added."""
+    options: dict[str, Any] = {
+        "model": {"schedule": partial(Plateau, patience=1)},
+        "callbacks": lambda: [EarlyStop("val/accuracy", "max", patience=2)],
+        "max_epochs": 30,
+    }
+    trainer = fit(tmp_path / "whole", **options)
+    assert 2 < trainer.current_epoch < 30
+    final = max((tmp_path / "whole" / "checkpoints").glob("step=*.ckpt"))
+    assert fit(tmp_path / "more", resume=final, **options).global_step == trainer.global_step
 
 
 def test_resume_with_other_workers(tmp_path: Path) -> None:

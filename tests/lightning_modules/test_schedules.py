@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR, StepLR
 
 from lightning_modules.base import VisionModule
-from lightning_modules.schedules import Cosine, Polynomial, Staircase, Step
+from lightning_modules.schedules import Cosine, Plateau, Polynomial, Staircase, Step
 
 STEPS = 40
 
@@ -84,6 +84,48 @@ def test_resumes_through_a_weights_only_checkpoint(schedule):
         assert [group["lr"] for group in sgd.param_groups] == whole[step].tolist()
         sgd.step()
         second.step()
+
+
+@pytest.mark.parametrize("better", ["min", "max"])
+def test_plateau_reduces_after_so_many_validations_without_gain(better):
+    sgd = optimizer()
+    plateau = Plateau(sgd, STEPS, factor=0.1, patience=2, threshold=0.01, minimum=0.05)
+    sign = 1 if better == "max" else -1
+    seen = []
+    for value in [1, 2, 2.005, 3, float("nan"), 2, 2.5, 2.6, 2.7, 4]:
+        plateau.observe(sign * value, better)
+        for _ in range(3):  # steps between validations change nothing
+            sgd.step()
+            plateau.step()
+        seen.append([round(group["lr"] / start, 9) for group, start in zip(sgd.param_groups, (0.1, 0.5), strict=True)])
+    assert [a for a, _ in seen] == [b for _, b in seen] == [1, 1, 1, 1, 1, 0.1, 0.1, 0.05, 0.05, 0.05]
+
+
+def test_plateau_goes_on_from_a_checkpoint():
+    def observed(values, saved=None):
+        sgd = optimizer()
+        plateau = Plateau(sgd, STEPS, patience=2)
+        if saved:
+            sgd.load_state_dict(saved[0])
+            plateau.load_state_dict(saved[1])
+        for value in values:
+            plateau.observe(value, "min")
+            plateau.step()
+        return sgd.state_dict(), plateau.state_dict()
+
+    values = [3.0, 2.0, 2.5, 2.4, 2.3, 1.0, 1.5, 1.4]
+    whole = observed(values)
+    assert whole[0]["param_groups"][0]["lr"] == pytest.approx(0.001)
+    for i in range(1, len(values)):
+        file = io.BytesIO()
+        torch.save(observed(values[:i]), file)
+        file.seek(0)
+        assert observed(values[i:], torch.load(file, weights_only=True)) == whole
+
+
+def test_plateau_refuses_what_is_out_of_range():
+    with pytest.raises(ValueError, match="factor and minimum of 0 to 1"):
+        Plateau(optimizer(), STEPS, factor=1.5)
 
 
 def parse(*args):
