@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parent
 RUNS = Path("runs")
 # What a run's config.yaml holds for its own command only, and what must not be carried to the next one.
 NOT_INHERITED = ("ckpt_path", "weights_only", "verbose", "return_predictions", "resume")
+# What a model takes from its data, where both know it.
+LINKED = ("num_classes", "class_names", "attributes", "ingredient_names")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -105,7 +107,7 @@ class VisionCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(Pictures, "pictures")
         if not self._predicting:
-            for name in ("num_classes", "class_names"):
+            for name in LINKED:
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
@@ -144,7 +146,8 @@ class VisionCLI(LightningCLI):
             self.run_folder = Path(path).parent.parent
         if args[0] == "predict":
             hparams = self.resumed.get("hyper_parameters", {})
-            own = {name: hparams[name] for name in ("num_classes", "class_names") if name in hparams}
+            # Lightning notes a link even where the model has no such argument, with the little that its data knew.
+            own = {name: hparams[name] for name in LINKED if hparams.get(name)}
             base.get("model", {}).setdefault("init_args", {}).update(own)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
             yaml.safe_dump(base, file, sort_keys=False)
@@ -162,7 +165,7 @@ class VisionCLI(LightningCLI):
             hparams.pop("_instantiator", None)
             class_path = hparams.pop("_class_path", None)
             if class_path:
-                linked = ("num_classes", "class_names") if key == "model" else ()
+                linked = LINKED if key == "model" else ()
                 init = {k: v for k, v in hparams.items() if k not in linked}
                 config[key] = {"class_path": class_path, "init_args": init}
         return config

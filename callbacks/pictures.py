@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,9 @@ from torch import Tensor
 GREEN, RED, BLUE = (22, 135, 62), (200, 35, 40), (62, 110, 190)
 INK, PAPER, BAR_BED = (28, 30, 34), (255, 255, 255), (236, 238, 241)
 TILE = 256  # pixels, the width of one picture on a contact sheet
+WIDE_TILE = 384  # the same, where two names stand beside each other below it
 TOP = 5
+NOTHING = "\N{EN DASH}"
 
 
 class Pictures(pl.Callback):
@@ -89,10 +91,13 @@ class Pictures(pl.Callback):
             log_to_wandb(trainer, {f"{split}/pictures": sheet, f"{split}/predictions": _table(samples, names)})
 
 
-def draw_sample(
-    image: Image.Image, prediction: Any, truth: dict[str, Any], class_names: Sequence[str] | None
-) -> Image.Image | None:
-    """The drawing that belongs to the prediction's keys, for a sheet; None where there is none."""
+def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], class_names: Any) -> Image.Image | None:
+    """The drawing that belongs to the prediction's keys, for a sheet; None where there is none.
+
+    ``class_names`` is the module's: a list, {attribute: list} or None.
+    """
+    if is_attributes(prediction):
+        return draw_attributes(fit(image, WIDE_TILE), prediction, truth, class_names)
     if isinstance(prediction, dict) and "probabilities" in prediction:
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
     return None
@@ -115,7 +120,7 @@ def draw_classification(
     label = truth.get("label")
     best = top_classes(prediction["probabilities"], class_names)
     width = max(image.width, 224)
-    size = max(13, min(28, round(width / 20)))
+    size = max(13, min(40, round(width / 20)))
     font, pad, row = load_font(size), round(size * 0.4), round(size * 1.5)
     headline = 0 if label is None else row + pad // 2
     canvas = Image.new("RGB", (width, image.height + headline + row * len(best) + 2 * pad), PAPER)
@@ -141,6 +146,87 @@ def draw_classification(
         draw.text((box[2] - pad, middle), percent, fill=INK, font=font, anchor="rm")
         y += row
     return canvas
+
+
+def is_attributes(prediction: Any) -> bool:
+    """Whether it is ``{"attributes": {name: probabilities (C,)}}``, with or without ``"ingredients": (V,)``."""
+    return isinstance(prediction, dict) and "attributes" in prediction
+
+
+def draw_attributes(
+    image: Image.Image,
+    prediction: dict[str, Any],
+    truth: dict[str, Any],
+    class_names: Mapping[str, Sequence[str]] | None,
+) -> Image.Image:
+    """The picture, below it a line for each attribute: its name, the truth after GT, the prediction after PD.
+
+    A right prediction is green, a wrong one red, one without a truth black; a missing truth is a dash. The probability
+    takes the truth's place where there are no labels at all. Ingredients have a line for GT and one for PD. The picture
+    keeps its size, the text is scaled to it.
+
+    Args:
+        image: RGB.
+        prediction: see `is_attributes`.
+        truth: ``labels`` {name: int, negative where missing} and ``ingredients`` uint8 (V,) of 0, 1 and 255 (missing),
+            or nothing.
+        class_names: {name: C names, "ingredients": V names}; None shows the numbers.
+    """
+    width = max(image.width, 256)
+    size = max(11, min(28, round(width / 25)))
+    font, pad, row = load_font(size), round(size * 0.5), round(size * 1.5)
+    columns = (pad, round(width * 0.3), round(width * 0.65), width)
+    lines = []
+    for name, (best, index) in attribute_choices(prediction, truth, class_names).items():
+        _, chosen, probability = best
+        cells = [(columns[0], columns[1], name.capitalize(), INK)]
+        if "labels" in truth:
+            colour = INK if index is None else GREEN if best[0] == index else RED
+            label = NOTHING if index is None else class_name(index, (class_names or {}).get(name))
+            cells += [(columns[1], columns[2], f"GT: {label}", INK), (columns[2], columns[3], f"PD: {chosen}", colour)]
+        else:
+            cells.append((columns[1], columns[3], f"PD: {chosen} {100 * probability:.0f}%", INK))
+        lines.append(cells)
+    if "ingredients" in prediction:
+        listed = [("PD", [name for name, _ in likely_ingredients(prediction["ingredients"], class_names)])]
+        if "ingredients" in truth:
+            listed.insert(0, ("GT", true_ingredients(truth["ingredients"], class_names)))
+        for k, (word, names) in enumerate(listed):
+            title = [] if k else [(columns[0], columns[1], "Ingredients", INK)]
+            lines.append([*title, (columns[1], columns[3], f"{word}: {', '.join(names) or NOTHING}", INK)])
+    canvas = Image.new("RGB", (width, image.height + row * len(lines) + 2 * pad), PAPER)
+    canvas.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    for k, line in enumerate(lines):
+        y = image.height + pad + k * row + row // 2
+        for left, right, text, colour in line:
+            draw.text((left, y), shorten(text, font, right - left - pad), fill=colour, font=font, anchor="lm")
+    return canvas
+
+
+def attribute_choices(
+    prediction: dict[str, Any], truth: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None
+) -> dict[str, tuple[tuple[int, str, float], int | None]]:
+    """{attribute: ((class, name, probability) of the most probable one, true class or None where missing)}."""
+    choices = {}
+    for name, probabilities in prediction["attributes"].items():
+        label = int(truth.get("labels", {}).get(name, -1))
+        best = top_classes(probabilities, (class_names or {}).get(name), 1)[0]
+        choices[name] = best, label if label >= 0 else None
+    return choices
+
+
+def likely_ingredients(
+    probabilities: Tensor, class_names: Mapping[str, Sequence[str]] | None
+) -> list[tuple[str, float]]:
+    """(name, probability) of those from .5 on, the most probable first."""
+    ranked = top_classes(probabilities, (class_names or {}).get("ingredients"), len(probabilities))
+    return [(name, probability) for _, name, probability in ranked if probability >= 0.5]
+
+
+def true_ingredients(present: Tensor, class_names: Mapping[str, Sequence[str]] | None) -> list[str]:
+    """Names of those that are marked 1 in (V,)."""
+    return [class_name(i, (class_names or {}).get("ingredients")) for i in (present == 1).nonzero().flatten().tolist()]
 
 
 def top_classes(
@@ -180,7 +266,8 @@ def _sample(value: Any, i: int) -> Any:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """uint8 (3,H,W) to a PIL picture."""
+    """uint8 (3,H,W), or grey (1,H,W), to an RGB PIL picture."""
+    image = image.expand(3, -1, -1)
     return Image.fromarray(image.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
@@ -237,7 +324,9 @@ def log_to_wandb(trainer: pl.Trainer, values: dict[str, Any]) -> None:
         logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def _table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Sequence[str] | None) -> Any:
+def _table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Any) -> Any:
+    if samples and is_attributes(samples[0][1]):
+        return _attribute_table(samples, class_names)
     rows = []
     for image, prediction, truth in samples:
         if not isinstance(prediction, dict) or "probabilities" not in prediction or "label" not in truth:
@@ -247,6 +336,28 @@ def _table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Seque
         cells = [to_picture(image), class_name(label, class_names), name, probability, index == label]
         rows.append([str(truth.get("id", "")), *cells])
     return ["id", "image", "truth", "top-1", "probability", "right"], rows
+
+
+def _attribute_table(
+    samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Mapping[str, Sequence[str]] | None
+) -> Any:
+    rows = []
+    columns = ["id", "image"]
+    for name in samples[0][1]["attributes"]:
+        columns += [f"{name} truth", f"{name} predicted", f"{name} probability", f"{name} right"]
+    if with_ingredients := "ingredients" in samples[0][1]:
+        columns += ["ingredients truth", "ingredients predicted"]
+    for image, prediction, truth in samples:
+        cells: list[Any] = [str(truth.get("id", "")), to_picture(image)]
+        for name, ((chosen, text, probability), label) in attribute_choices(prediction, truth, class_names).items():
+            known = None if label is None else class_name(label, (class_names or {}).get(name))
+            cells += [known, text, probability, None if label is None else chosen == label]
+        if with_ingredients:
+            present = truth.get("ingredients")
+            cells.append(None if present is None else ", ".join(true_ingredients(present, class_names)))
+            cells.append(", ".join(name for name, _ in likely_ingredients(prediction["ingredients"], class_names)))
+        rows.append(cells)
+    return columns, rows
 
 
 @contextmanager

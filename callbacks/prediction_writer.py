@@ -1,11 +1,12 @@
-"""`train.py predict`: every picture annotated, and its five most probable classes as JSON and CSV."""
+"""`train.py predict`: every picture annotated, and what was predicted as JSON and CSV."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,18 @@ import pytorch_lightning as pl
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from callbacks.pictures import TOP, draw_classification, harmless, samples_of, to_picture, top_classes
+from callbacks.faces import FACE_COLUMNS, draw_faces, face_rows, faces_record, is_faces
+from callbacks.pictures import (
+    TOP,
+    draw_attributes,
+    draw_classification,
+    harmless,
+    is_attributes,
+    likely_ingredients,
+    samples_of,
+    to_picture,
+    top_classes,
+)
 
 LONG_SIDE = 1280  # pixels
 PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr")
@@ -31,7 +43,10 @@ class PredictionWriter(pl.Callback):
       neighbours from different ranks may change places.
 
     A line of JSON: ``{"file": path, "annotated": path in the run folder, "predictions": [{"label", "class",
-    "probability"} x 5]}``.
+    "probability"} x 5]}``. Of a photograph with faces ``faces`` takes the place of ``predictions``: a list of
+    ``{"box": [x1, y1, x2, y2], "aligned", "predictions"}``, in the CSV one row a face. What a picture lacks is said by
+    its ``remark`` and counted at the end. Of attributes it is ``attributes``, ``{name: predictions}``, and
+    ``ingredients``, a list of ``{"name", "probability"}``; in the CSV one column each and its probability.
 
     Args:
         folder: the pictures' folder, to which their paths are relative; None takes the datamodule's ``images``.
@@ -61,7 +76,8 @@ class PredictionWriter(pl.Callback):
         folder = self.folder or getattr(getattr(trainer, "datamodule", None), "images", None)
         names = getattr(pl_module, "class_names", None)
         for image, prediction, truth in samples_of(outputs, batch, len(batch["id"])):
-            if not isinstance(prediction, dict) or "probabilities" not in prediction:
+            record = record_of(prediction, names)
+            if record is None:
                 if "kind" not in self._told:
                     self._told.add("kind")
                     print("predictions: this kind of prediction is not written", flush=True)
@@ -69,11 +85,10 @@ class PredictionWriter(pl.Callback):
             source = str(truth["id"])
             target = Path("predictions") / annotated_name(source, folder)
             with harmless("annotated pictures", self._told):
-                picture = draw_classification(read_original(source, image), prediction, {}, names)
+                picture = annotate(read_original(source, image), image, prediction, names)
                 (run / target).parent.mkdir(parents=True, exist_ok=True)
                 picture.save(run / target, quality=92)
-            record = classification_record(prediction["probabilities"], names)
-            line = {"file": source, "annotated": target.as_posix(), "predictions": record}
+            line = {"file": source, "annotated": target.as_posix(), **record}
             self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
 
@@ -82,8 +97,10 @@ class PredictionWriter(pl.Callback):
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
             run = Path(trainer.default_root_dir)
-            count = merge_parts(run, trainer.world_size)
+            count, remarks = merge_parts(run, trainer.world_size)
             print(f"{count} pictures: {run}/predictions.json, predictions.csv, predictions/", flush=True)
+            for remark, times in remarks.items():
+                print(f"{remark} in {times} of {count} pictures", flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._close()
@@ -97,9 +114,52 @@ class PredictionWriter(pl.Callback):
             self._lines = None
 
 
+def record_of(prediction: Any, class_names: Any) -> dict[str, Any] | None:
+    """What a line of JSON says of a picture beside its files' names; None for a kind that is not written."""
+    if is_attributes(prediction):
+        return attributes_record(prediction, class_names)
+    if is_faces(prediction):
+        return faces_record(prediction, class_names)
+    if isinstance(prediction, dict) and "probabilities" in prediction:
+        return {"predictions": classification_record(prediction["probabilities"], class_names)}
+    return None
+
+
+def annotate(picture: Image.Image, image: Tensor, prediction: dict[str, Any], class_names: Any) -> Image.Image:
+    """The picture as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw."""
+    if is_faces(prediction):
+        return draw_faces(picture, prediction, class_names, image.shape[-1])
+    if is_attributes(prediction):
+        return draw_attributes(picture, prediction, {}, class_names)
+    return draw_classification(picture, prediction, {}, class_names)
+
+
 def classification_record(probabilities: Tensor, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
     """The five most probable classes, best first."""
     return [{"label": i, "class": name, "probability": p} for i, name, p in top_classes(probabilities, class_names)]
+
+
+def attributes_record(prediction: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
+    """``attributes``: {name: its five most probable classes}; ``ingredients`` from a probability of .5 on."""
+    names = class_names or {}
+    attributes = prediction["attributes"].items()
+    record: dict[str, Any] = {"attributes": {k: classification_record(p, names.get(k)) for k, p in attributes}}
+    if "ingredients" in prediction:
+        likely = likely_ingredients(prediction["ingredients"], class_names)
+        record["ingredients"] = [{"name": name, "probability": probability} for name, probability in likely]
+    return record
+
+
+def attribute_row(record: dict[str, Any]) -> tuple[list[str], list[Any]]:
+    """The columns of predictions.csv, the file's name left out, and a picture's row under them."""
+    columns, cells = [], []
+    for name, items in record["attributes"].items():
+        columns += [name, f"{name}_probability"]
+        cells += [items[0]["class"], repr(items[0]["probability"])]
+    if "ingredients" in record:
+        columns.append("ingredients")
+        cells.append(", ".join(item["name"] for item in record["ingredients"]))
+    return columns, cells
 
 
 def part_path(run: Path, rank: int) -> Path:
@@ -107,28 +167,47 @@ def part_path(run: Path, rank: int) -> Path:
     return run / f"predictions.rank{rank}.jsonl"
 
 
-def merge_parts(run: Path, world_size: int) -> int:
-    """Joins the ranks' parts into predictions.json and predictions.csv, removes them, and returns the count."""
-    count = 0
-    header = ["file", *(f"{key}{k}" for k in range(1, TOP + 1) for key in ("class", "probability"))]
+def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The columns of predictions.csv, the file's name left out, and a picture's rows under them."""
+    if "attributes" in record:
+        columns, row = attribute_row(record)
+        return columns, [row]
+    faces = "faces" in record
+    columns = [f"{key}{k}" for k in range(1, TOP + 1) for key in ("class", "probability")]
+    rows = []
+    for first, items in face_rows(record) if faces else [([], record["predictions"])]:
+        cells = [cell for item in items for cell in (item["class"], repr(item["probability"]))]
+        rows.append([*first, *cells, *[""] * (len(columns) - len(cells))])
+    return [*(FACE_COLUMNS if faces else []), *columns], rows
+
+
+def merge_parts(run: Path, world_size: int) -> tuple[int, Counter[str]]:
+    """Joins the ranks' parts into predictions.json and predictions.csv, and removes them.
+
+    Returns:
+        How many pictures there are, and of how many of them there is which remark.
+    """
+    count, remarks = 0, Counter[str]()
     with (
         open(run / "predictions.json", "w", encoding="utf-8") as as_json,
         # A file name may hold bytes that are no UTF-8; they are written as they are.
         open(run / "predictions.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as as_csv,
     ):
         table = csv.writer(as_csv, lineterminator="\n")
-        table.writerow(header)
         as_json.write("[")
         for line in _interleaved(run, world_size):
             as_json.write((",\n" if count else "\n") + line)
             record = json.loads(line)
-            cells = [cell for item in record["predictions"] for cell in (item["class"], repr(item["probability"]))]
-            table.writerow([record["file"], *cells, *[""] * (len(header) - 1 - len(cells))])
+            columns, rows = table_rows(record)
+            if not count:
+                table.writerow(["file", *columns])
+            table.writerows([record["file"], *row] for row in rows)
+            remarks.update([record["remark"]] if "remark" in record else [])
             count += 1
         as_json.write("\n]\n")
     for rank in range(world_size):
         part_path(run, rank).unlink()
-    return count
+    return count, remarks
 
 
 def _interleaved(run: Path, world_size: int) -> Iterator[str]:

@@ -3,5 +3,9 @@
 
 def import_all() -> None:
     """Imports every datamodule, so that ``--data NAME`` finds it by its short name."""
+    import datamodules.fer2013
+    import datamodules.food101
     import datamodules.image_folder
-    import datamodules.imagenet  # noqa: F401
+    import datamodules.imagenet
+    import datamodules.places365
+    import datamodules.yummly  # noqa: F401

@@ -8,7 +8,9 @@ A batch is a dict. Images travel as uint8 and are normalised on the device by th
 case                  keys
 ====================  =========================================================================================
 all                   ``image`` uint8 (B,3,H,W), or a list of (3,H,W) where sizes differ; ``id`` list[str]
-classification        ``label`` int64 (B,), or ``labels`` {attribute: int64 (B,)} with -100 where missing
+classification        ``label`` int64 (B,), or ``labels`` {attribute: int64 (B,)} with -100 where missing and
+                      ``ingredients`` uint8 (B,V) of 0 and 1, a row of 255 where missing;
+                      emotion's ``image`` are grey faces, uint8 (B,1,H,W), but whole photographs in prediction
 detection             ``target`` list of {boxes float32 (N,4) xyxy pixels, labels int64 (N,), difficult bool (N,)};
                       instance segmentation adds masks uint8 (N,H,W)
 segmentation          ``mask`` int64 (B,H,W), 255 = void, and ``original_mask`` (list) in evaluation
@@ -294,6 +296,9 @@ class VisionDataModule(pl.LightningDataModule):
             its length. See `EpochSampler`.
     """
 
+    #: Samples a step in prediction, where a subclass reads pictures at their full size; None: as in evaluation.
+    predict_batch_size: int | None = None
+
     def __init__(
         self,
         batch_size: int = 32,
@@ -366,6 +371,8 @@ class VisionDataModule(pl.LightningDataModule):
             local = trainer.num_devices if trainer else 1
             workers = max(1, min(8, len(os.sched_getaffinity(0)) // local)) if sys.platform == "linux" else 0
         batch_size = self.batch_size if training else self.eval_batch_size
+        if split == "predict":
+            batch_size = self.predict_batch_size or batch_size
         if training and self.drop_last and len(sampler) < batch_size:
             raise ValueError(f"batch_size {batch_size} is larger than a rank's {len(sampler)} samples: lower it")
         return ResumingLoader(

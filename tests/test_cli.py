@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,13 @@ import yaml
 
 import cli
 from callbacks.metrics_file import read_metrics
+from datamodules.fer2013 import EMOTIONS
+from datamodules.synthetic.fer2013 import write_fer2013
+from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.places365 import write_places365
+from datamodules.synthetic.yummly import write_yummly
+from lightning_modules.classification.image_classifier import build_network
 from tests.callbacks.wandb_reader import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -259,23 +266,101 @@ def test_wandb_gets_everything(data: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # The networks that refuse 64 pixels, and the least that they take.
-SMALL_INPUTS = {"inception_v3_imagenet": "299", "alexnet2012_imagenet": "227"}
+SMALL_INPUTS = {"inception_v3_imagenet": "299", "alexnet2012_imagenet": "227", "inception_v3_food101": "299"}
+
+
+@pytest.fixture(scope="module")
+def roots(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A root for each datamodule that a config names."""
+    roots = {"ImageFolder": data, "ImageNet": data}
+    for name, write in (("Food101", write_food101), ("Places365", write_places365)):
+        roots[name] = tmp_path_factory.mktemp(name)
+        write(str(roots[name]), classes=3, train=4, val=2, size=32)
+    roots["FER2013"] = tmp_path_factory.mktemp("FER2013")
+    write_fer2013(str(roots["FER2013"]), train=4, val=2)
+    roots["Yummly28K"] = tmp_path_factory.mktemp("Yummly28K")
+    write_yummly(str(roots["Yummly28K"]), classes=3, train=10, val=4, size=32)
+    return roots
 
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "classification").glob("*.yaml")))
-def test_every_config_trains_on_generated_data(config: str, data: Path) -> None:
+def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Path], tmp_path: Path) -> None:
     text = yaml.safe_load((ROOT / "configs" / "classification" / f"{config}.yaml").read_text())
     assert text["experiment"] == config
-    cifar = "cifar" in config or config == "demo"
+    own_size = "cifar" in config or "fer2013" in config or config == "demo"
     side = SMALL_INPUTS.get(config, "64")
-    size = [] if cifar else ["--data.image_size", side, "--data.eval_crop", side, "--data.resize", "320"]
+    size = [] if own_size else ["--data.image_size", side, "--data.eval_crop", side, "--data.resize", "320"]
+    weights: list[str] = []
+    if text["model"]["init_args"].get("weights"):  # in place of torchvision's: the same network, for 1000 classes
+        weights = ["--model.weights", str(tmp_path / "weights.pth")]
+        torch.save(build_network(text["model"]["init_args"]["network"], 1000).state_dict(), weights[1])
     cli.run([
-        "fit", "--config", str(ROOT / "configs" / "classification" / f"{config}.yaml"), *QUICK, *size,
-        "--data.root", str(data), "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.max_epochs", "1",
+        "fit", "--config", str(ROOT / "configs" / "classification" / f"{config}.yaml"), *QUICK, *size, *weights,
+        "--data.root", str(roots[text["data"]["class_path"]]), "--data.batch_size", "4",
+        "--data.eval_batch_size", "4", "--trainer.max_epochs", "1",
         "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
         "--trainer.log_every_n_steps", "1", "--trainer.enable_checkpointing", "false",
     ])  # fmt: skip
     (run,) = Path("runs", config).iterdir()
     rows = read_metrics(run / "metrics.csv")
     assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
-    assert any("val/top1" in row for row in rows)
+    assert any(("val/mean_macro_f1" if "yummly" in config else "val/top1") in row for row in rows)
+
+
+def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that was trained on grey faces is given photographs of two people, of one and of nobody."""
+    config = str(ROOT / "configs" / "classification" / "mini_xception_fer2013.yaml")
+    data = roots["FER2013"]
+    cli.run([
+        "fit", "--config", config, *QUICK, "--data.root", str(data), "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "1", "--trainer.num_sanity_val_steps", "0",
+    ])  # fmt: skip
+    (best,) = Path("runs/mini_xception_fer2013").glob("*/checkpoints/best.ckpt")
+    assert list(best.parent.parent.glob("pictures/val_step=*.png"))
+    cli.run(["predict", *QUICK, "--ckpt_path", str(best), "--data.images", str(data / "photographs")])
+    (run,) = Path("runs/mini_xception_fer2013").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert [len(record["faces"]) for record in records] == [0, 0, 1, 1, 2, 2]
+    assert all(face["aligned"] for record in records for face in record["faces"])
+    assert records[-1]["faces"][0]["predictions"][0]["class"] in EMOTIONS
+    assert "no face found in 2 of 6 pictures" in capsys.readouterr().out
+
+
+def test_attributes_are_predicted_from_the_checkpoint_alone(
+    roots: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The names of attributes, classes and ingredients come from the data in training, from the checkpoint after it."""
+    cli.run([
+        "fit", "--model", "AttributeClassifier", "--model.network", "resnet20_cifar", "--model.width", "2",
+        "--model.channels", "4", "--data", "Yummly28K", "--data.image_size", "16", "--data.ingredients", "5", *QUICK,
+        "--data.root", str(roots["Yummly28K"]), "--trainer.max_epochs", "1", "--experiment", "attributes",
+    ])  # fmt: skip
+    (best,) = Path("runs/attributes").glob("*/checkpoints/best.ckpt")
+    assert list(best.parent.parent.glob("pictures/val_step=*.png"))
+    shutil.copy(best, tmp_path / "alone.ckpt")
+    pictures = str(roots["Yummly28K"] / "Yummly28K" / "images27638")
+    cli.run(["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--data.images", pictures])
+    (run,) = Path("runs").glob("*/*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert len(records) == 42
+    assert {name: len(items) for name, items in records[0]["attributes"].items()} == {
+        "cuisine": 3, "course": 4, "taste": 5,
+    }  # fmt: skip
+    assert {item["class"] for item in records[0]["attributes"]["cuisine"]} == {"American", "Chinese", "Mexican"}
+    assert all(set(record) == {"file", "annotated", "attributes", "ingredients"} for record in records)
+    line = refusal(
+        [
+            "fit",
+            "--model",
+            "AttributeClassifier",
+            "--data",
+            "ImageFolder",
+            "--data.root",
+            str(roots["ImageFolder"]),
+            *QUICK,
+        ],
+        capsys,
+    )
+    assert "attributes: expected one or more" in line
+    line = refusal(["fit", *TINY, "--data", "Yummly28K", "--data.root", str(roots["Yummly28K"]), *QUICK], capsys)
+    assert "num_classes: expected 1 or more, found 0" in line

@@ -9,11 +9,23 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from datamodules.synthetic.fer2013 import write_fer2013
+from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.places365 import write_places365
+from datamodules.synthetic.voc import write_voc
+from datamodules.synthetic.yummly import write_yummly
 
 WRITERS: dict[str, Callable[..., object]] = {
+    "fer2013": write_fer2013,
+    "food101": write_food101,
     "imagenet": write_imagenet,
+    "voc": write_voc,
+    "yummly": write_yummly,
+    "places365": write_places365,
+    "places365_easy": partial(write_places365, easy=True),
 }
 
 # Tells a folder that was written here, and may be written anew, from anyone else's.
@@ -54,10 +66,11 @@ def write(layout: str, folder: str, force: bool = False, **arguments: int) -> li
         WRITERS[layout](drawn, **arguments)
         names = sorted(os.listdir(drawn))
         for name in written:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-        os.makedirs(folder, exist_ok=True)
-        for name in names:
-            shutil.copytree(os.path.join(drawn, name), os.path.join(folder, name), dirs_exist_ok=True)
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                os.remove(path)
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(drawn, folder, dirs_exist_ok=True)
     own = [name for name in names if name not in others]
     with open(os.path.join(folder, MARKER), "w") as file:
         json.dump({"layout": layout, "arguments": arguments, "entries": own}, file)
@@ -77,10 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m datamodules.synthetic", description=__doc__, allow_abbrev=False)
     parser.add_argument("layout", choices=sorted(WRITERS), help="the dataset whose layout is written")
     parser.add_argument("folder", metavar="DIR", help="where to write it")
-    parser.add_argument("--classes", type=int, default=4, help="number of classes")
-    parser.add_argument("--train", type=int, default=64, help="training pictures a class")
-    parser.add_argument("--val", type=int, default=16, help="validation pictures a class")
-    parser.add_argument("--size", type=int, default=64, help="shorter side of the pictures in pixels")
+    own = argparse.SUPPRESS  # the writer's default
+    parser.add_argument("--classes", type=int, default=own, help="number of classes")
+    parser.add_argument("--train", type=int, default=own, help="training pictures a class")
+    parser.add_argument("--val", type=int, default=own, help="validation pictures a class")
+    parser.add_argument("--size", type=int, default=own, help="shorter side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
     parser.add_argument("--force", action="store_true", help="write among other files too")
     options = vars(parser.parse_args(arguments))
@@ -91,8 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for entry in entries:
-        count = sum(len(files) for _, _, files in os.walk(os.path.join(folder, entry)))
-        print(f"wrote {os.path.join(folder, entry)}: {count} files")
+        path = os.path.join(folder, entry)
+        count = sum(len(files) for _, _, files in os.walk(path))
+        print(f"wrote {path}: {count} files" if os.path.isdir(path) else f"wrote {path}")
     return 0
 
 

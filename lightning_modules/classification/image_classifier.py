@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -104,7 +105,10 @@ def find_weights(network: Network, weights: str) -> Path:
             hash_prefix = re.search(r"-([a-f0-9]+)\.", path.name)
             torch.hub.download_url_to_file(url, str(path), hash_prefix[1] if hash_prefix else None)
         except (OSError, RuntimeError) as error:
-            raise RuntimeError(f"weights: no download ({error}): fetch {url} and put it at {path}") from None
+            raise RuntimeError(
+                f"weights: no download ({error}): fetch {url} and put it at {path}, or train from scratch: "
+                "--model.weights null, or the config whose name ends in _scratch"
+            ) from None
     return path
 
 
@@ -168,6 +172,25 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
     counts = torch.from_numpy(np.bincount(labels[labels >= 0], minlength=num_classes))
     weights = counts.sum() / ((counts > 0).sum() * counts)
     return torch.where(counts > 0, weights, 1.0).float()
+
+
+def training_set_weights(trainer: pl.Trainer, num_classes: int) -> Tensor:
+    """`balanced_weights` of the training set that the trainer's datamodule holds."""
+    data = getattr(trainer, "datamodule", None)
+    labels = data.labels("train") if data is not None else None
+    if labels is None:
+        raise ValueError("class_weights: balanced needs a datamodule with one class a sample: give a list")
+    return balanced_weights(labels, num_classes)
+
+
+def check_labels(batch: Any, num_classes: int) -> None:
+    """Raises ValueError for a ``label`` out of range, while it is still on the CPU: a GPU's assertion is unreadable."""
+    label = batch.get("label") if isinstance(batch, dict) else None
+    if label is not None and not label.is_cuda and ((label < 0) | (label >= num_classes)).any():
+        raise ValueError(
+            f"label: expected 0..{num_classes - 1} (num_classes {num_classes}), found {label.min()} to {label.max()}: "
+            "are these the classes that the model was made for?"
+        )
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
@@ -314,20 +337,11 @@ class ImageClassifier(VisionModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.class_weights == "balanced":
-            data = getattr(self.trainer, "datamodule", None)
-            labels = data.labels("train") if data is not None else None
-            if labels is None:
-                raise ValueError("class_weights: balanced needs a datamodule with one class a sample: give a list")
-            self._class_weights = balanced_weights(labels, self.num_classes)
+            self._class_weights = training_set_weights(self.trainer, self.num_classes)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Checks the labels while they are still on the CPU: on a GPU a wrong one ends in an unreadable assertion."""
-        label = batch.get("label") if isinstance(batch, dict) else None
-        if label is not None and not label.is_cuda and ((label < 0) | (label >= self.num_classes)).any():
-            raise ValueError(
-                f"label: expected 0..{self.num_classes - 1} (num_classes {self.num_classes}), found {label.min()} to "
-                f"{label.max()}: are these the classes that the model was made for?"
-            )
+        """See `check_labels`."""
+        check_labels(batch, self.num_classes)
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
