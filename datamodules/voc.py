@@ -1,0 +1,378 @@
+"""PASCAL VOC (Everingham et al. 2010, 2015) and everything annotated in its layout, for detection."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tarfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import Dataset
+from torchvision.datasets.utils import check_md5
+
+from datamodules.base import Split, VisionDataModule
+from datamodules.box_transforms import BoxTransform, Photometric
+from datamodules.image_folder import PackedStrings, some, tree
+from datamodules.images import DatasetError, is_image, list_images
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+# --- download -----------------------------------------------------------------------------------------------------
+
+# The hosts are down for days at times, so there are several; the MD5 sums are those that torchvision checks.
+HOSTS = (
+    "https://thor.robots.ox.ac.uk/pascal/VOC",
+    "http://host.robots.ox.ac.uk/pascal/VOC",
+    "https://web.archive.org/web/2020/http://host.robots.ox.ac.uk/pascal/VOC",
+)
+ARCHIVES = {
+    "VOC2007/trainval": ("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787972c589f7e41ab4ae64"),
+    "VOC2007/test": ("voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f"),
+    "VOC2012/trainval": ("voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"),
+}
+PARTS = {"train": "trainval", "val": "trainval", "trainval": "trainval", "test": "test"}
+
+
+def archive_of(image_set: str) -> tuple[str, str] | None:
+    """(path below the hosts, MD5) of the archive that holds ``VOC2007/train`` and the like; None for other sets."""
+    folder, _, name = image_set.partition("/")
+    return ARCHIVES.get(f"{folder}/{PARTS.get(name, name)}")
+
+
+def how_to_fetch(archive: tuple[str, str], folder: str) -> str:
+    """The line that says what to fetch and where to put it."""
+    path, md5 = archive
+    return (
+        f"fetch {' or '.join(f'{host}/{path}' for host in HOSTS)} (MD5 {md5}) and unpack it in {folder}: "
+        f"tar -xf {os.path.basename(path)} -C {folder}"
+    )
+
+
+def download(archive: tuple[str, str], folder: str) -> None:
+    """Fetches an archive from the first host that has it, checks it, and unpacks it in ``folder``.
+
+    A file that is there already and whose sum is right is not fetched again.
+
+    Raises:
+        RuntimeError: no host gives the right file; the message says what to fetch and where to put it.
+    """
+    path, md5 = archive
+    target = os.path.join(folder, os.path.basename(path))
+    os.makedirs(folder, exist_ok=True)
+    failures = []
+    for host in HOSTS if not (os.path.isfile(target) and check_md5(target, md5)) else ():
+        rank_zero_info(f"fetching {host}/{path}")
+        try:
+            torch.hub.download_url_to_file(f"{host}/{path}", target + ".part")
+        except OSError as error:
+            failures.append(f"{host}: {error}")
+            continue
+        if check_md5(target + ".part", md5):
+            os.replace(target + ".part", target)
+            break
+        failures.append(f"{host}: another file than expected, by its MD5 sum")
+        os.unlink(target + ".part")
+    if not os.path.isfile(target):
+        raise RuntimeError(f"no download ({'; '.join(failures)}): {how_to_fetch(archive, folder)}")
+    with tarfile.open(target) as tar:
+        tar.extractall(folder, filter="data")
+
+
+# --- annotations --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The objects of all pictures of a set, picture after picture.
+
+    Attributes:
+        images: paths of the pictures relative to the devkit.
+        boxes: float32 (T,4) xyxy: continuous, from (0, 0) at the picture's upper left corner; what VOC writes as pixels
+            xmin to xmax, both included and counted from 1, is xmin - 1 to xmax.
+        labels: int64 (T,).
+        difficult: bool (T,).
+        start: int64 (N+1,): picture i has the objects start[i] to start[i+1].
+        flat: how many boxes were left out, since they have no area, and the first of them; or nothing.
+    """
+
+    images: PackedStrings
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    start: np.ndarray
+    flat: list[str]
+
+
+def read_annotation(path: str, label_of: dict[str, int]) -> list[tuple[float, float, float, float, int, bool]]:
+    """(left, top, right, bottom, label, difficult) of each object of one XML file.
+
+    Parts of objects (a person's head and hands) are no objects. ``difficult`` may be missing: then it is not.
+
+    Raises:
+        DatasetError: the file is not XML, an object has no name or box, or its class is not among those given.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise DatasetError(f"{path}: expected an annotation in VOC's XML, found {error}") from None
+    objects = []
+    for number, item in enumerate(root.findall("object"), start=1):
+        name = (item.findtext("name") or "").strip()
+        if name not in label_of:
+            raise DatasetError(
+                f"{path}: object {number} is a {name!r}, expected one of {', '.join(label_of)}: "
+                "give the classes by --data.classes"
+            )
+        try:
+            xmin, ymin, xmax, ymax = (
+                float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
+            )
+            difficult = bool(int(item.findtext("difficult") or 0))
+        except ValueError as error:
+            raise DatasetError(f"{path}: object {number} has no whole box ({error})") from None
+        objects.append((xmin - 1, ymin - 1, xmax, ymax, label_of[name], difficult))
+    return objects
+
+
+class VOCDataset(Dataset):
+    """Pictures with their objects, see the batch contract; ``target`` is left out where there are no annotations.
+
+    Args:
+        root: folder that the paths are relative to.
+        annotations: the objects.
+        transform: picture and boxes to tensors.
+        difficult: keep objects that are marked difficult.
+    """
+
+    def __init__(self, root: str, annotations: Annotations, transform: BoxTransform, difficult: bool = True) -> None:
+        self.root, self.annotations, self.transform, self.difficult = root, annotations, transform, difficult
+
+    def __len__(self) -> int:
+        return len(self.annotations.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        a = self.annotations
+        mine = np.arange(a.start[index], a.start[index + 1])
+        if not self.difficult:
+            mine = mine[~a.difficult[mine]]
+        name = a.images[index]
+        image, boxes, kept = self.transform(os.path.join(self.root, name), a.boxes[mine])
+        target = {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(a.labels[mine[kept]]),
+            "difficult": torch.from_numpy(a.difficult[mine[kept]]),
+        }
+        return {"image": image, "target": target, "id": name}
+
+
+class PictureDataset(Dataset):
+    """Pictures alone, for prediction."""
+
+    def __init__(self, paths: Sequence[str], transform: BoxTransform) -> None:
+        self.paths, self.transform = PackedStrings(paths), transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        return {"image": self.transform(path, np.zeros((0, 4), np.float32))[0], "id": path}
+
+
+# --- datamodule ---------------------------------------------------------------------------------------------------
+
+
+class VOCDetection(VisionDataModule):
+    """VOC2007, VOC2012, both, or a set of one's own in the same layout::
+
+        VOCdevkit/VOC2007/JPEGImages/<id>.jpg
+        VOCdevkit/VOC2007/Annotations/<id>.xml
+        VOCdevkit/VOC2007/ImageSets/Main/{train,val,trainval,test}.txt    one id a line
+
+    The defaults are the papers': trained on 07+12 (16,551 pictures), validated and tested on VOC2007's test set
+    (4,952), so that the best checkpoint is chosen on the test set, as the papers did; ``train: [VOC2007/train]`` and
+    ``val: [VOC2007/val]`` keep them apart.
+
+    Args:
+        root: the folder ``VOCdevkit``, or the one that it lies in. Only prediction can do without.
+        train, val, test: image sets, each ``<folder>/<name of the list>``.
+        classes: names in label order, or a file with one a line; None for VOC's twenty.
+        image_size: side in pixels of the square that pictures are warped to (YOLO 448, SSD 300); or [shorter, longest],
+            which keeps the aspect (Faster R-CNN: [600, 1000]) and gives lists of pictures of different sizes.
+        photometric, expand, iou_crop, jitter, hflip: training augmentation, see `BoxTransform`.
+        train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
+        images: for prediction, a folder of pictures or one picture.
+        download: fetch what is missing of VOC2007 and VOC2012.
+        **kwargs: see `VisionDataModule`.
+
+    Raises:
+        DatasetError: the tree or an annotation is not as described.
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train: Sequence[str] = ("VOC2007/trainval", "VOC2012/trainval"),
+        val: Sequence[str] = ("VOC2007/test",),
+        test: Sequence[str] = ("VOC2007/test",),
+        classes: list[str] | str | None = None,
+        image_size: int | tuple[int, int] = 300,
+        photometric: Photometric = "none",
+        expand: float = 1.0,
+        iou_crop: bool = False,
+        jitter: float = 0.0,
+        hflip: float = 0.5,
+        train_difficult: bool = True,
+        images: str | None = None,
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
+        self.root, self.images, self.download = root, images, download
+        self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
+        self.given_classes, self.train_difficult = classes, train_difficult
+        self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
+        self.eval_transform = BoxTransform(image_size)
+        for split, names in self.sets.items():
+            for name in names:
+                if len(name.split("/")) != 2:
+                    raise ValueError(f"{split}: expected image sets like VOC2007/trainval, found {name}")
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        if self.given_classes is None:
+            return list(VOC_CLASSES)
+        if isinstance(self.given_classes, list):
+            return self.given_classes
+        try:
+            with open(self.given_classes, encoding="utf-8") as file:
+                names = [line.strip() for line in file if line.strip()]
+        except OSError as error:
+            raise DatasetError(f"classes: expected a list of names or a file of them, found {error}") from None
+        if len(set(names)) != len(names) or not names:
+            raise DatasetError(
+                f"classes: expected different names, one a line, found {len(names)} in {self.given_classes}"
+            )
+        return names
+
+    @property
+    def devkit(self) -> str:
+        """The folder that holds VOC2007 and the like."""
+        if self.root is None:
+            raise DatasetError("VOCDetection: no dataset given: --data.root FOLDER")
+        inside = os.path.join(self.root, "VOCdevkit")
+        folders = {name.split("/")[0] for names in self.sets.values() for name in names}
+        here = any(os.path.isdir(os.path.join(self.root, folder)) for folder in folders)
+        named = os.path.basename(os.path.normpath(self.root)) == "VOCdevkit"
+        return self.root if (here or named) and not os.path.isdir(inside) else inside
+
+    def prepare_data(self) -> None:
+        """With ``download``, fetches the archives of those image sets that are not there."""
+        if not self.download:
+            return
+        folder = os.path.dirname(os.path.normpath(self.devkit)) or "."
+        wanted = [name for names in self.sets.values() for name in names if not os.path.isfile(self._list_of(name))]
+        for archive in dict.fromkeys(archive_of(name) for name in wanted):
+            if archive is not None:
+                download(archive, folder)
+
+    def dataset(self, split: Split) -> Dataset:
+        if split == "predict":
+            if self.images is None:
+                raise DatasetError("predict needs pictures: --data.images FOLDER")
+            paths = [self.images] if os.path.isfile(self.images) else list_images(self.images)
+            return PictureDataset(paths, self.eval_transform)
+        annotations = self.annotations(split)
+        if annotations.flat:
+            rank_zero_warn(f"{split}: left out {some(annotations.flat, 'object')} whose box has no area")
+        training = split == "train"
+        transform = self.train_transform if training else self.eval_transform
+        return VOCDataset(self.devkit, annotations, transform, self.train_difficult or not training)
+
+    def annotations(self, split: Split) -> Annotations:
+        """All objects of a split's image sets, in the order of the lists.
+
+        Raises:
+            DatasetError: a list, a picture or an annotation is missing, or an annotation is not as expected.
+        """
+        label_of = {name: i for i, name in enumerate(self.class_names)}
+        images: list[str] = []
+        objects: list[tuple[float, float, float, float, int, bool]] = []
+        start, flat = [0], []
+        for image_set in self.sets[split]:
+            folder = image_set.split("/")[0]
+            ids, pictures = self._ids(image_set), self._pictures(folder)
+            annotated = self._stems(f"{folder}/Annotations")
+            for kind, there in (("picture in JPEGImages", pictures), ("XML file in Annotations", annotated)):
+                missing = [name for name in ids if name not in there]
+                if missing:
+                    raise DatasetError(f"VOCDetection: {image_set} names {some(missing, 'id')} without a {kind}")
+            for name in ids:
+                images.append(pictures[name])
+                path = os.path.join(self.devkit, annotated[name])
+                for item in read_annotation(path, label_of):
+                    if item[2] > item[0] and item[3] > item[1]:
+                        objects.append(item)
+                    else:
+                        flat.append(annotated[name])
+                start.append(len(objects))
+        return Annotations(
+            PackedStrings(images),
+            np.array([item[:4] for item in objects], np.float32).reshape(-1, 4),
+            np.array([item[4] for item in objects], np.int64),
+            np.array([item[5] for item in objects], bool),
+            np.array(start),
+            flat,
+        )
+
+    def _list_of(self, image_set: str) -> str:
+        folder, name = image_set.split("/")
+        return os.path.join(self.devkit, folder, "ImageSets", "Main", f"{name}.txt")
+
+    def _ids(self, image_set: str) -> list[str]:
+        path = self._list_of(image_set)
+        try:
+            with open(path, encoding="utf-8") as file:
+                # A class's own list ("aeroplane_train.txt") has a second column.
+                ids = [line.split()[0] for line in file if line.strip()]
+        except OSError:
+            raise self._refusal(image_set) from None
+        if not ids:
+            raise DatasetError(f"VOCDetection: {path} names no picture")
+        return ids
+
+    def _refusal(self, image_set: str) -> DatasetError:
+        folder, name = image_set.split("/")
+        lists = os.path.join(self.devkit, folder, "ImageSets", "Main")
+        if os.path.isdir(lists):
+            known = sorted(n.removesuffix(".txt") for n in os.listdir(lists) if n.endswith(".txt") and "_" not in n)
+            return DatasetError(f"VOCDetection: no list {name}.txt in {lists}: there are {', '.join(known) or 'none'}")
+        expected = (
+            f"  {self.devkit}/{folder}/\n    JPEGImages/<id>.jpg\n    Annotations/<id>.xml\n"
+            f"    ImageSets/Main/{name}.txt"
+        )
+        archive = archive_of(image_set)
+        advice = f"\n--data.download true, or {how_to_fetch(archive, self.root or '.')}" if archive else ""
+        return DatasetError(
+            f"VOCDetection: no image set {image_set}\nexpected\n{expected}\nfound\n{tree(self.root or '')}{advice}"
+        )
+
+    def _pictures(self, folder: str) -> dict[str, str]:
+        return {stem: name for stem, name in self._stems(f"{folder}/JPEGImages").items() if is_image(name)}
+
+    def _stems(self, folder: str) -> dict[str, str]:
+        path = os.path.join(self.devkit, folder)
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+        return {os.path.splitext(name)[0]: f"{folder}/{name}" for name in names if not name.startswith(".")}

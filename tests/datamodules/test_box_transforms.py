@@ -1,0 +1,171 @@
+"""Boxes stay on their objects and keep their labels, whatever is done to the picture."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.box_transforms import BoxTransform, change_hsv, distort_ssd, iou_crop, move, render
+
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
+BOXES = np.array(
+    [[10, 20, 60, 70], [90, 15, 150, 45], [30, 100, 55, 160], [100, 90, 190, 170], [5, 175, 45, 195]], np.float32
+)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """Rectangles of pure colours upon black, 200x200, lossless."""
+    pixels = np.zeros((200, 200, 3), np.uint8)
+    for (x0, y0, x1, y1), color in zip(BOXES.astype(int), COLORS, strict=True):
+        pixels[y0:y1, x0:x1] = color
+    path = str(tmp_path / "x.png")
+    cv2.imwrite(path, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    return path
+
+
+def where(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float, float, float] | None:
+    """The rectangle of a colour in (H,W,3)."""
+    mask = (np.abs(image.astype(int) - color) < 60).all(2)
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hflip": 1.0},
+        {"size": (300, 500)},
+        {"expand": 4.0},
+        {"iou_crop": True},
+        {"jitter": 0.2, "hflip": 0.5},
+        {"expand": 4.0, "iou_crop": True, "hflip": 0.5},
+    ],
+    ids=str,
+)
+def test_boxes_stay_on_their_objects(picture: str, options: dict) -> None:
+    transform = BoxTransform(**{"size": 300, **options})
+    seen = 0
+    for seed in range(30):
+        random.seed(seed)
+        image, boxes, kept = transform(picture, BOXES)
+        assert boxes.dtype == np.float32
+        assert len(boxes) == len(kept) > 0
+        assert (np.diff(kept) > 0).all()
+        pixels = image.permute(1, 2, 0).numpy()
+        # A pixel of the source is enlarged up to about 7 times by a crop, and interpolation blurs its edge.
+        tolerance = 2 + 1.5 * 300 / 200 * (3.4 if options.get("iou_crop") else 1.7)
+        for box, index in zip(boxes, kept, strict=True):
+            found = where(pixels, COLORS[index])
+            if found is not None:
+                seen += 1
+                assert np.abs(np.array(found) - box).max() <= tolerance, (seed, index, found, box)
+        if not (options.get("iou_crop") or options.get("jitter")):
+            assert kept.tolist() == [0, 1, 2, 3, 4]
+    assert seen > 30
+
+
+def test_the_draw_is_pythons_random_state(picture: str) -> None:
+    transform = BoxTransform(200, "ssd", 4.0, True, hflip=0.5)
+
+    def draw(seed: int) -> tuple:
+        random.seed(seed)
+        return transform(picture, BOXES)
+
+    assert (draw(1)[0] == draw(1)[0]).all()
+    assert any(not (draw(1)[0] == draw(seed)[0]).all() for seed in (2, 3, 4))
+
+
+def test_a_shorter_side_of_600_unless_the_longer_would_pass_1000(tmp_path: Path) -> None:
+    transform = BoxTransform((600, 1000))
+    none = np.zeros((0, 4), np.float32)
+    for shape, expected in (((375, 500), (600, 800)), ((300, 900), (333, 1000)), ((500, 333), (901, 600))):
+        path = str(tmp_path / "x.png")
+        cv2.imwrite(path, np.zeros((*shape, 3), np.uint8))
+        assert tuple(transform(path, none)[0].shape[1:]) == expected
+
+
+def test_iou_crops_overlap_an_object_and_hold_a_centre() -> None:
+    centres = (BOXES[:, :2] + BOXES[:, 2:]) / 2
+    crops = []
+    for seed in range(300):
+        random.seed(seed)
+        crop = iou_crop((0, 0, 200, 200), BOXES)
+        if crop != (0, 0, 200, 200):
+            crops.append(crop)
+            assert ((centres > crop[:2]) & (centres < crop[2:])).all(1).any()
+            assert crop[0] >= 0
+            assert crop[2] <= 200
+    sizes = np.array([(c[2] - c[0], c[3] - c[1]) for c in crops])
+    assert 120 < len(crops) < 290
+    # Sides of scale * sqrt(aspect): between .3 * sqrt(.5) and 1.
+    assert sizes.min() >= 0.3 * np.sqrt(0.5) * 200 - 1
+    assert sizes.max() <= 200
+    aspects = sizes[:, 0] / sizes[:, 1]
+    assert aspects.min() > 0.48
+    assert aspects.max() < 2.1
+
+
+def test_a_picture_without_objects_is_cropped_too(picture: str) -> None:
+    random.seed(1)
+    image, boxes, kept = BoxTransform(100, iou_crop=True, expand=2.0)(picture, np.zeros((0, 4), np.float32))
+    assert image.shape == (3, 100, 100)
+    assert boxes.shape == (0, 4)
+    assert kept.shape == (0,)
+
+
+def test_boxes_are_clipped_or_left_out() -> None:
+    boxes = np.array([[-5, -5, 10, 10], [95, 40, 130, 60], [200, 0, 220, 20], [99.5, 0, 140, 40]], np.float32)
+    moved, kept = move(boxes, (0, 0, 100, 100), (200, 200))
+    assert kept.tolist() == [0, 1, 3]
+    np.testing.assert_allclose(moved, [[0, 0, 20, 20], [190, 80, 200, 120], [199, 0, 200, 80]])
+    _, kept = move(boxes, (0, 0, 100, 100), (200, 200), by_centre=True)
+    assert kept.tolist() == [0]
+    # A tiny object of a large picture is smaller than a pixel, but it is there.
+    assert move(np.array([[1, 1, 3, 3]], np.float32), (0, 0, 1000, 1000), (100, 100))[1].tolist() == [0]
+
+
+def test_beyond_the_picture_is_the_mean_colour() -> None:
+    image = render(np.zeros((10, 20, 3), np.uint8), (-20, -10, 20, 10), (40, 80))
+    assert (image[20:, 40:] == 0).all()
+    assert (image[:20] == (124, 116, 104)).all()
+    assert (image[:, :40] == (124, 116, 104)).all()
+    assert (render(np.zeros((10, 20, 3), np.uint8), (30, 30, 50, 50), (8, 8)) == (124, 116, 104)).all()
+
+
+def test_photometric_distortion_moves_no_pixel_and_stays_moderate() -> None:
+    ramp = np.stack([np.tile(np.arange(0, 256, 4), (64, 1))] * 3, -1).astype(np.uint8)
+    changes = []
+    for seed in range(200):
+        random.seed(seed)
+        changed = distort_ssd(ramp)
+        assert changed.shape == ramp.shape
+        assert (np.diff(changed[0].astype(int), axis=0) >= 0).all()  # grey stays in order
+        changes.append(np.abs(changed.astype(int) - ramp).mean())
+    assert min(changes) < 2
+    assert 10 < max(changes) < 90
+    red = np.full((1, 1, 3), (200, 100, 100), np.uint8)
+    assert change_hsv(red, 60, 1, 1)[0, 0].tolist() == [100, 200, 100]  # a third of a turn
+    assert change_hsv(red, 0, 0, 1)[0, 0].tolist() == [200, 200, 200]
+    assert change_hsv(red, 0, 1, 0.5)[0, 0].tolist() == [100, 50, 50]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size: expected 1 or more, found 0"),
+        ({"size": 8, "expand": 0.5}, "expand: expected 1 or more"),
+        ({"size": 8, "jitter": 0.5}, "jitter: expected 0 to .5"),
+        ({"size": 8, "photometric": "none of them"}, "photometric: expected none, ssd or yolo"),
+    ],
+)
+def test_arguments_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BoxTransform(**options)
