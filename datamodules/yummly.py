@@ -307,8 +307,11 @@ class Yummly28K(ClassificationData):
         """As ever, and how many recipes, of all splits, lack a label or name several."""
         recipes, lines = self.recipes.values(), super().oddities(split)
         lacking, several = [], []
-        for name, classes in (self.attributes or {}).items():
-            known, named = set(classes), [self._names_of(name, recipe) for recipe in recipes]
+        for name in self.given:
+            known, named = (
+                set((self.attributes or {}).get(name, ())),
+                [self._names_of(name, recipe) for recipe in recipes],
+            )
             without = sum(known.isdisjoint(names) for names in named)
             lacking += [f"{without} without {'flavours' if name == 'taste' else name}"] if without else []
             many = sum(len(known.intersection(names)) > 1 for names in named)

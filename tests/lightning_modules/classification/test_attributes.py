@@ -73,8 +73,8 @@ def test_the_scales_are_a_weighted_mean():
     w, b, u = scales.attention[0].weight, scales.attention[0].bias, scales.attention[2].weight[0]
     for i in range(2):
         scores = [u @ torch.tanh(w @ v[i] + b) for v in vectors]
-        total = sum(math.exp(score) for score in scores)
-        expected[i] = sum(math.exp(score) / total * v[i] for score, v in zip(scores, vectors, strict=True))
+        total = sum(score.exp() for score in scores)
+        expected[i] = sum(score.exp() / total * v[i] for score, v in zip(scores, vectors, strict=True))
     assert torch.allclose(features, expected, atol=1e-6)
 
 
@@ -236,20 +236,19 @@ def trainer(**options):
 
 
 class Shuffled(Dataset):
-    """Each picture with another one's labels."""
+    """Each picture with the labels of any other one, drawn anew in every epoch."""
 
     def __init__(self, dataset):
-        self.dataset = dataset
-        self.transform = dataset.transform
-        self.order = np.random.default_rng(0).permutation(len(dataset))
+        self.dataset, self.transform = dataset, dataset.transform
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, i):
-        j = self.order[i]
-        others = {name: int(labels[j]) for name, labels in self.dataset.attributes.items()}
-        return self.dataset[i] | {"labels": others, "ingredients": torch.from_numpy(self.dataset.ingredients[j].copy())}
+        others = np.random.randint(len(self), size=4)
+        labels = {name: int(y[j]) for (name, y), j in zip(self.dataset.attributes.items(), others[:3], strict=True)}
+        ingredients = torch.from_numpy(self.dataset.ingredients[others[3]].copy())
+        return self.dataset[i] | {"labels": labels, "ingredients": ingredients}
 
 
 class ShuffledYummly(Yummly28K):
@@ -277,25 +276,24 @@ def after_training(kind, root):
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(max_epochs=7, limit_val_batches=0).fit(module, data)
+        trainer(max_epochs=6, limit_val_batches=0).fit(module, data)
         return trainer().validate(module, data, verbose=False)[0]
 
 
 def test_every_attribute_is_learned(drawn):
     found = after_training(Yummly28K, drawn)
-    chance = {"cuisine": 1 / 3, "course": 1 / 4, "taste": 1 / 4}
-    for name, share in chance.items():
-        assert found[f"val/{name}_accuracy"] > share + 0.3, name
-    assert found["val/all_correct"] > 0.25
-    assert found["val/ingredients_map"] > 0.45
+    for name, chance in {"cuisine": 1 / 3, "course": 1 / 4, "taste": 1 / 4}.items():
+        assert found[f"val/{name}_accuracy"] > chance + 0.25, name
+    assert found["val/all_correct"] > 0.2, "by chance 1/48"
+    assert found["val/loss"] < 2.5
 
 
 def test_nothing_is_learned_of_shuffled_labels(drawn):
+    """The likelihood tells it; the accuracy may be any, as nearly equal probabilities still have a largest one."""
     found = after_training(ShuffledYummly, drawn)
-    for name, share in {"cuisine": 1 / 3, "course": 1 / 4, "taste": 1 / 4}.items():
-        assert found[f"val/{name}_accuracy"] < share + 0.15, name
-    assert found["val/all_correct"] < 0.1
-    assert found["val/ingredients_map"] < 0.4
+    chance = math.log(3) + math.log(4) + math.log(4)
+    assert found["val/loss"] == pytest.approx(chance, abs=0.2)
+    assert found["val/all_correct"] < 0.2
 
 
 def test_balanced_class_weights_come_from_the_datamodule(drawn):
