@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from datamodules.base import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
-from datamodules.images import DatasetError, EncodedImage, list_images
+from datamodules.images import DatasetError, EncodedImage, _reduction, image_size, list_images
 from datamodules.transforms import TrainTransform, random_resized_box, to_tensor
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "data", "imagenet_sample")
@@ -124,29 +124,22 @@ def batches(paths: list[str], repeats: int) -> dict[str, float]:
 
 def stages(paths: list[str], repeats: int) -> dict[str, float]:
     """Median milliseconds a picture of each stage of ours, by differences of growing pipelines."""
-    box = {path: random_resized_box(*_size(path), (0.08, 1.0), (3 / 4, 4 / 3)) for path in paths}
+    box = {path: random_resized_box(*image_size(path), (0.08, 1.0), (3 / 4, 4 / 3)) for path in paths}
 
     def crop(path: str) -> Any:
         return EncodedImage(path).crop(box[path], (SIZE, SIZE))
 
     growing: dict[str, Callable[[str], object]] = {
         "read file and header": EncodedImage,
-        "decode": lambda path: EncodedImage(path)._decode(_factor(box[path]), reuse=True, rows=sum(box[path][::2])),
+        "decode": lambda path: EncodedImage(path)._decode(
+            _reduction(*box[path][2:], SIZE, SIZE), reuse=True, rows=sum(box[path][::2])
+        ),
         "crop and resize": crop,
         "flip and to tensor": lambda path: to_tensor(cv2.flip(crop(path), 1)),
     }
     totals = measure(growing, paths, repeats)
     before = [0.0, *list(totals.values())[:-1]]
     return {name: total - earlier for (name, total), earlier in zip(totals.items(), before, strict=True)}
-
-
-def _factor(box: tuple[int, int, int, int]) -> int:
-    return next((f for f in (8, 4, 2) if box[2] >= f * SIZE and box[3] >= f * SIZE), 1)
-
-
-def _size(path: str) -> tuple[int, int]:
-    image = EncodedImage(path)
-    return image.height, image.width
 
 
 def show(result: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from callbacks.pictures import BLUE, PAPER, RED, load_font, shorten, top_classes
+from callbacks.pictures import BLUE, PAPER, RED, classification_record, load_font, shorten, top_classes
 
 NO_FACE = "no face found"
 
@@ -73,9 +73,7 @@ def faces_record(prediction: dict[str, Tensor], class_names: Sequence[str] | Non
         {
             "box": [round(side, 1) for side in box.tolist()],
             "aligned": bool(aligned),
-            "predictions": [
-                {"label": i, "class": name, "probability": p} for i, name, p in top_classes(probabilities, class_names)
-            ],
+            "predictions": classification_record(probabilities, class_names),
         }
         for box, aligned, probabilities in zip(
             prediction["boxes"], prediction["aligned"], prediction["probabilities"], strict=True

@@ -237,6 +237,11 @@ def top_classes(
     return [(int(i), class_name(int(i), class_names), float(p)) for i, p in zip(indices, values, strict=True)]
 
 
+def classification_record(probabilities: Tensor, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The five most probable classes, best first."""
+    return [{"label": i, "class": name, "probability": p} for i, name, p in top_classes(probabilities, class_names)]
+
+
 def class_name(index: int, class_names: Sequence[str] | None) -> str:
     """The name in one line, or the number where there is no name."""
     known = class_names is not None and 0 <= index < len(class_names)

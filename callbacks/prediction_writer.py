@@ -18,6 +18,7 @@ from torch import Tensor
 from callbacks.faces import FACE_COLUMNS, draw_faces, face_rows, faces_record, is_faces
 from callbacks.pictures import (
     TOP,
+    classification_record,
     draw_attributes,
     draw_classification,
     harmless,
@@ -25,7 +26,6 @@ from callbacks.pictures import (
     likely_ingredients,
     samples_of,
     to_picture,
-    top_classes,
 )
 
 LONG_SIDE = 1280  # pixels
@@ -132,11 +132,6 @@ def annotate(picture: Image.Image, image: Tensor, prediction: dict[str, Any], cl
     if is_attributes(prediction):
         return draw_attributes(picture, prediction, {}, class_names)
     return draw_classification(picture, prediction, {}, class_names)
-
-
-def classification_record(probabilities: Tensor, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The five most probable classes, best first."""
-    return [{"label": i, "class": name, "probability": p} for i, name, p in top_classes(probabilities, class_names)]
 
 
 def attributes_record(prediction: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:

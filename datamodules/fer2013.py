@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Split, VisionDataModule
 from datamodules.image_folder import PackedStrings, some, tree
-from datamodules.images import DatasetError, list_images, read_image
+from datamodules.images import DatasetError, predicted_images, read_image
 from datamodules.transforms import FaceTransform, to_tensor
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
@@ -250,9 +250,7 @@ class FER2013(VisionDataModule):
             DatasetError: the csv has no faces of that split, or there are no photographs.
         """
         if split == "predict":
-            if self.images is None:
-                raise DatasetError("predict needs photographs: --data.images FOLDER")
-            return Photographs([self.images] if os.path.isfile(self.images) else list_images(self.images))
+            return Photographs(predicted_images(self.images, "photographs"))
         indices = self.indices(split)
         if not len(indices):
             raise DatasetError(

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import Dataset
 
 from datamodules.base import Split, VisionDataModule
-from datamodules.images import DatasetError, is_image, list_images, walk_files
+from datamodules.images import DatasetError, is_image, predicted_images, walk_files
 from datamodules.transforms import EvalTransform, Resize, TrainCrop, TrainTransform
 
 
@@ -247,9 +247,7 @@ class ClassificationData(VisionDataModule):
         return FolderDataset(self.folder, self.listing(split).names, self.labels(split), transform)
 
     def _predicted(self) -> FolderDataset:
-        if self.images is None:
-            raise DatasetError("predict needs pictures: --data.images FOLDER")
-        paths = [self.images] if os.path.isfile(self.images) else list_images(self.images)
+        paths = predicted_images(self.images)
         # A user's photograph is larger than the pictures of a dataset that is trained as it is.
         transform = EvalTransform(self.eval_crop, self.resize or self.eval_crop, exif_orientation=True)
         return FolderDataset("", PackedStrings(paths), None, transform)

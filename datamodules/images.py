@@ -105,6 +105,17 @@ def list_images(folder: str) -> list[str]:
     return sorted(images)
 
 
+def predicted_images(images: str | None, kind: str = "pictures") -> list[str]:
+    """What ``--data.images`` names: one picture, or all of a folder (see `list_images`).
+
+    Raises:
+        DatasetError: nothing is named, there is no such folder, or it holds no picture.
+    """
+    if images is None:
+        raise DatasetError(f"predict needs {kind}: --data.images FOLDER")
+    return [images] if os.path.isfile(images) else list_images(images)
+
+
 class EncodedImage:
     """A picture in memory, its header read and its pixels not yet decoded.
 

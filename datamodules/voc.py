@@ -20,7 +20,7 @@ from torchvision.datasets.utils import check_md5
 from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform, Photometric
 from datamodules.image_folder import PackedStrings, some, tree
-from datamodules.images import DatasetError, is_image, list_images
+from datamodules.images import DatasetError, is_image, predicted_images
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -292,10 +292,7 @@ class VOCDetection(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            if self.images is None:
-                raise DatasetError("predict needs pictures: --data.images FOLDER")
-            paths = [self.images] if os.path.isfile(self.images) else list_images(self.images)
-            return PictureDataset(paths, self.eval_transform)
+            return PictureDataset(predicted_images(self.images), self.eval_transform)
         annotations = self.annotations(split)
         if annotations.flat:
             rank_zero_warn(f"{split}: left out {some(annotations.flat, 'object')} whose box has no area")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -66,6 +67,17 @@ class VisionModule(pl.LightningModule):
         self._pixel_std = torch.tensor(std).view(1, -1, 1, 1) * 255
         self.metrics = nn.ModuleDict()
         self.epoch_results: dict[str, dict[str, Tensor]] = {}
+
+    def save_arguments(self, frame: FrameType | None) -> None:
+        """Keeps a subclass's arguments as hyperparameters; its ``__init__`` gives ``inspect.currentframe()``.
+
+        Lightning would look for the frame and leave a cycle of frames, which keeps loaders alive. Optimiser and
+        schedule are plain dicts from the command line; functions, given by hand, would make the checkpoint unreadable
+        and are left out.
+        """
+        self.save_hyperparameters(frame=frame)
+        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
+        self.save_hyperparameters(ignore=functions, frame=frame)
 
     # --- what a system writes -----------------------------------------------------------------------------------
 

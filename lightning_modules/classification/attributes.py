@@ -209,11 +209,7 @@ class AttributeClassifier(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
-        self.save_hyperparameters(frame=inspect.currentframe())
-        # From the command line these are plain dicts; functions, given by hand, would make the checkpoint unreadable.
-        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
-        self.save_hyperparameters(ignore=functions, frame=inspect.currentframe())
+        self.save_arguments(inspect.currentframe())
         self.attributes = attributes or {}
         self.ingredient_names = ingredient_names or []
         _check(self.attributes, attribute_weights, class_weights, kernel_sizes, bool(self.ingredient_names))

@@ -295,10 +295,7 @@ class EmotionClassifier(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(mean=(0.5,), std=(0.5,), **kwargs)
-        # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
-        self.save_hyperparameters(frame=inspect.currentframe())
-        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
-        self.save_hyperparameters(ignore=functions, frame=inspect.currentframe())
+        self.save_arguments(inspect.currentframe())
         if num_classes < 1:
             raise ValueError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
         if l2 < 0:

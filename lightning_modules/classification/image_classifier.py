@@ -266,11 +266,7 @@ class ImageClassifier(VisionModule):
     ) -> None:
         own = traits(network)
         super().__init__(mean=mean or own["mean"], std=std or own["std"], **kwargs)
-        # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
-        self.save_hyperparameters(frame=inspect.currentframe())
-        # From the command line these are plain dicts; functions, given by hand, would make the checkpoint unreadable.
-        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
-        self.save_hyperparameters(ignore=functions, frame=inspect.currentframe())
+        self.save_arguments(inspect.currentframe())
         if num_classes < 1:
             raise ValueError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
         for name, values in (("class_names", class_names), ("class_weights", class_weights)):

@@ -45,9 +45,8 @@ class ClassificationMetrics(Metric):
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
         """Adds a batch: probabilities float32 (B,C), labels int64 (B,) in 0..C-1."""
         cells = labels * self.num_classes + probabilities.argmax(1)
-        # Not bincount: it waits for the device to know its length. Not in place: the state may be an inference tensor.
-        counts = torch.zeros_like(self.confusion).view(-1).scatter_add_(0, cells, torch.ones_like(cells))
-        self.confusion = self.confusion + counts.view_as(self.confusion)
+        # Not in place: the state may be an inference tensor.
+        self.confusion = self.confusion + _count(cells, self.confusion)
         if self.num_classes > 5:
             self.top5_hits = self.top5_hits + (probabilities.topk(5).indices == labels[:, None]).sum()
         # A probability may underflow to zero; its logarithm may not.
@@ -59,11 +58,10 @@ class ClassificationMetrics(Metric):
         samples = self.confusion.sum()
         correct = self.confusion.diagonal()
         per_class = correct / self.confusion.sum(1)
-        f1 = 2 * correct / (self.confusion.sum(0) + self.confusion.sum(1))
         results = {
             "top1": correct.sum() / samples,
             "mean_class_accuracy": per_class.nanmean(),
-            "macro_f1": f1.nanmean(),
+            "macro_f1": _macro_f1(self.confusion),
             "per_class_accuracy": per_class,
             "confusion_matrix": self.confusion,
             "loss": self.negative_log_likelihood / samples,
@@ -164,9 +162,8 @@ class AttributeMetrics(Metric):
         parts = self.cells[:-1].split(self.sizes)
         for (name, count), part, loss in zip(self.attributes.items(), parts, self.negative_log_likelihood, strict=True):
             confusion = part.view(count, count)
-            correct = confusion.diagonal()
-            accuracies.append(correct.sum() / confusion.sum())
-            f1s.append((2 * correct / (confusion.sum(0) + confusion.sum(1))).nanmean())
+            accuracies.append(confusion.diagonal().sum() / confusion.sum())
+            f1s.append(_macro_f1(confusion))
             losses.append(loss / confusion.sum())
             results |= {f"{name}_accuracy": accuracies[-1], f"{name}_macro_f1": f1s[-1]}
         results["mean_accuracy"] = torch.stack(accuracies).nanmean()
@@ -189,6 +186,11 @@ class AttributeMetrics(Metric):
             "ingredients_micro_f1": 2 * true / (true + false + positives.sum()),
             "ingredients_map": average_precision.nanmean(),
         }
+
+
+def _macro_f1(confusion: Tensor) -> Tensor:
+    """Mean of the classes' F1; 0/0, a class that neither occurs nor is predicted, is left out."""
+    return (2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))).nanmean()
 
 
 def _count(places: Tensor, like: Tensor, amounts: Tensor | None = None) -> Tensor:

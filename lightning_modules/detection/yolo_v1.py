@@ -328,9 +328,7 @@ class YOLOv1(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.save_hyperparameters(frame=inspect.currentframe())
-        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
-        self.save_hyperparameters(ignore=functions, frame=inspect.currentframe())
+        self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.grid, self.boxes, self.input_size = grid, boxes, input_size
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
