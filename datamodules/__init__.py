@@ -8,4 +8,5 @@ def import_all() -> None:
     import datamodules.image_folder
     import datamodules.imagenet
     import datamodules.places365
+    import datamodules.voc
     import datamodules.yummly  # noqa: F401

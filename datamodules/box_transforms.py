@@ -37,6 +37,7 @@ class BoxTransform:
         iou_crop: SSD's crops: of .3 to 1 of the sides, that overlap some object enough. Objects stay whose centre does.
         jitter: each side moves by up to this part of the picture's (YOLO: .2). Objects stay of which a pixel does.
         hflip: probability of a horizontal flip.
+        exif_orientation: turn the picture as its camera says; for prediction, since annotations are of stored pixels.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -51,6 +52,7 @@ class BoxTransform:
         iou_crop: bool = False,
         jitter: float = 0.0,
         hflip: float = 0.0,
+        exif_orientation: bool = False,
     ) -> None:
         least = size if isinstance(size, int) else min(size)
         for name, right, expected, found in (
@@ -64,6 +66,7 @@ class BoxTransform:
                 raise ValueError(f"{name}: expected {expected}, found {found}")
         self.size, self.photometric, self.expand = size, photometric, expand
         self.iou_crop, self.jitter, self.hflip = iou_crop, jitter, hflip
+        self.exif_orientation = exif_orientation
 
     def __call__(self, path: str, boxes: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Boxes are float32 (N,4) xyxy in the picture's pixels.
@@ -72,7 +75,7 @@ class BoxTransform:
             The picture, uint8 (3,H,W); the boxes that are left, float32 (M,4) xyxy in its pixels; their indices among
             those given, int64 (M,), rising.
         """
-        pixels = EncodedImage(path).decode()
+        pixels = EncodedImage(path, self.exif_orientation).decode()
         if self.photometric == "ssd":
             pixels = distort_ssd(pixels)
         elif self.photometric == "yolo":

@@ -211,6 +211,7 @@ class VOCDetection(VisionDataModule):
         classes: names in label order, or a file with one a line; None for VOC's twenty.
         image_size: side in pixels of the square that pictures are warped to (YOLO 448, SSD 300); or [shorter, longest],
             which keeps the aspect (Faster R-CNN: [600, 1000]) and gives lists of pictures of different sizes.
+        eval_image_size: the same for validation, test and prediction; None for ``image_size``.
         photometric, expand, iou_crop, jitter, hflip: training augmentation, see `BoxTransform`.
         train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
         images: for prediction, a folder of pictures or one picture.
@@ -230,6 +231,7 @@ class VOCDetection(VisionDataModule):
         test: Sequence[str] = ("VOC2007/test",),
         classes: list[str] | str | None = None,
         image_size: int | tuple[int, int] = 300,
+        eval_image_size: int | tuple[int, int] | None = None,
         photometric: Photometric = "none",
         expand: float = 1.0,
         iou_crop: bool = False,
@@ -246,7 +248,8 @@ class VOCDetection(VisionDataModule):
         self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         self.given_classes, self.train_difficult = classes, train_difficult
         self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
-        self.eval_transform = BoxTransform(image_size)
+        self.eval_transform = BoxTransform(image_size if eval_image_size is None else eval_image_size)
+        self.predict_transform = BoxTransform(self.eval_transform.size, exif_orientation=True)
         for split, names in self.sets.items():
             for name in names:
                 if len(name.split("/")) != 2:
@@ -292,7 +295,7 @@ class VOCDetection(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            return PictureDataset(predicted_images(self.images), self.eval_transform)
+            return PictureDataset(predicted_images(self.images), self.predict_transform)
         annotations = self.annotations(split)
         if annotations.flat:
             rank_zero_warn(f"{split}: left out {some(annotations.flat, 'object')} whose box has no area")

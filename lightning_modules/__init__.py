@@ -5,4 +5,5 @@ def import_all() -> None:
     """Imports every system, so that ``--model NAME`` finds it by its short name."""
     import lightning_modules.classification.attributes
     import lightning_modules.classification.emotion
-    import lightning_modules.classification.image_classifier  # noqa: F401
+    import lightning_modules.classification.image_classifier
+    import lightning_modules.detection.yolo_v1  # noqa: F401

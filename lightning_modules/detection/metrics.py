@@ -1,4 +1,4 @@
-"""What is measured of a detector: average precision as the PASCAL VOC development kit computes it."""
+"""What is measured of a detector: average precision as PASCAL VOC's development kit computes it, and as COCO does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.detection import MeanAveragePrecision
+
+from lightning_modules.detection.boxes import image_of
 
 FALSE, TRUE, IGNORED = 0, 1, 2
+
+APMethod = Literal["area", "11point"]
+
+
+def detection_metrics(num_classes: int, ap: APMethod, coco: bool) -> MetricCollection:
+    """What every detector is measured by: `VOCMeanAP`, and `COCOMeanAP` if asked for."""
+    metrics: dict[str, Metric | MetricCollection] = {"voc": VOCMeanAP(num_classes, ap)}
+    return MetricCollection({**metrics, "coco": COCOMeanAP()} if coco else metrics)
 
 
 class VOCMeanAP(Metric):
@@ -54,9 +65,7 @@ class VOCMeanAP(Metric):
     objects: Tensor
     images: Tensor
 
-    def __init__(
-        self, num_classes: int, method: Literal["area", "11point"] = "area", iou_threshold: float = 0.5
-    ) -> None:
+    def __init__(self, num_classes: int, method: APMethod = "area", iou_threshold: float = 0.5) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes: expected 1 or more, found {num_classes}")
@@ -95,9 +104,17 @@ class VOCMeanAP(Metric):
         true_boxes, true_labels = (torch.cat([t[key] for t in target]) for key in ("boxes", "labels"))
         marks = [t.get("difficult", torch.zeros_like(t["labels"])).bool() for t in target]
         difficult = torch.cat(marks)
-        image = self._image_of(preds)
+        image = image_of(preds, boxes.device)
         outcome = match(
-            boxes, scores, labels, image, true_boxes, true_labels, difficult, self._image_of(target), self.iou_threshold
+            boxes,
+            scores,
+            labels,
+            image,
+            true_boxes,
+            true_labels,
+            difficult,
+            image_of(target, boxes.device),
+            self.iou_threshold,
         )
         to_find = true_labels[~difficult]
         self.objects = self.objects.scatter_add(0, to_find, torch.ones_like(to_find))
@@ -131,10 +148,6 @@ class VOCMeanAP(Metric):
             "detections": counts,
         }
 
-    def _image_of(self, images: Sequence[dict[str, Any]]) -> Tensor:
-        counts = torch.tensor([len(image["boxes"]) for image in images], device=self.device)
-        return torch.repeat_interleave(torch.arange(len(images), device=self.device), counts)
-
     def _whole(self, name: str) -> Tensor:
         # A list before the ranks are joined, a tensor after.
         values = getattr(self, name)
@@ -142,6 +155,32 @@ class VOCMeanAP(Metric):
             return values
         dtype = torch.float32 if name == "scores" else torch.int64
         return torch.cat(values) if values else torch.zeros(0, dtype=dtype, device=self.device)
+
+
+class COCOMeanAP(MeanAveragePrecision):
+    """COCO's average precision (Lin et al. 2014), by torchmetrics and faster-coco-eval, which agrees with pycocotools.
+
+    ``compute`` gives float32 scalars: ``coco/map`` (mean over IoUs of .5, .55 to .95 and the classes), ``coco/map_50``,
+    ``coco/map_75``, ``coco/map_small``, ``coco/map_medium``, ``coco/map_large`` (areas up to 32^2, up to 96^2 and more
+    pixels); nan where there are no such objects. It takes 100 detections an image at most. VOC's difficult objects
+    become COCO's crowds, of which neither a detection nor a miss counts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(backend="faster_coco_eval")
+
+    def update(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> None:  # type: ignore[override]
+        """As `VOCMeanAP.update`."""
+        keys = ("boxes", "labels")
+        crowds = [{"iscrowd": t["difficult"].long()} if "difficult" in t else {} for t in target]
+        truth = [{**{key: t[key] for key in keys}, **crowd} for t, crowd in zip(target, crowds, strict=True)]
+        super().update([{key: p[key] for key in (*keys, "scores")} for p in preds], truth)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The results named above."""
+        results = super().compute()
+        names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+        return {f"coco/{name}": results[name].where(results[name] >= 0, torch.nan) for name in names}
 
 
 def match(
@@ -208,7 +247,7 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union, 0.0)
 
 
-def average_precision(hits: Tensor, objects: int, method: Literal["area", "11point"]) -> tuple[Tensor, Tensor]:
+def average_precision(hits: Tensor, objects: int, method: APMethod) -> tuple[Tensor, Tensor]:
     """Average precision of one class, float32 scalar, and its precision-recall curve, float32 (101,).
 
     Args:

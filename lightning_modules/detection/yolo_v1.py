@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchvision.ops import batched_nms
 
 from lightning_modules.base import VisionModule
-from lightning_modules.detection.metrics import VOCMeanAP, paired_iou
+from lightning_modules.detection.boxes import join, suppress
+from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
 
 # --- network ------------------------------------------------------------------------------------------------------
 
@@ -171,11 +171,7 @@ def encode(target: list[dict[str, Tensor]], grid: int, height: int, width: int, 
         height, width: of the images in pixels.
         least: see above.
     """
-    boxes = torch.cat([t["boxes"] for t in target]).float()
-    label = torch.cat([t["labels"] for t in target])
-    # The sizes of tensors are known without asking the device.
-    counts = torch.tensor([len(t["boxes"]) for t in target])
-    image = torch.repeat_interleave(torch.arange(len(target)), counts).to(boxes.device, non_blocking=True)
+    boxes, label, image = join(target)
     corners = boxes / boxes.new_tensor([width, height, width, height])
     size = corners[:, 2:] - corners[:, :2]
     center = (corners[:, :2] + corners[:, 2:]) / 2 * grid
@@ -273,14 +269,8 @@ def decode(
     corners = torch.minimum(corners.clamp_min(0), corners.new_tensor([width, height, width, height]))
     scores = grid.confidence.clamp_min(0)[..., None] * grid.classes.clamp_min(0)[:, :, :, None]
     image, *cell, label = (scores > score_threshold).nonzero(as_tuple=True)
-    kept_scores, kept_boxes = scores[image, *cell, label], corners[image, *cell]
-    classes = grid.classes.shape[-1]
-    kept = batched_nms(kept_boxes, kept_scores, image * classes + label, nms_threshold)
-    results = []
-    for i in range(len(output)):
-        mine = kept[image[kept] == i]
-        results.append({"boxes": kept_boxes[mine], "scores": kept_scores[mine], "labels": label[mine]})
-    return results
+    found, boxes_found = scores[image, *cell, label], corners[image, *cell]
+    return suppress(boxes_found, found, label, image, len(output), nms_threshold)
 
 
 # --- module -------------------------------------------------------------------------------------------------------
@@ -289,7 +279,7 @@ def decode(
 class YOLOv1(VisionModule):
     """YOLO. Batch: see detection in the batch contract, images of one size. Predictions: see `decode`.
 
-    Metrics: ``map`` and what else `VOCMeanAP` gives.
+    Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
 
     Args:
         backbone: ``darknet`` is the paper's network of 24 convolutions; a ResNet with the four detection layers learns
@@ -304,6 +294,7 @@ class YOLOv1(VisionModule):
         lambda_coord, lambda_noobj: weights in the loss.
         score_threshold, nms_threshold: what is kept of the predictions.
         ap: how average precision is computed, see `VOCMeanAP`.
+        coco: measure COCO's average precision too.
         kwargs: optimizer, schedule, mean, std and channels_last of `VisionModule`.
     """
 
@@ -324,7 +315,8 @@ class YOLOv1(VisionModule):
         lambda_noobj: float = 0.5,
         score_threshold: float = 0.001,
         nms_threshold: float = 0.5,
-        ap: Literal["area", "11point"] = "area",
+        ap: APMethod = "area",
+        coco: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -332,7 +324,8 @@ class YOLOv1(VisionModule):
         self.num_classes, self.class_names = num_classes, class_names
         self.grid, self.boxes, self.input_size = grid, boxes, input_size
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
-        self.score_threshold, self.nms_threshold, self.ap = score_threshold, nms_threshold, ap
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.ap, self.coco = ap, coco
         self.network = YOLOv1Network(backbone, num_classes, grid, boxes, input_size, width, batch_norm, hidden)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -348,7 +341,7 @@ class YOLOv1(VisionModule):
         return decode(output, self.boxes, height, width, self.score_threshold, self.nms_threshold)
 
     def build_metrics(self) -> MetricCollection:
-        return MetricCollection({"voc": VOCMeanAP(self.num_classes, self.ap)})
+        return detection_metrics(self.num_classes, self.ap, self.coco)
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         metrics.update(predictions, batch["target"])

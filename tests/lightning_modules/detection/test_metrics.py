@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from lightning_modules.detection.metrics import VOCMeanAP
+from lightning_modules.detection.metrics import COCOMeanAP, VOCMeanAP, detection_metrics
 
 Images = list[dict[str, torch.Tensor]]
 
@@ -236,3 +236,29 @@ def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) ->
         result = torch.load(tmp_path / f"{case}.pt", weights_only=True)
         for key, value in expected.items():
             assert torch.equal(torch.nan_to_num(result[key], -1), torch.nan_to_num(value, -1)), key
+
+
+def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
+    """An overlap of .83 reaches seven of the ten thresholds; a difficult object is neither found nor missed."""
+    target = [
+        {
+            "boxes": torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]]),
+            "labels": torch.tensor([0, 0]),
+            "difficult": torch.tensor([False, True]),
+        }
+    ]
+    boxes = torch.tensor([[200.0, 200, 300, 300], [0, 0, 100, 83]])
+    preds = [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([0, 0])}]
+    metric = COCOMeanAP()
+    metric.update(preds, target)
+    results = metric.compute()
+    assert results["coco/map"] == pytest.approx(0.7)
+    assert results["coco/map_50"] == pytest.approx(1.0)
+    assert results["coco/map_large"] == pytest.approx(0.7)
+    assert results["coco/map_small"].isnan()
+    both = detection_metrics(1, "area", coco=True)
+    both.update(preds, target)
+    names = both.compute()
+    assert names["map"] == 1
+    assert names["coco/map"] == pytest.approx(0.7)
+    assert "coco/map" not in detection_metrics(1, "area", coco=False).compute()
