@@ -23,6 +23,7 @@ from pytorch_lightning.utilities.warnings import PossibleUserWarning
 
 import datamodules
 import lightning_modules
+from callbacks.average_precision import AveragePrecision
 from callbacks.checkpoint import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -209,6 +210,7 @@ class VisionCLI(LightningCLI):
             StepSeed(int(config.seed_everything)),
             Throughput(),
             ConfusionMatrix(),
+            AveragePrecision(),
             *([PredictionWriter()] if self.subcommand == "predict" else []),
             *([LearningRateMonitor("step")] if kwargs.get("logger") and self.subcommand == "fit" else []),
         ]

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from callbacks.pictures import class_name, harmless, log_to_wandb, save_picture
+from callbacks.drawing import class_name
+from callbacks.pictures import harmless, log_to_wandb, save_picture
 
 ANNOTATED = 20  # up to so many classes the numbers are written into the cells
 NAMED = 60  # up to so many the axes carry names

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from callbacks.pictures import BLUE, PAPER, RED, classification_record, load_font, shorten, top_classes
+from callbacks.drawing import BLUE, PAPER, RED, load_font, shorten
+from callbacks.pictures import classification_record, top_classes
 
 NO_FACE = "no face found"
 

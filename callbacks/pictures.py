@@ -5,18 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-GREEN, RED, BLUE = (22, 135, 62), (200, 35, 40), (62, 110, 190)
-INK, PAPER, BAR_BED = (28, 30, 34), (255, 255, 255), (236, 238, 241)
+from callbacks.detections import count_found, draw_cells, draw_detections, is_detections
+from callbacks.drawing import (
+    BAR_BED,
+    BLUE,
+    GREEN,
+    INK,
+    PAPER,
+    RED,
+    class_name,
+    contact_sheet,
+    fit,
+    load_font,
+    shorten,
+    to_picture,
+)
+
 TILE = 256  # pixels, the width of one picture on a contact sheet
 WIDE_TILE = 384  # the same, where two names stand beside each other below it
 TOP = 5
@@ -100,6 +112,16 @@ def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], clas
         return draw_attributes(fit(image, WIDE_TILE), prediction, truth, class_names)
     if isinstance(prediction, dict) and "probabilities" in prediction:
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
+    if is_detections(prediction):
+        size, scale = image.size, WIDE_TILE / max(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        drawn = draw_detections(image, prediction, truth, class_names, size)
+        if "cells" not in prediction:
+            return drawn
+        pair = Image.new("RGB", (2 * drawn.width + 4, drawn.height), PAPER)
+        pair.paste(drawn, (0, 0))
+        pair.paste(draw_cells(image, prediction, truth, size), (drawn.width + 4, 0))
+        return pair
     return None
 
 
@@ -242,12 +264,6 @@ def classification_record(probabilities: Tensor, class_names: Sequence[str] | No
     return [{"label": i, "class": name, "probability": p} for i, name, p in top_classes(probabilities, class_names)]
 
 
-def class_name(index: int, class_names: Sequence[str] | None) -> str:
-    """The name in one line, or the number where there is no name."""
-    known = class_names is not None and 0 <= index < len(class_names)
-    return " ".join(str(class_names[index]).split()) if known else f"class {index}"  # type: ignore[index]
-
-
 def samples_of(outputs: Any, batch: Any, count: int) -> list[tuple[Tensor, Any, dict[str, Any]]]:
     """(image on the CPU, prediction, truth) of ``count`` samples, spread evenly over the batch.
 
@@ -266,35 +282,13 @@ def samples_of(outputs: Any, batch: Any, count: int) -> list[tuple[Tensor, Any, 
 def _sample(value: Any, i: int) -> Any:
     if isinstance(value, dict):
         return {key: _sample(item, i) for key, item in value.items()}
-    item = value[i]
+    return _on_cpu(value[i])
+
+
+def _on_cpu(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: _on_cpu(value) for key, value in item.items()}
     return item.detach().cpu() if isinstance(item, Tensor) else item
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """uint8 (3,H,W), or grey (1,H,W), to an RGB PIL picture."""
-    image = image.expand(3, -1, -1)
-    return Image.fromarray(image.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-
-
-def fit(image: Image.Image, side: int) -> Image.Image:
-    """The picture scaled into a square of ``side`` pixels; small ones are enlarged with hard pixels."""
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    scaled = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
-    square = Image.new("RGB", (side, side), BAR_BED)
-    square.paste(scaled, ((side - size[0]) // 2, (side - size[1]) // 2))
-    return square
-
-
-def contact_sheet(tiles: list[Image.Image]) -> Image.Image:
-    """The tiles in rows of up to four, six from 25 tiles on."""
-    columns = min(len(tiles), 4 if len(tiles) < 25 else 6)
-    gap, width, height = 12, max(t.width for t in tiles), max(t.height for t in tiles)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (205, 208, 213))
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
-    return sheet
 
 
 def save_picture(picture: Image.Image, trainer: pl.Trainer, prefix: str, keep: int) -> Path:
@@ -332,6 +326,8 @@ def log_to_wandb(trainer: pl.Trainer, values: dict[str, Any]) -> None:
 def _table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Any) -> Any:
     if samples and is_attributes(samples[0][1]):
         return _attribute_table(samples, class_names)
+    if samples and is_detections(samples[0][1]):
+        return _detection_table(samples, class_names)
     rows = []
     for image, prediction, truth in samples:
         if not isinstance(prediction, dict) or "probabilities" not in prediction or "label" not in truth:
@@ -365,6 +361,15 @@ def _attribute_table(
     return columns, rows
 
 
+def _detection_table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_names: Any) -> Any:
+    rows = []
+    for image, prediction, truth in samples:
+        picture = to_picture(image)
+        drawn = draw_detections(picture, prediction, truth, class_names, picture.size)
+        rows.append([str(truth.get("id", "")), drawn, *count_found(prediction, truth.get("target"))])
+    return ["id", "image", "objects", "found", "false"], rows
+
+
 @contextmanager
 def harmless(what: str, told: set[str]) -> Iterator[None]:
     """Turns a failure into one printed line, once: a picture is never worth a training run."""
@@ -374,23 +379,6 @@ def harmless(what: str, told: set[str]) -> Iterator[None]:
         if what not in told:
             told.add(what)
             print(f"{what}: left out ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-
-
-@lru_cache(maxsize=32)
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more; ``size`` in pixels."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, cut with an ellipsis where it is wider than ``width`` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def _pale(colour: tuple[int, int, int]) -> tuple[int, ...]:

@@ -11,10 +11,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
+import numpy as np
 import pytorch_lightning as pl
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from callbacks.detections import (
+    DETECTION_COLUMNS,
+    detection_rows,
+    detections_record,
+    draw_detections,
+    is_detections,
+)
+from callbacks.drawing import to_picture
 from callbacks.faces import FACE_COLUMNS, draw_faces, face_rows, faces_record, is_faces
 from callbacks.pictures import (
     TOP,
@@ -25,7 +35,6 @@ from callbacks.pictures import (
     is_attributes,
     likely_ingredients,
     samples_of,
-    to_picture,
 )
 
 LONG_SIDE = 1280  # pixels
@@ -46,7 +55,12 @@ class PredictionWriter(pl.Callback):
     "probability"} x 5]}``. Of a photograph with faces ``faces`` takes the place of ``predictions``: a list of
     ``{"box": [x1, y1, x2, y2], "aligned", "predictions"}``, in the CSV one row a face. What a picture lacks is said by
     its ``remark`` and counted at the end. Of attributes it is ``attributes``, ``{name: predictions}``, and
-    ``ingredients``, a list of ``{"name", "probability"}``; in the CSV one column each and its probability.
+    ``ingredients``, a list of ``{"name", "probability"}``; in the CSV one column each and its probability. Of a
+    detector it is ``detections``, a list of ``{"box": [x1, y1, x2, y2], "label", "class", "score"}``, boxes in the
+    pixels of the picture on disk; in the CSV one row a detection.
+
+    The frames of a video (``original`` and ``fps`` in the batch) become one annotated video,
+    ``<run>/predictions/<name>.mp4``; ``file`` is ``name#frame``, frames counted from 0.
 
     Args:
         folder: the pictures' folder, to which their paths are relative; None takes the datamodule's ``images``.
@@ -55,6 +69,7 @@ class PredictionWriter(pl.Callback):
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
         self._lines: IO[str] | None = None
+        self._video: cv2.VideoWriter | None = None
         self._told: set[str] = set()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,18 +91,22 @@ class PredictionWriter(pl.Callback):
         folder = self.folder or getattr(getattr(trainer, "datamodule", None), "images", None)
         names = getattr(pl_module, "class_names", None)
         for image, prediction, truth in samples_of(outputs, batch, len(batch["id"])):
-            record = record_of(prediction, names)
+            source = str(truth["id"])
+            record = record_of(prediction, names, scale_of(source, image, truth))
             if record is None:
                 if "kind" not in self._told:
                     self._told.add("kind")
                     print("predictions: this kind of prediction is not written", flush=True)
                 continue
-            source = str(truth["id"])
-            target = Path("predictions") / annotated_name(source, folder)
+            is_frame = "fps" in truth
+            file, suffix = (source.rpartition("#")[0], ".mp4") if is_frame else (source, ".jpg")
+            target = Path("predictions") / annotated_name(file, folder, suffix)
             with harmless("annotated pictures", self._told):
-                picture = annotate(read_original(source, image), image, prediction, names)
                 (run / target).parent.mkdir(parents=True, exist_ok=True)
-                picture.save(run / target, quality=92)
+                if is_frame:
+                    self._append(annotate(to_picture(truth["original"]), image, prediction, names), truth, run / target)
+                else:
+                    annotate(read_original(source, image), image, prediction, names).save(run / target, quality=92)
             line = {"file": source, "annotated": target.as_posix(), **record}
             self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
@@ -108,14 +127,32 @@ class PredictionWriter(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
 
+    def _append(self, frame: Image.Image, truth: dict[str, Any], path: Path) -> None:
+        # Codecs want even sides.
+        pixels = np.asarray(frame)[: frame.height // 2 * 2, : frame.width // 2 * 2, ::-1]
+        if self._video is None:
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._video = cv2.VideoWriter(str(path), codec, float(truth["fps"]), (pixels.shape[1], pixels.shape[0]))
+            if not self._video.isOpened():
+                raise OSError(f"{path}: OpenCV cannot write this video")
+        self._video.write(np.ascontiguousarray(pixels))
+
     def _close(self) -> None:
+        if self._video is not None:
+            self._video.release()
+            self._video = None
         if self._lines is not None:
             self._lines.close()
             self._lines = None
 
 
-def record_of(prediction: Any, class_names: Any) -> dict[str, Any] | None:
-    """What a line of JSON says of a picture beside its files' names; None for a kind that is not written."""
+def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1.0, 1.0)) -> dict[str, Any] | None:
+    """What a line of JSON says of a picture beside its files' names; None for a kind that is not written.
+
+    ``scale`` brings x and y from the pixels of what the model saw to those of the picture on disk.
+    """
+    if is_detections(prediction):
+        return detections_record(prediction, class_names, scale)
     if is_attributes(prediction):
         return attributes_record(prediction, class_names)
     if is_faces(prediction):
@@ -127,6 +164,8 @@ def record_of(prediction: Any, class_names: Any) -> dict[str, Any] | None:
 
 def annotate(picture: Image.Image, image: Tensor, prediction: dict[str, Any], class_names: Any) -> Image.Image:
     """The picture as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw."""
+    if is_detections(prediction):
+        return draw_detections(picture, prediction, {}, class_names, (image.shape[-1], image.shape[-2]))
     if is_faces(prediction):
         return draw_faces(picture, prediction, class_names, image.shape[-1])
     if is_attributes(prediction):
@@ -167,6 +206,8 @@ def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     if "attributes" in record:
         columns, row = attribute_row(record)
         return columns, [row]
+    if "detections" in record:
+        return DETECTION_COLUMNS, detection_rows(record)
     faces = "faces" in record
     columns = [f"{key}{k}" for k in range(1, TOP + 1) for key in ("class", "probability")]
     rows = []
@@ -218,7 +259,22 @@ def _interleaved(run: Path, world_size: int) -> Iterator[str]:
                     parts.remove(part)
 
 
-def annotated_name(source: str, folder: str | None) -> Path:
+def scale_of(source: str, image: Tensor, truth: dict[str, Any]) -> tuple[float, float]:
+    """What x and y of ``image`` (3,H,W) are multiplied by to come to the pixels of the picture on disk, upright."""
+    from datamodules.images import BrokenImageError, EncodedImage
+
+    if "original" in truth:
+        height, width = truth["original"].shape[-2:]
+    else:
+        try:
+            original = EncodedImage(source, exif_orientation=True)
+        except BrokenImageError:  # a dataset may make its pictures
+            return 1.0, 1.0
+        height, width = original.height, original.width
+    return width / image.shape[-1], height / image.shape[-2]
+
+
+def annotated_name(source: str, folder: str | None, suffix: str = ".jpg") -> Path:
     """The relative path of the annotated copy; two pictures never get the same one."""
     path = Path(os.path.abspath(source))
     root = Path(os.path.abspath(folder)) if folder else None
@@ -228,13 +284,13 @@ def annotated_name(source: str, folder: str | None) -> Path:
         relative = path.relative_to(root)
     else:
         relative = path.relative_to(path.anchor)
-    if relative.suffix == ".jpg":
+    if relative.suffix == suffix:
         return relative
-    suffix = ".jpg"
+    added = suffix
     # A picture that is itself called a.png.jpg keeps that name.
-    while path.with_name(path.name + suffix).exists():
-        suffix += ".jpg"
-    return relative.with_name(relative.name + suffix)
+    while path.with_name(path.name + added).exists():
+        added += suffix
+    return relative.with_name(relative.name + added)
 
 
 def read_original(source: str, crop: Tensor) -> Image.Image:

@@ -75,7 +75,10 @@ class BoxTransform:
             The picture, uint8 (3,H,W); the boxes that are left, float32 (M,4) xyxy in its pixels; their indices among
             those given, int64 (M,), rising.
         """
-        pixels = EncodedImage(path, self.exif_orientation).decode()
+        return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes)
+
+    def apply(self, pixels: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The same of a picture that was read, uint8 (H,W,3) RGB."""
         if self.photometric == "ssd":
             pixels = distort_ssd(pixels)
         elif self.photometric == "yolo":

@@ -21,6 +21,7 @@ from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform, Photometric
 from datamodules.image_folder import PackedStrings, some, tree
 from datamodules.images import DatasetError, is_image, predicted_images
+from datamodules.video import VideoDataset, is_video
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -214,7 +215,7 @@ class VOCDetection(VisionDataModule):
         eval_image_size: the same for validation, test and prediction; None for ``image_size``.
         photometric, expand, iou_crop, jitter, hflip: training augmentation, see `BoxTransform`.
         train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
-        images: for prediction, a folder of pictures or one picture.
+        images: for prediction, a folder of pictures, one picture, or a video (of which all frames are predicted).
         download: fetch what is missing of VOC2007 and VOC2012.
         **kwargs: see `VisionDataModule`.
 
@@ -295,13 +296,22 @@ class VOCDetection(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            return PictureDataset(predicted_images(self.images), self.predict_transform)
+            return self._to_predict()
         annotations = self.annotations(split)
         if annotations.flat:
             rank_zero_warn(f"{split}: left out {some(annotations.flat, 'object')} whose box has no area")
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
         return VOCDataset(self.devkit, annotations, transform, self.train_difficult or not training)
+
+    def _to_predict(self) -> Dataset:
+        if self.images is None or not is_video(self.images):
+            return PictureDataset(predicted_images(self.images), self.predict_transform)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise DatasetError(
+                f"{self.images}: one process predicts a video, found {self.trainer.world_size}: --trainer.devices 1"
+            )
+        return VideoDataset(self.images, self.predict_transform)
 
     def annotations(self, split: Split) -> Annotations:
         """All objects of a split's image sets, in the order of the lists.

@@ -152,12 +152,12 @@ class VisionModule(pl.LightningModule):
         assert isinstance(metrics, MetricCollection)
         results = metrics.compute() if len(metrics) else {}
         metrics.reset()
-        scalars = {f"{split}/{name}": value for name, value in results.items() if value.numel() == 1}
+        scalars = {f"{split}/{name}": value for name, value in results.items() if value.ndim == 0}
         shown = self.monitor[0] if self.monitor else f"{split}/loss"
         for name, value in scalars.items():
             # compute() has already joined the ranks; a second reduction would average equal values.
             self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == shown, batch_size=1)
-        self.epoch_results[split] = {name: value for name, value in results.items() if value.numel() != 1}
+        self.epoch_results[split] = {name: value for name, value in results.items() if value.ndim > 0}
         if split == "val" and not self.trainer.sanity_checking and isinstance(plateau := self.lr_schedulers(), Plateau):
             assert self.monitor is not None
             plateau.observe(float(scalars[self.monitor[0]]), self.monitor[1])
@@ -180,6 +180,12 @@ class VisionModule(pl.LightningModule):
         model = self.trainer.strategy.model
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model.require_forward_param_sync = enabled
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint holds its own weights: reading it must not ask for the file that the training began with."""
+        hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        if "weights" in hparams:
+            hparams["weights"] = None
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 

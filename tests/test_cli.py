@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import cli
 from callbacks.metrics_file import read_metrics
@@ -20,9 +22,11 @@ from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.places365 import write_places365
+from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 from lightning_modules.classification.image_classifier import build_network
 from tests.callbacks.wandb_reader import read_run
+from tests.datamodules.test_video import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [
@@ -305,6 +309,90 @@ def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Pat
     rows = read_metrics(run / "metrics.csv")
     assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
     assert any(("val/mean_macro_f1" if "yummly" in config else "val/top1") in row for row in rows)
+
+
+# What makes the full networks small; a narrow variant for real data is small as it is.
+SMALL_DETECTORS = {"yolo_v1_voc": ["--model.hidden", "64"]}
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VOC2007 and VOC2012, 12 training and 6 validation pictures each, of the classes that BCCD's configs name."""
+    folder = tmp_path_factory.mktemp("VOC")
+    names = write_voc(str(folder), classes=3, train=4, val=2, size=64)
+    for path in folder.rglob("*.xml"):
+        text = path.read_text()
+        for name, cell in zip(names, ("WBC", "RBC", "Platelets"), strict=True):
+            text = text.replace(f"<name>{name}</name>", f"<name>{cell}</name>")
+        path.write_text(text)
+    return folder / "VOCdevkit"
+
+
+CELLS = ["--data.classes", "[WBC, RBC, Platelets]"]
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "detection").glob("*.yaml")))
+def test_every_detector_trains_on_generated_data(config: str, devkit: Path) -> None:
+    path = ROOT / "configs" / "detection" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    narrow = ["--model.width", "0.1", *CELLS] if config.endswith("_voc") else []
+    weights = ["--model.weights", "null"] if text["model"]["init_args"].get("weights") else []
+    cli.run([
+        "fit", "--config", str(path), *QUICK, *narrow, *SMALL_DETECTORS.get(config, []), *weights,
+        "--data.root", str(devkit), "--data.batch_size", "4", "--data.eval_batch_size", "4",
+        "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
+        "--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1",
+        "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)
+    assert any("val/map" in row for row in rows)
+    assert (run / "per_class_val.csv").read_text().count("\n") == 4
+    assert list(run.glob("pictures/val_precision_recall_step=*.png"))
+    assert list(run.glob("pictures/val_step=*.png"))
+
+
+def test_detections_of_pictures_and_of_a_video(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the checkpoint alone; boxes lie in the pictures' own pixels."""
+    cli.run([
+        "fit", "--model", "YOLOv1", "--model.grid", "2", "--model.input_size", "128", "--model.width", "0.05",
+        "--model.hidden", "16", "--model.batch_norm", "true", "--data", "VOCDetection", "--data.image_size", "128",
+        "--data.root", str(devkit), *CELLS, *QUICK, "--trainer.max_epochs", "2", "--experiment", "cells",
+    ])  # fmt: skip
+    (best,) = Path("runs/cells").glob("*/checkpoints/best.ckpt")
+    shutil.copy(best, tmp_path / "alone.ckpt")
+    pictures = devkit / "VOC2007" / "JPEGImages"
+    # No cell is sure of itself after six steps: everything is taken.
+    alone = ["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--model.score_threshold", "-1"]
+    cli.run([*alone, "--data.images", str(pictures), "--experiment", "pictures"])
+    (run,) = Path("runs/pictures").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert [record["file"] for record in records] == sorted(str(path) for path in pictures.iterdir())
+    found = [(item, record["file"]) for record in records for item in record["detections"]]
+    assert {item["class"] for item, _ in found} <= {"WBC", "RBC", "Platelets"}
+    corners = torch.tensor([item["box"][2:] for item, _ in found])
+    sizes = torch.tensor([Image.open(path).size for _, path in found])
+    assert (corners <= sizes + 0.1).all()
+    assert (corners > 128).any() or sizes.max() <= 128
+    assert len(list((run / "predictions").iterdir())) == len(records)
+
+    write_video(tmp_path / "film.avi", frames=5)
+    cli.run([*alone, "--data.images", "film.avi", "--experiment", "film"])
+    (run,) = Path("runs/film").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert [record["file"] for record in records] == [f"film.avi#{k}" for k in range(5)]
+    capture = cv2.VideoCapture(str(run / records[0]["annotated"]))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (5, 10)
+    assert capture.get(cv2.CAP_PROP_FRAME_WIDTH) == 48
+    capsys.readouterr()
+    assert "expected a video, found nothing there" in refusal([*alone, "--data.images", "nowhere.mp4"], capsys)
 
 
 def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

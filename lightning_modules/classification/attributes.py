@@ -25,11 +25,10 @@ from lightning_modules.base import VisionModule
 from lightning_modules.classification.image_classifier import (
     balanced_weights,
     build_network,
-    find_weights,
-    load_weights,
 )
 from lightning_modules.classification.metrics import AttributeMetrics
 from lightning_modules.classification.resnet_cifar import ResNetCifar
+from lightning_modules.components.pretrained import find_weights, load_weights
 
 MISSING = -100  # the label of an attribute that a sample does not have
 INGREDIENTS = "ingredients"
@@ -303,10 +302,6 @@ class AttributeClassifier(VisionModule):
         if count and (found := len(batch.get(INGREDIENTS, [[]])[0])) != count:
             raise ValueError(f"ingredients: expected {count} a sample, found {found}: give --data.ingredients {count}")
         return batch
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds its own weights: reading it must not ask for the file that the training began with."""
-        checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).update(weights=None)
 
 
 def _check(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 import torchvision
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -22,6 +18,7 @@ from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, VisionModule
 from lightning_modules.classification.alexnet import AlexNet2012
 from lightning_modules.classification.metrics import ClassificationMetrics
 from lightning_modules.classification.resnet_cifar import ResNetCifar
+from lightning_modules.components.pretrained import find_weights, load_weights
 
 # --- network ------------------------------------------------------------------------------------------------------
 
@@ -42,7 +39,7 @@ TRAITS: dict[str, dict[str, Any]] = {
     "inception_v3": {"input_size": 299, "mean": (0.5,) * 3, "std": (0.5,) * 3, "aux_weight": 0.4},
     "_cifar": {"input_size": 32},
 }
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 def traits(network: str) -> dict[str, Any]:
@@ -77,73 +74,6 @@ def build_network(
         # Torchvision's truncated normals take seconds; behind batch normalisation the scale of the weights cancels.
         options |= {"aux_logits": auxiliary, "init_weights": False, "transform_input": False}
     return torchvision.models.get_model(network, weights=None, num_classes=num_classes, **options)
-
-
-# --- pretrained weights -------------------------------------------------------------------------------------------
-
-
-def find_weights(network: Network, weights: str) -> Path:
-    """The file that ``weights`` names: a path, or a name among torchvision's ImageNet weights, then downloaded."""
-    if "://" in weights:
-        raise ValueError(f"weights: expected DEFAULT or a file, found the URL {weights}: download it and name the file")
-    if not re.fullmatch(r"DEFAULT|IMAGENET1K_V\d+", weights):
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights: no file {weights}: expected DEFAULT or a file of weights")
-        return Path(weights)
-    if network not in torchvision.models.list_models():
-        raise ValueError(
-            f"weights: torchvision has no weights for {network}, found {weights}: name a file or leave out"
-        )
-    published = torchvision.models.get_model_weights(network).__members__
-    if weights not in published:
-        raise ValueError(f"weights: expected one of {', '.join(published)} for {network}, found {weights}")
-    url = published[weights].value.url
-    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            hash_prefix = re.search(r"-([a-f0-9]+)\.", path.name)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix[1] if hash_prefix else None)
-        except (OSError, RuntimeError) as error:
-            raise RuntimeError(
-                f"weights: no download ({error}): fetch {url} and put it at {path}, or train from scratch: "
-                "--model.weights null, or the config whose name ends in _scratch"
-            ) from None
-    return path
-
-
-def load_weights(network: nn.Module, path: Path, name: str, head: str) -> None:
-    """Loads a state dict, or a checkpoint that holds one, all but a head for another number of classes.
-
-    Prefixes ``network.`` (our checkpoints) and ``module.`` (DataParallel) are stripped. Prints one line on what was not
-    loaded. Raises ValueError, in one line, for a file that is not a state dict or is another network's.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        state = {re.sub(r"^(network|module)\.", "", key): value for key, value in state.items()}
-        shapes = {key: value.shape for key, value in state.items()}
-    except Exception as error:
-        raise ValueError(
-            f"weights: {path} is not a state dict or a checkpoint, or is damaged ({type(error).__name__}): "
-            "expected a file written by torch.save with tensors only"
-        ) from None
-    own = network.state_dict()
-    replaceable = (f"{head}.", *AUXILIARY)
-    fits = {key for key in own if shapes.get(key) == own[key].shape}
-    left = [key for key in own if key not in fits and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in own]
-    wrong = [key for key in (*left, *foreign) if not key.startswith(replaceable)]
-    if wrong:
-        raise ValueError(
-            f"weights: {path} is not of {name}: {len(wrong)} tensors are missing, foreign or of another shape, "
-            f"{wrong[0]} first: expected the weights of that network"
-        )
-    network.load_state_dict({key: state[key] for key in fits}, strict=False)
-    describe = [f"{k} {tuple(shapes[k]) if k in shapes else 'absent'} -> {tuple(own[k].shape)}" for k in left]
-    tail = f"; newly initialised: {', '.join(describe)}" if left else ""
-    tail += f"; left out: {', '.join(foreign)}" if foreign else ""
-    rank_zero_only(print)(f"weights: {path} loaded into {name}{tail}", flush=True)
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------
@@ -284,7 +214,7 @@ class ImageClassifier(VisionModule):
         auxiliary = self.aux_weight > 0 and not freeze_trunk
         self.network = build_network(network, num_classes, width, dropout, auxiliary)
         if weights is not None:
-            load_weights(self.network, find_weights(network, weights), network, own["head"])
+            load_weights(self.network, find_weights(network, weights), network, own["head"], *AUXILIARY)
         self.head: str = own["head"]
         if freeze_trunk:
             self.network.requires_grad_(False).get_submodule(self.head).requires_grad_(True)
@@ -339,10 +269,6 @@ class ImageClassifier(VisionModule):
         """See `check_labels`."""
         check_labels(batch, self.num_classes)
         return batch
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds its own weights: reading it must not ask for the file that the training began with."""
-        checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).update(weights=None)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self._class_weights is not None:

@@ -168,6 +168,8 @@ class COCOMeanAP(MeanAveragePrecision):
 
     def __init__(self) -> None:
         super().__init__(backend="faster_coco_eval")
+        # That only the best 100 take part is the protocol.
+        self.warn_on_many_detections = False
 
     def update(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> None:  # type: ignore[override]
         """As `VOCMeanAP.update`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import VisionModule
+from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.boxes import join, suppress
 from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
 
@@ -44,6 +45,7 @@ class YOLOv1Network(nn.Module):
         width: multiplies the channels of all layers that are made here; the paper's are 1.
         batch_norm: after each convolution that is made here, in place of its bias.
         hidden: units of the first fully connected layer, 4096 in the paper.
+        weights: of a ResNet, see `find_weights`; None starts from nothing.
     """
 
     def __init__(
@@ -56,17 +58,24 @@ class YOLOv1Network(nn.Module):
         width: float = 1.0,
         batch_norm: bool = False,
         hidden: int = 4096,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if input_size != 64 * grid:
             raise ValueError(
                 f"input_size: expected 64 pixels a cell, {64 * grid} for a grid of {grid}, found {input_size}"
             )
+        if weights is not None and backbone == "darknet":
+            raise ValueError(
+                f"weights: there are none for the darknet backbone, found {weights}: take a ResNet, or null"
+            )
         self.grid, self.depth = grid, 5 * boxes + num_classes
         if backbone == "darknet":
             self.features, channels = self._convolutions(LAYERS, 3, width, batch_norm)
         else:
             resnet = torchvision.models.get_model(backbone, weights=None)
+            if weights is not None:
+                load_weights(resnet, find_weights(backbone, weights), backbone, "fc")
             channels = resnet.fc.in_features
             trunk = [module for name, module in resnet.named_children() if name not in ("avgpool", "fc")]
             detection, channels = self._convolutions(LAYERS[-4:], channels, width, batch_norm)
@@ -252,11 +261,13 @@ def _center_size(corners: Tensor) -> Tensor:
 
 def decode(
     output: Tensor, boxes: int, height: int, width: int, score_threshold: float = 0.001, nms_threshold: float = 0.5
-) -> list[dict[str, Tensor]]:
+) -> list[dict[str, Any]]:
     """What the network found: for each image ``boxes`` float (K,4) xyxy in pixels, ``scores``, ``labels``, best first.
 
     A box has the score confidence * class probability for every class (equation 1), negative factors counted as 0, and
     stays where that is above the threshold and no better box of its class overlaps it by more than the NMS threshold.
+    ``cells`` has what each cell says, for pictures of it: ``boxes`` (S,S,B,4), ``confidence`` (S,S,B), ``classes``
+    (S,S,C).
 
     Args:
         output: the network's (N,S,S,B*5+C).
@@ -270,7 +281,10 @@ def decode(
     scores = grid.confidence.clamp_min(0)[..., None] * grid.classes.clamp_min(0)[:, :, :, None]
     image, *cell, label = (scores > score_threshold).nonzero(as_tuple=True)
     found, boxes_found = scores[image, *cell, label], corners[image, *cell]
-    return suppress(boxes_found, found, label, image, len(output), nms_threshold)
+    results = suppress(boxes_found, found, label, image, len(output), nms_threshold)
+    cells = zip(corners, grid.confidence, grid.classes, strict=True)
+    names = ("boxes", "confidence", "classes")
+    return [{**r, "cells": dict(zip(names, cell, strict=True))} for r, cell in zip(results, cells, strict=True)]
 
 
 # --- module -------------------------------------------------------------------------------------------------------
@@ -291,6 +305,7 @@ class YOLOv1(VisionModule):
         width: multiplies the channels of the layers that are not a ResNet's.
         batch_norm: after each convolution, which the paper does not have and training from scratch wants.
         hidden: units of the first fully connected layer.
+        weights: None to train from scratch; DEFAULT for torchvision's ImageNet weights of a ResNet backbone; or a file.
         lambda_coord, lambda_noobj: weights in the loss.
         score_threshold, nms_threshold: what is kept of the predictions.
         ap: how average precision is computed, see `VOCMeanAP`.
@@ -311,6 +326,7 @@ class YOLOv1(VisionModule):
         width: float = 1.0,
         batch_norm: bool = False,
         hidden: int = 4096,
+        weights: str | None = None,
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
         score_threshold: float = 0.001,
@@ -326,7 +342,7 @@ class YOLOv1(VisionModule):
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.ap, self.coco = ap, coco
-        self.network = YOLOv1Network(backbone, num_classes, grid, boxes, input_size, width, batch_norm, hidden)
+        self.network = YOLOv1Network(backbone, num_classes, grid, boxes, input_size, width, batch_norm, hidden, weights)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = self._checked(batch["image"])
@@ -334,7 +350,7 @@ class YOLOv1(VisionModule):
         output = self.network(self.preprocess(images))
         return yolo_loss(output, targets, self.boxes, self.lambda_coord, self.lambda_noobj)
 
-    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
+    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Any]]:
         images = self._checked(images)
         output = self.network(self.preprocess(images))
         height, width = images.shape[-2:]

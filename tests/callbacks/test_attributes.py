@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.pictures import GREEN, RED, _table, attribute_choices, draw_attributes, draw_sample, samples_of
+from callbacks.drawing import GREEN, RED
+from callbacks.pictures import _table, attribute_choices, draw_attributes, draw_sample, samples_of
 from callbacks.prediction_writer import PredictionWriter, merge_parts, record_of
 from tests.callbacks.tiny import trainer, write_image
 

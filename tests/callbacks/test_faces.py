@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from callbacks.drawing import BLUE, RED, to_picture
 from callbacks.faces import draw_faces, face_rows, faces_record
-from callbacks.pictures import BLUE, RED, draw_sample, to_picture
+from callbacks.pictures import draw_sample
 from callbacks.prediction_writer import PredictionWriter
 from tests.callbacks.tiny import NAMES, Files, Tiny, trainer, write_image
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from callbacks.confusion_matrix import ConfusionMatrix, confused_pairs, draw_confusion, per_class_rows
-from callbacks.pictures import GREEN, RED, Pictures, draw_classification, draw_sample, fit, samples_of, top_classes
+from callbacks.drawing import GREEN, RED, fit
+from callbacks.pictures import Pictures, draw_classification, draw_sample, samples_of, top_classes
 from tests.callbacks.tiny import NAMES, Tiny, loader, trainer
 
 
