@@ -20,7 +20,7 @@ from torchvision.datasets.utils import check_md5
 from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform, Photometric
 from datamodules.image_folder import PackedStrings, some, tree
-from datamodules.images import DatasetError, is_image, predicted_images
+from datamodules.images import DatasetError, image_size, is_image, predicted_images
 from datamodules.video import VideoDataset, is_video
 
 VOC_CLASSES = (
@@ -105,7 +105,9 @@ class Annotations:
         labels: int64 (T,).
         difficult: bool (T,).
         start: int64 (N+1,): picture i has the objects start[i] to start[i+1].
-        flat: how many boxes were left out, since they have no area, and the first of them; or nothing.
+        flat: XML files of the boxes that were left out since they have no area.
+        outside: the same of those that were left out since they lie outside of their picture.
+        clipped: the same of those that reach beyond it and were clipped.
     """
 
     images: PackedStrings
@@ -114,10 +116,15 @@ class Annotations:
     difficult: np.ndarray
     start: np.ndarray
     flat: list[str]
+    outside: list[str]
+    clipped: list[str]
 
 
-def read_annotation(path: str, label_of: dict[str, int]) -> list[tuple[float, float, float, float, int, bool]]:
-    """(left, top, right, bottom, label, difficult) of each object of one XML file.
+Object = tuple[float, float, float, float, int, bool]  # left, top, right, bottom, label, difficult
+
+
+def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Object], tuple[float, float]]:
+    """The objects of one XML file, and the (width, height) that it says its picture has; (0, 0) where it does not.
 
     Parts of objects (a person's head and hands) are no objects. ``difficult`` may be missing: then it is not.
 
@@ -144,7 +151,10 @@ def read_annotation(path: str, label_of: dict[str, int]) -> list[tuple[float, fl
         except ValueError as error:
             raise DatasetError(f"{path}: object {number} has no whole box ({error})") from None
         objects.append((xmin - 1, ymin - 1, xmax, ymax, label_of[name], difficult))
-    return objects
+    try:
+        return objects, (float(root.findtext("size/width", "")), float(root.findtext("size/height", "")))
+    except ValueError:
+        return objects, (0.0, 0.0)
 
 
 class VOCDataset(Dataset):
@@ -298,8 +308,13 @@ class VOCDetection(VisionDataModule):
         if split == "predict":
             return self._to_predict()
         annotations = self.annotations(split)
-        if annotations.flat:
-            rank_zero_warn(f"{split}: left out {some(annotations.flat, 'object')} whose box has no area")
+        for files, what in (
+            (annotations.flat, "left out {} whose box has no area"),
+            (annotations.outside, "left out {} whose box lies outside of the picture"),
+            (annotations.clipped, "clipped the box of {} that reaches beyond the picture"),
+        ):
+            if files:
+                rank_zero_warn(f"{split}: {what.format(some(files, 'object'))}")
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
         return VOCDataset(self.devkit, annotations, transform, self.train_difficult or not training)
@@ -321,8 +336,11 @@ class VOCDetection(VisionDataModule):
         """
         label_of = {name: i for i, name in enumerate(self.class_names)}
         images: list[str] = []
-        objects: list[tuple[float, float, float, float, int, bool]] = []
-        start, flat = [0], []
+        objects: list[Object] = []
+        start = [0]
+        flat: list[str] = []
+        outside: list[str] = []
+        clipped: list[str] = []
         for image_set in self.sets[split]:
             folder = image_set.split("/")[0]
             ids, pictures = self._ids(image_set), self._pictures(folder)
@@ -334,11 +352,20 @@ class VOCDetection(VisionDataModule):
             for name in ids:
                 images.append(pictures[name])
                 path = os.path.join(self.devkit, annotated[name])
-                for item in read_annotation(path, label_of):
-                    if item[2] > item[0] and item[3] > item[1]:
-                        objects.append(item)
-                    else:
+                found, (width, height) = read_annotation(path, label_of)
+                if any(item[0] < 0 or item[1] < 0 or item[2] > width or item[3] > height for item in found):
+                    # Many files have no size, or a wrong one: the picture knows.
+                    height, width = image_size(os.path.join(self.devkit, pictures[name]))
+                for left, top, right, bottom, label, difficult in found:
+                    inner = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
+                    if not (right > left and bottom > top):
                         flat.append(annotated[name])
+                    elif not (inner[2] > inner[0] and inner[3] > inner[1]):
+                        outside.append(annotated[name])
+                    else:
+                        if inner != (left, top, right, bottom):
+                            clipped.append(annotated[name])
+                        objects.append((*inner, label, difficult))
                 start.append(len(objects))
         return Annotations(
             PackedStrings(images),
@@ -347,6 +374,8 @@ class VOCDetection(VisionDataModule):
             np.array([item[5] for item in objects], bool),
             np.array(start),
             flat,
+            outside,
+            clipped,
         )
 
     def _list_of(self, image_set: str) -> str:

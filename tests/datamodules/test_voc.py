@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import datamodules.voc as voc
 from datamodules.images import BrokenImageError, DatasetError
@@ -41,7 +42,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def xml(body: str) -> str:
-    return f"<annotation><size><width>50</width></size>{body}</annotation>"
+    return f"<annotation><size><width>50</width><height>40</height></size>{body}</annotation>"
 
 
 def an_object(name: str = "cat", box: tuple = (1, 1, 50, 40), rest: str = "") -> str:
@@ -57,10 +58,11 @@ def test_pixels_counted_from_one_become_continuous_boxes(tmp_path: Path) -> None
     path.write_text(
         xml(an_object(box=(1, 1, 50, 40)) + an_object("dog", ("8.5", 2, "9.25", 3), "<difficult>1</difficult>"))
     )
-    assert read_annotation(str(path), {"cat": 0, "dog": 1}) == [
-        (0, 0, 50, 40, 0, False),
-        (7.5, 1, 9.25, 3, 1, True),
-    ]
+    objects, size = read_annotation(str(path), {"cat": 0, "dog": 1})
+    assert objects == [(0, 0, 50, 40, 0, False), (7.5, 1, 9.25, 3, 1, True)]
+    assert size == (50, 40)
+    path.write_text("<annotation><size><width>many</width></size></annotation>")
+    assert read_annotation(str(path), {}) == ([], (0, 0))
 
 
 def test_a_persons_head_and_hands_are_no_objects(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_persons_head_and_hands_are_no_objects(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
     # The part's box comes first in some files.
     path.write_text(xml(an_object("person", (2, 3, 20, 30), part)))
-    assert read_annotation(str(path), {"person": 4}) == [(1, 2, 20, 30, 4, False)]
+    assert read_annotation(str(path), {"person": 4})[0] == [(1, 2, 20, 30, 4, False)]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_boxes_are_those_of_the_file(drawn: str) -> None:
     data = module(drawn, image_size=1000)
     sample = data.dataset("val")[3]
     path = Path(data.devkit, sample["id"].replace("JPEGImages", "Annotations").replace(".jpg", ".xml"))
-    objects = read_annotation(str(path), {name: i for i, name in enumerate(data.class_names)})
+    objects, _ = read_annotation(str(path), {name: i for i, name in enumerate(data.class_names)})
     text = path.read_text()
     width, height = (int(text.split(f"<{key}>")[1].split("<")[0]) for key in ("width", "height"))
     expected = np.array([item[:4] for item in objects]) * (1000 / np.array([width, height, width, height]))
@@ -184,6 +186,26 @@ def test_boxes_without_area_are_left_out_and_counted(root: Path) -> None:
     with pytest.warns(UserWarning, match=r"train: left out 1 object \(VOC2007/Annotations/.*whose box has no area"):
         sample = data.dataset("train")[0]
     assert len(sample["target"]["boxes"]) == 1  # a single pixel is an area
+
+
+def test_boxes_beyond_the_picture_are_clipped_or_left_out_and_counted(root: Path) -> None:
+    """The picture's own size counts: the file's may be missing or wrong."""
+    path = sorted((root / "VOCdevkit" / "VOC2007" / "Annotations").glob("*.xml"))[0]
+    with Image.open(root / "VOCdevkit" / "VOC2007" / "JPEGImages" / f"{path.stem}.jpg") as picture:
+        width, height = picture.size
+    boxes = [(-3, 5, 20, 30), (5, 5, width + 9, height), (width + 5, 5, width + 9, 9), (51, 2, width, height)]
+    for text in (xml(""), "<annotation></annotation>"):
+        path.write_text(
+            text.replace("</annotation>", "".join(an_object("bird", box) for box in boxes) + "</annotation>")
+        )
+        with pytest.warns(UserWarning, match="train: ") as caught:
+            dataset = module(root, hflip=0.0, image_size=64).dataset("train")
+        lines = [str(warning.message) for warning in caught]
+        assert any("left out 1 object" in line and "outside of the picture" in line for line in lines)
+        assert any("clipped the box of 2 objects" in line and path.name in line for line in lines)
+        target = dataset[0]["target"]  # type: ignore[index]
+        expected = torch.tensor([[0.0, 4, 20, 30], [4, 4, width, height], [50, 1, width, height]])
+        torch.testing.assert_close(target["boxes"], expected * torch.tensor([64 / width, 64 / height] * 2))
 
 
 # --- what can be wrong ------------------------------------------------------------------------------------------------
