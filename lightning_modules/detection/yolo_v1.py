@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_modules.base import VisionModule
+from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.boxes import join, suppress
 from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
@@ -310,7 +310,8 @@ class YOLOv1(VisionModule):
         score_threshold, nms_threshold: what is kept of the predictions.
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision too.
-        kwargs: optimizer, schedule, mean, std and channels_last of `VisionModule`.
+        optimizer: see `VisionModule`; the paper's SGD at the rate that its warm-up begins with.
+        kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """
 
     monitor = ("val/map", "max")
@@ -333,9 +334,10 @@ class YOLOv1(VisionModule):
         nms_threshold: float = 0.5,
         ap: APMethod = "area",
         coco: bool = True,
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(optimizer=optimizer, **kwargs)
         self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.grid, self.boxes, self.input_size = grid, boxes, input_size
