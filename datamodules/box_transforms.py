@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.images import EncodedImage, resize
 from datamodules.transforms import to_tensor
 
-Photometric = Literal["none", "ssd", "yolo"]
+Photometric = Literal["none", "ssd", "yolo", "yolo2"]
 View = tuple[int, int, int, int]  # left, top, right, bottom in the picture's pixels; it may reach beyond the picture
 
 # SSD's samplers: no crop at all, a least overlap with some object, or any crop.
@@ -31,8 +31,9 @@ class BoxTransform:
         size: side in pixels of the square that the picture is warped to, which changes its aspect (YOLO, SSD); or
             (shorter side, longest side), which keeps it (Fast and Faster R-CNN: 600, 1000).
         photometric: ``ssd`` (Liu et al. 2016, section 2.2, with the constants of the authors' code: brightness +-32,
-            contrast and saturation .5-1.5, hue +-18 of OpenCV's 180, each for half of the pictures) or ``yolo`` (Redmon
-            et al. 2016: saturation and exposure up to 1.5 times more or less).
+            contrast and saturation .5-1.5, hue +-18 of OpenCV's 180, each for half of the pictures), ``yolo`` (Redmon
+            et al. 2016: saturation and exposure up to 1.5 times more or less) or ``yolo2`` (Redmon and Farhadi 2017,
+            the authors' yolov2-voc.cfg: hue by up to a tenth of a turn too).
         expand: half of the pictures lie somewhere on a canvas up to this many times as large (SSD: 4); 1 is off.
         iou_crop: SSD's crops: of .3 to 1 of the sides, that overlap some object enough. Objects stay whose centre does.
         jitter: each side moves by up to this part of the picture's (YOLO: .2). Objects stay of which a pixel does.
@@ -57,7 +58,7 @@ class BoxTransform:
         least = size if isinstance(size, int) else min(size)
         for name, right, expected, found in (
             ("size", least >= 1, "1 or more", size),
-            ("photometric", photometric in ("none", "ssd", "yolo"), "none, ssd or yolo", photometric),
+            ("photometric", photometric in ("none", "ssd", "yolo", "yolo2"), "none, ssd, yolo or yolo2", photometric),
             ("expand", expand >= 1, "1 or more", expand),
             ("jitter", 0 <= jitter < 0.5, "0 to .5", jitter),
             ("hflip", 0 <= hflip <= 1, "a probability", hflip),
@@ -83,6 +84,8 @@ class BoxTransform:
             pixels = distort_ssd(pixels)
         elif self.photometric == "yolo":
             pixels = distort_yolo(pixels)
+        elif self.photometric == "yolo2":
+            pixels = distort_yolo(pixels, hue=0.1)
         view = self._view(pixels.shape[0], pixels.shape[1], boxes)
         flip = random.random() < self.hflip
         size = self._size(view[3] - view[1], view[2] - view[0])
@@ -213,10 +216,13 @@ def distort_ssd(pixels: np.ndarray) -> np.ndarray:
     return cv2.LUT(pixels, _table(np.arange(256) * contrast)) if contrast_last and contrast != 1 else pixels
 
 
-def distort_yolo(pixels: np.ndarray) -> np.ndarray:
-    """YOLO's of uint8 (H,W,3) RGB: saturation and exposure times or divided by a factor uniform in 1 to 1.5."""
+def distort_yolo(pixels: np.ndarray, hue: float = 0.0) -> np.ndarray:
+    """YOLO's of uint8 (H,W,3) RGB: saturation and exposure times or divided by a factor uniform in 1 to 1.5.
+
+    YOLOv2 turns the hue too (darknet, random_distort_image), uniformly by up to ``hue`` of a full turn each way.
+    """
     saturation, exposure = (random.uniform(1, 1.5) ** random.choice((-1, 1)) for _ in range(2))
-    return change_hsv(pixels, 0.0, saturation, exposure)
+    return change_hsv(pixels, 180 * random.uniform(-hue, hue) if hue else 0.0, saturation, exposure)
 
 
 def change_hsv(pixels: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:

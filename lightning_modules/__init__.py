@@ -6,4 +6,8 @@ def import_all() -> None:
     import lightning_modules.classification.attributes
     import lightning_modules.classification.emotion
     import lightning_modules.classification.image_classifier
-    import lightning_modules.detection.yolo_v1  # noqa: F401
+    import lightning_modules.detection.overfeat
+    import lightning_modules.detection.sliding_window
+    import lightning_modules.detection.ssd
+    import lightning_modules.detection.yolo_v1
+    import lightning_modules.detection.yolo_v2  # noqa: F401

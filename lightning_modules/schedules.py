@@ -25,7 +25,12 @@ class _Schedule(LambdaLR):
     """A LambdaLR whose factor is a function of the progress, 0 at the first step and 1 after the last."""
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, factor: Callable[[int, int], float], warmup_steps: int
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        factor: Callable[[int, int], float],
+        warmup_steps: int,
+        warmup_power: float = 1.0,
     ) -> None:
         name = type(self).__name__
         if total_steps < 1 or warmup_steps < 0:
@@ -38,7 +43,7 @@ class _Schedule(LambdaLR):
 
         # A plain function: LambdaLR would put the state of any other callable into the checkpoint.
         def scale(step: int) -> float:
-            warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+            warmup = min(1.0, (step + 1) / warmup_steps) ** warmup_power if warmup_steps else 1.0
             return warmup * factor(min(step, total_steps), total_steps)
 
         super().__init__(optimizer, scale)
@@ -70,7 +75,8 @@ class Step(_Schedule):
         total_steps: steps of the whole run.
         milestones: fractions of the run, rising, between 0 and 1: [0.5, 0.75].
         gamma: what the rate is multiplied by.
-        warmup_steps: steps over which the rate rises in a line; the milestones stay where they are.
+        warmup_steps: steps over which the rate rises; the milestones stay where they are.
+        warmup_power: of that rise: 1 is a line, 4 the "burn-in" of YOLOv2's authors (darknet, network.c).
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class Step(_Schedule):
         milestones: Sequence[float] = (0.5, 0.75),
         gamma: float = 0.1,
         warmup_steps: int = 0,
+        warmup_power: float = 1.0,
     ) -> None:
         if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
             raise ValueError(f"milestones: expected rising fractions of the run between 0 and 1, found {milestones}")
@@ -87,7 +94,7 @@ class Step(_Schedule):
         def factor(step: int, total: int) -> float:
             return gamma ** sum(step >= round(milestone * total) for milestone in milestones)
 
-        super().__init__(optimizer, total_steps, factor, warmup_steps)
+        super().__init__(optimizer, total_steps, factor, warmup_steps, warmup_power)
 
 
 class Polynomial(_Schedule):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torchvision
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 
 def find_weights(network: str, weights: str) -> Path:
@@ -48,17 +49,25 @@ def find_weights(network: str, weights: str) -> Path:
     return path
 
 
-def load_weights(network: nn.Module, path: Path, name: str, *heads: str) -> None:
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    name: str,
+    *heads: str,
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> None:
     """Loads a state dict, or a checkpoint that holds one, all but heads for another number of classes.
 
     ``heads`` are the modules that may be of another shape, missing or foreign. Prefixes ``network.`` (our checkpoints)
-    and ``module.`` (DataParallel) are stripped. Prints one line on what was not loaded. Raises ValueError, in one line,
-    for a file that is not a state dict or is another network's.
+    and ``module.`` (DataParallel) are stripped; then ``convert``, if given, names and shapes them as the network does.
+    Prints one line on what was not loaded. Raises ValueError, in one line, for a file that is not a state dict or is
+    another network's.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {re.sub(r"^(network|module)\.", "", key): value for key, value in state.items()}
+        state = convert(state) if convert is not None else state
         shapes = {key: value.shape for key, value in state.items()}
     except Exception as error:
         raise ValueError(

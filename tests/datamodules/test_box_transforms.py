@@ -9,7 +9,15 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.box_transforms import BoxTransform, change_hsv, distort_ssd, iou_crop, move, render
+from datamodules.box_transforms import (
+    BoxTransform,
+    change_hsv,
+    distort_ssd,
+    distort_yolo,
+    iou_crop,
+    move,
+    render,
+)
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
 BOXES = np.array(
@@ -157,13 +165,36 @@ def test_photometric_distortion_moves_no_pixel_and_stays_moderate() -> None:
     assert change_hsv(red, 0, 1, 0.5)[0, 0].tolist() == [100, 50, 50]
 
 
+def test_yolov2_turns_the_hue_by_a_tenth_at_most(picture: str) -> None:
+    red = np.full((1, 1, 3), (160, 80, 80), np.uint8)
+    drawn = []
+    for seed in range(300):
+        random.seed(seed)
+        pixels = distort_yolo(red, hue=0.1)
+        h, s, v = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[0, 0].astype(float)
+        drawn.append((h - 180 if h > 90 else h, s / 127.5, v / 160))
+    turn, saturation, exposure = np.array(drawn).T
+    assert np.abs(turn).max() <= 19
+    assert turn.min() < -15
+    assert turn.max() > 15
+    for factor in (saturation, exposure):  # half of them below 1, as darknet's rand_scale draws
+        assert 1 / 1.5 - 0.02 <= factor.min() < 0.7
+        assert 1.45 < factor.max() <= 1.52
+        assert 0.4 < (factor < 1).mean() < 0.6
+    random.seed(5)
+    with_hue = BoxTransform(64, "yolo2")(picture, BOXES)[0]
+    random.seed(5)
+    without = BoxTransform(64, "yolo")(picture, BOXES)[0]
+    assert (with_hue != without).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"size": 0}, "size: expected 1 or more, found 0"),
         ({"size": 8, "expand": 0.5}, "expand: expected 1 or more"),
         ({"size": 8, "jitter": 0.5}, "jitter: expected 0 to .5"),
-        ({"size": 8, "photometric": "none of them"}, "photometric: expected none, ssd or yolo"),
+        ({"size": 8, "photometric": "none of them"}, "photometric: expected none, ssd, yolo or yolo2"),
     ],
 )
 def test_arguments_out_of_range(options: dict, message: str) -> None:

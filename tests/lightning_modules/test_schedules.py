@@ -52,6 +52,12 @@ def test_warmup_is_a_line_and_the_cosine_starts_where_it_ends():
     assert found[40] == pytest.approx(0.1 * 0.1)
 
 
+def test_yolov2s_burn_in_rises_by_the_fourth_power():
+    found = rates(lambda o: Step(o, STEPS, [0.5], 0.1, warmup_steps=10, warmup_power=4))[:, 0]
+    torch.testing.assert_close(found[:10], 0.1 * (torch.arange(1, 11, dtype=torch.float64) / 10) ** 4)
+    torch.testing.assert_close(found[10:20], torch.full((10,), 0.1, dtype=torch.float64))
+
+
 def test_warmup_longer_than_the_run_is_said():
     with pytest.warns(UserWarning, match="all lie within its 100 warm-up steps"):
         found = rates(lambda o: Step(o, STEPS, [0.99], warmup_steps=100))[:, 0]

@@ -1,0 +1,505 @@
+"""SSD: Liu, Anguelov, Erhan, Szegedy, Reed, Fu and Berg, "SSD: Single Shot MultiBox Detector", ECCV 2016.
+
+Maps of falling size are taken from one network. Every cell of each has a few prior boxes of given sizes and aspects,
+for each of which a 3x3 convolution says how to move it and what is in it. No proposals, no second look.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics import MetricCollection
+from torchvision.models.vgg import make_layers
+from torchvision.ops import box_convert
+
+from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.detection.boxes import suppress
+from lightning_modules.detection.metrics import APMethod, detection_metrics
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+
+class Map(NamedTuple):
+    """One of the maps that boxes are predicted from, as in the authors' ssd_pascal.py and its 512 variant.
+
+    Attributes:
+        cells: its side.
+        step: pixels from one cell's centre to the next.
+        size: side in pixels of the smaller square prior.
+        next_size: of the next map; the larger square's side is the geometric mean of both.
+        aspects: of the other priors, each of which also stands upright.
+    """
+
+    cells: int
+    step: int
+    size: float
+    next_size: float
+    aspects: tuple[float, ...]
+
+    @property
+    def priors(self) -> int:
+        """Prior boxes of a cell."""
+        return 2 + 2 * len(self.aspects)
+
+
+# The authors' layer cuts SSD512's sizes to whole pixels (an int in prior_box_layer.cpp); these are their settings.
+MAPS: dict[int, tuple[Map, ...]] = {
+    300: (
+        Map(38, 8, 30, 60, (2,)),
+        Map(19, 16, 60, 111, (2, 3)),
+        Map(10, 32, 111, 162, (2, 3)),
+        Map(5, 64, 162, 213, (2, 3)),
+        Map(3, 100, 213, 264, (2,)),
+        Map(1, 300, 264, 315, (2,)),
+    ),
+    512: (
+        Map(64, 8, 35.84, 76.8, (2,)),
+        Map(32, 16, 76.8, 153.6, (2, 3)),
+        Map(16, 32, 153.6, 230.4, (2, 3)),
+        Map(8, 64, 230.4, 307.2, (2, 3)),
+        Map(4, 128, 307.2, 384.0, (2, 3)),
+        Map(2, 256, 384.0, 460.8, (2,)),
+        Map(1, 512, 460.8, 537.6, (2,)),
+    ),
+}
+# The layers behind VGG16, two a map: channels of the 1x1, channels, kernel, stride and padding of the other.
+EXTRAS: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
+    300: ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0)),
+    512: ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 3, (128, 256, 4, 1, 1)),
+}
+VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+
+class L2Norm(nn.Module):
+    """Gives the channels of each place a length of 1, times a learnt scale for each channel (section 3.1).
+
+    conv4_3 is larger than the other maps (Liu, Rabinovich and Berg 2016, "ParseNet").
+    """
+
+    def __init__(self, channels: int, scale: float = 20.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float (B,C,H,W) to float32 (B,C,H,W)."""
+        return F.normalize(x.float(), dim=1) * self.scale[:, None, None]
+
+
+class SSDNetwork(nn.Module):
+    """Figure 2's network: images to 4 offsets and C+1 logits for each prior.
+
+    ``features`` numbers its layers as torchvision's VGG16 does; fc6 and fc7 follow as convolutions.
+
+    Args:
+        size: side of the images in pixels.
+        num_classes: C.
+        width: multiplies the channels of all layers but the predictors'.
+        batch_norm: after each convolution but the predictors and the last, whose one cell has no statistics in a batch
+            of one image.
+    """
+
+    def __init__(
+        self, size: Literal[300, 512] = 300, num_classes: int = 20, width: float = 1.0, batch_norm: bool = False
+    ) -> None:
+        super().__init__()
+
+        def scaled(channels: int) -> int:
+            return max(1, round(channels * width))
+
+        def convolution(
+            into: int,
+            out: int,
+            kernel: int,
+            stride: int = 1,
+            padding: int = 0,
+            dilation: int = 1,
+            norm: bool = batch_norm,
+        ) -> list[nn.Module]:
+            norms = [nn.BatchNorm2d(out)] if norm else []
+            return [nn.Conv2d(into, out, kernel, stride, padding, dilation), *norms, nn.ReLU(inplace=True)]
+
+        vgg = make_layers([scaled(layer) if isinstance(layer, int) else layer for layer in VGG16], batch_norm)
+        pools = [i for i, layer in enumerate(vgg) if isinstance(layer, nn.MaxPool2d)]
+        # 75 cells become 38, and the last pooling leaves the size as it is.
+        vgg[pools[2]] = nn.MaxPool2d(2, 2, ceil_mode=True)
+        vgg[pools[4]] = nn.MaxPool2d(3, 1, padding=1)
+        self.features = nn.Sequential(
+            *vgg,
+            *convolution(scaled(512), scaled(1024), 3, padding=6, dilation=6),
+            *convolution(scaled(1024), scaled(1024), 1),
+        )
+        self.conv4_3 = pools[3]
+        self.norm = L2Norm(scaled(512))
+        self.extras = nn.ModuleList()
+        channels = [scaled(512), scaled(1024)]
+        for i, (squeezed, out, kernel, stride, padding) in enumerate(EXTRAS[size], start=1):
+            squeeze = convolution(channels[-1], scaled(squeezed), 1)
+            norm = batch_norm and i < len(EXTRAS[size])
+            layers = convolution(scaled(squeezed), scaled(out), kernel, stride, padding, norm=norm)
+            self.extras.append(nn.Sequential(*squeeze, *layers))
+            channels.append(scaled(out))
+        maps = list(zip(channels, MAPS[size], strict=True))
+        self.location = nn.ModuleList(nn.Conv2d(c, 4 * m.priors, 3, padding=1) for c, m in maps)
+        self.confidence = nn.ModuleList(nn.Conv2d(c, (num_classes + 1) * m.priors, 3, padding=1) for c, m in maps)
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                # Caffe's "xavier" is by the fan in; VGG from scratch wants He's.
+                trunk = name.startswith("features.")
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu" if trunk else "linear")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images float (B,3,S,S) to location (B,P,4) and confidence (B,P,1+C), background first."""
+        x = self.features[: self.conv4_3](x)
+        maps = [self.norm(x)]
+        x = self.features[self.conv4_3 :](x)
+        maps.append(x)
+        for extra in self.extras:
+            x = extra(x)
+            maps.append(x)
+
+        def joined(predictors: nn.ModuleList, numbers: int) -> Tensor:
+            outputs = [predictor(m) for predictor, m in zip(predictors, maps, strict=True)]
+            return torch.cat([o.permute(0, 2, 3, 1).reshape(len(x), -1, numbers) for o in outputs], dim=1)
+
+        depth = self.confidence[0].out_channels * 4 // self.location[0].out_channels  # type: ignore[operator]
+        return joined(self.location, 4), joined(self.confidence, int(depth))
+
+
+def from_vgg16(state: dict[str, Tensor], fc6: int, fc7: int) -> dict[str, Tensor]:
+    """Names the weights of a VGG16 as `SSDNetwork` does: torchvision's, or the authors' reduced one (numbers alone).
+
+    Of a whole VGG16, fc6 and fc7 become convolutions: every fourth unit, every third place of 7x7 (Chen et al. 2015,
+    section 3.1). In torchvision's file of features alone they are no numbers; then both begin anew.
+
+    Args:
+        state: name to tensor.
+        fc6, fc7: places of the convolutions in ``features``.
+    """
+    state = {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}
+    classifier = {key: state.pop(key) for key in list(state) if key.startswith("classifier.")}
+    if classifier and classifier["classifier.0.weight"].isfinite().all():
+        state[f"features.{fc6}.weight"] = classifier["classifier.0.weight"].view(4096, 512, 7, 7)[::4, :, ::3, ::3]
+        state[f"features.{fc6}.bias"] = classifier["classifier.0.bias"][::4]
+        state[f"features.{fc7}.weight"] = classifier["classifier.3.weight"][::4, ::4, None, None]
+        state[f"features.{fc7}.bias"] = classifier["classifier.3.bias"][::4]
+    return state
+
+
+# --- priors -------------------------------------------------------------------------------------------------------
+
+
+def make_priors(size: Literal[300, 512]) -> Tensor:
+    """The prior boxes, centre and size in pixels: float32 (P,4), 8732 for SSD300 and 24564 for SSD512.
+
+    By map, row, column; of a cell first the small and the large square, then each aspect lying and standing. Boxes
+    reach beyond the picture, as the authors' do.
+    """
+    priors = []
+    for m in MAPS[size]:
+        large = math.sqrt(m.size * m.next_size)
+        roots = [math.sqrt(aspect) for aspect in m.aspects]
+        sides = [(m.size, m.size), (large, large)]
+        sides += [side for r in roots for side in ((m.size * r, m.size / r), (m.size / r, m.size * r))]
+        centre = (torch.arange(m.cells) + 0.5) * m.step
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        shape = (m.cells, m.cells, m.priors, 2)
+        centres = torch.stack([x, y], dim=-1)[:, :, None].expand(shape)
+        priors.append(torch.cat([centres, torch.tensor(sides).expand(shape)], dim=-1).view(-1, 4))
+    return torch.cat(priors)
+
+
+# --- target encoding ----------------------------------------------------------------------------------------------
+
+VARIANCES = (0.1, 0.1, 0.2, 0.2)
+# An object may lose this many priors to others before it goes without one of its own.
+ROUNDS = 8
+
+
+class Targets(NamedTuple):
+    """What each of the P priors is to say.
+
+    Attributes:
+        positive: bool (B,P), has an object.
+        label: int64 (B,P), 0 for background, else 1 + the object's.
+        offset: float32 (B,P,4), see `offsets`; of the others without meaning.
+    """
+
+    positive: Tensor
+    label: Tensor
+    offset: Tensor
+
+
+def encode(target: list[dict[str, Tensor]], priors: Tensor, least: float = 0.5) -> Targets:
+    """Gives each object the prior that it overlaps most (`own_priors`), and every other prior the object that it
+    overlaps most, if by ``least`` or more (section 2.2).
+
+    Args:
+        target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
+        priors: see `make_priors`.
+        least: IoU.
+    """
+    boxes = pad_sequence([entry["boxes"] for entry in target], batch_first=True).float()
+    labels = pad_sequence([entry["labels"] for entry in target], batch_first=True)
+    if not labels.shape[1]:
+        boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))
+    # What fills the shorter lists has no area, and overlaps nothing.
+    overlap = overlaps(boxes, box_convert(priors, "cxcywh", "xyxy"))
+    best, chosen = overlap.max(1)
+    owner = own_priors(overlap)
+    owned = owner < labels.shape[1]
+    chosen = torch.where(owned, owner, chosen)
+    positive = owned | (best >= least)
+    label = torch.where(positive, labels.gather(1, chosen) + 1, 0)
+    truth = box_convert(boxes, "xyxy", "cxcywh").gather(1, chosen[..., None].expand(-1, -1, 4))
+    return Targets(positive, label, offsets(truth, priors))
+
+
+def overlaps(boxes: Tensor, priors: Tensor) -> Tensor:
+    """IoU of each box with each prior: float (B,M,P) for xyxy (B,M,4) and (P,4).
+
+    On a CPU in a third of the time of torchvision's box_iou, whose pairs of coordinates are slow.
+    """
+    left, top, right, bottom = boxes[..., None].unbind(2)
+    p_left, p_top, p_right, p_bottom = priors.t().contiguous()
+    shared = (torch.minimum(right, p_right) - torch.maximum(left, p_left)).clamp_min_(0)
+    shared *= (torch.minimum(bottom, p_bottom) - torch.maximum(top, p_top)).clamp_min_(0)
+    union = (right - left) * (bottom - top) + (p_right - p_left) * (p_bottom - p_top)
+    return shared.div_(union.sub_(shared))
+
+
+def own_priors(overlap: Tensor) -> Tensor:
+    """Which object has each prior for its own: int64 (B,P), M where none has, for overlaps float (B,M,P).
+
+    The authors take the pair that overlaps most, then the one that does so among the objects and priors that are left,
+    until no object is (bbox_util.cpp, MatchBBox). The same comes of proposals: every object asks for its best prior,
+    a prior has the one that overlaps it more (of equal objects the first), and who is refused asks for its next best
+    (of equal priors any, where the authors take the first). After ``ROUNDS`` rounds the ``ROUNDS`` first pairs of every
+    image are theirs for certain, and so are all others but where more objects than that crowd for the same priors.
+    """
+    objects, priors = overlap.shape[1:]
+    value, prior = overlap.topk(min(ROUNDS, priors), dim=2)
+    number = torch.arange(objects, device=overlap.device)
+    held = overlap.new_zeros(len(overlap), priors)
+    owner = torch.full_like(held, objects, dtype=torch.int64)
+    nobody = owner
+    for _ in range(min(ROUNDS, objects)):
+        rival, first = (x.gather(1, prior.flatten(1)).view_as(prior) for x in (held, owner))
+        free = (value > rival) | ((value == rival) & (number[:, None] <= first))
+        # Those whose box overlaps nothing, and those who were refused everywhere, ask for nothing.
+        asks = torch.where(free & (value > 1e-6), value, 0)
+        # The values fall: the first that is left is the best.
+        bid, place = asks.max(2)
+        wanted = prior.gather(2, place[..., None])[..., 0]
+        held = torch.zeros_like(held).scatter_reduce(1, wanted, bid, "amax")
+        wins = (bid > 0) & (bid == held.gather(1, wanted))
+        owner = nobody.scatter_reduce(1, wanted, torch.where(wins, number, objects), "amin")
+    return owner
+
+
+def offsets(boxes: Tensor, priors: Tensor) -> Tensor:
+    """Boxes as seen from their priors (section 2.2), over the variances: centre and size (...,P,4) to (...,P,4)."""
+    centre = (boxes[..., :2] - priors[:, :2]) / priors[:, 2:]
+    # What has no area is no one's.
+    size = (boxes[..., 2:].clamp_min(1e-6) / priors[:, 2:]).log()
+    return torch.cat([centre, size], dim=-1) / boxes.new_tensor(VARIANCES)
+
+
+def corners(offset: Tensor, priors: Tensor) -> Tensor:
+    """The inverse of `offsets`, as xyxy: (...,P,4)."""
+    offset = offset * offset.new_tensor(VARIANCES)
+    centre = priors[:, :2] + offset[..., :2] * priors[:, 2:]
+    # More than e^10 times a prior is nowhere, and infinity times zero would be no number.
+    half = priors[:, 2:] * offset[..., 2:].clamp_max(10).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------
+
+
+def multibox_loss(
+    location: Tensor, confidence: Tensor, targets: Targets, negatives: float = 3.0, empty_negatives: int = 0
+) -> dict[str, Tensor]:
+    """Equation 1, over the N positive priors of all images of the batch; 0 where there is none:
+
+    - ``location``: 1/N * sum over the positives of the smooth L1 of the four offsets.
+    - ``confidence``: 1/N * sum over the positives and the hardest negatives of the cross entropy.
+
+    The hardest are the priors without an object whose cross entropy is highest, in each image up to ``negatives`` times
+    its positives (section 2.2).
+
+    Args:
+        location: float (B,P,4).
+        confidence: float (B,P,1+C), logits.
+        targets: see `encode`.
+        negatives: negatives a positive.
+        empty_negatives: those of an image without positives. The authors' code takes none, so that it learns nothing
+            from such an image.
+    """
+    positive = targets.positive
+    count = positive.sum(1)
+    total = count.sum().clamp_min(1)
+    error = F.smooth_l1_loss(location.float(), targets.offset, reduction="none").sum(-1)
+    entropy = F.cross_entropy(confidence.float().flatten(0, 1), targets.label.flatten(), reduction="none")
+    entropy = entropy.view_as(error)
+    hardest = torch.where(positive, 0, entropy).sort(dim=1, descending=True).values
+    taken = torch.where(count > 0, negatives * count, empty_negatives)
+    hard = torch.arange(hardest.shape[1], device=hardest.device) < taken[:, None]
+    return {
+        "location": torch.where(positive, error, 0).sum() / total,
+        "confidence": (torch.where(positive, entropy, 0).sum() + torch.where(hard, hardest, 0).sum()) / total,
+    }
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def decode(
+    location: Tensor,
+    confidence: Tensor,
+    priors: Tensor,
+    size: int,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+) -> list[dict[str, Tensor]]:
+    """What the network found: for each image ``boxes`` float (K,4) xyxy in pixels, ``scores``, ``labels``, best first.
+
+    A box has the score of its softmax for every class. Of those above the threshold the best 400 of each class take
+    part in the suppression, and the best 200 of the image are left.
+
+    Args:
+        location: float (B,P,4).
+        confidence: float (B,P,1+C), logits.
+        priors: see `make_priors`.
+        size: side of the images in pixels.
+        score_threshold, nms_threshold: the authors' for VOC.
+    """
+    boxes = corners(location.float(), priors).clamp(0, size)
+    scores = confidence.float().softmax(-1)[..., 1:]
+    image, prior, label = (scores > score_threshold).nonzero(as_tuple=True)
+    found, found_scores = boxes[image, prior], scores[image, prior, label]
+    return suppress(found, found_scores, label, image, len(boxes), nms_threshold, top=400, keep=200)
+
+
+# --- module -------------------------------------------------------------------------------------------------------
+
+
+class SSD(VisionModule):
+    """SSD300 and SSD512. Batch: see detection in the batch contract, images of one size. Predictions: see `decode`.
+
+    Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
+
+    As in the authors' code, biases learn at twice the rate and do not decay.
+
+    Args:
+        size: side of the images in pixels; --data.image_size must say the same.
+        num_classes: C, without the background; ``train.py`` takes it from the data.
+        class_names: one name a class; ``train.py`` takes them from the data.
+        width: multiplies the channels of all layers but the predictors'.
+        batch_norm: after the convolutions, see `SSDNetwork`; the paper has none, and training from scratch wants it.
+        weights: None to train from scratch; IMAGENET1K_FEATURES for the authors' VGG16, which takes pixels on a scale
+            of 0..255 (``mean: [.48235, .45882, .40784]`` and ``std: [.0039216, .0039216, .0039216]``); DEFAULT for
+            torchvision's own; or a file: either of these, the authors' with fc6 and fc7 (vgg16_reducedfc.pth), or one
+            of our checkpoints.
+        empty_negatives: how many priors of an image without objects learn that they are background, see
+            `multibox_loss`.
+        score_threshold, nms_threshold: what is kept of the predictions.
+        ap: how average precision is computed, see `VOCMeanAP`.
+        coco: measure COCO's average precision too.
+        optimizer: see `VisionModule`; the paper's.
+        kwargs: schedule, mean, std and channels_last of `VisionModule`.
+    """
+
+    monitor = ("val/map", "max")
+
+    def __init__(
+        self,
+        size: Literal[300, 512] = 300,
+        num_classes: int = 20,
+        class_names: list[str] | None = None,
+        width: float = 1.0,
+        batch_norm: bool = False,
+        weights: str | None = None,
+        empty_negatives: int = 0,
+        score_threshold: float = 0.01,
+        nms_threshold: float = 0.45,
+        ap: APMethod = "area",
+        coco: bool = True,
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(optimizer=optimizer, **kwargs)
+        self.save_arguments(inspect.currentframe())
+        if size not in MAPS:
+            raise ValueError(f"size: expected 300 or 512, found {size}")
+        self.size, self.num_classes, self.class_names = size, num_classes, class_names
+        self.empty_negatives = empty_negatives
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.ap, self.coco = ap, coco
+        # A constant, no buffer: see VisionModule.
+        self._priors = make_priors(size)
+        self.network = SSDNetwork(size, num_classes, width, batch_norm)
+        if weights is not None:
+            name = "vgg16_bn" if batch_norm else "vgg16"
+            places = [i for i, layer in enumerate(self.network.features) if isinstance(layer, nn.Conv2d)]
+            fc6, fc7 = places[-2:]
+            new = [f"features.{i}" for i in range(fc6, len(self.network.features))]
+            load_weights(
+                self.network,
+                find_weights(name, weights),
+                name,
+                *("norm", "extras", "location", "confidence", *new),
+                convert=lambda state: from_vgg16(state, fc6, fc7),
+            )
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        location, confidence = self.network(self.preprocess(self._checked(batch["image"])))
+        targets = encode(batch["target"], self._priors_on(location.device))
+        return multibox_loss(location, confidence, targets, empty_negatives=self.empty_negatives)
+
+    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
+        location, confidence = self.network(self.preprocess(self._checked(images)))
+        priors = self._priors_on(location.device)
+        return decode(location, confidence, priors, self.size, self.score_threshold, self.nms_threshold)
+
+    def build_metrics(self) -> MetricCollection:
+        return detection_metrics(self.num_classes, self.ap, self.coco)
+
+    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
+        metrics.update(predictions, batch["target"])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The weights; the convolutions' biases, at twice the rate; batch normalisation's. Only the first decay."""
+        groups: list[dict[str, Any]] = [
+            {"params": []},
+            {"params": [], "weight_decay": 0.0, "lr_scale": 2.0},
+            {"params": [], "weight_decay": 0.0},
+        ]
+        for module in self.network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                kind = 2 if isinstance(module, nn.BatchNorm2d) else int(name == "bias")
+                groups[kind]["params"] += [parameter] if parameter.requires_grad else []
+        return [group for group in groups if group["params"]]
+
+    def _priors_on(self, device: torch.device) -> Tensor:
+        if self._priors.device != device:
+            self._priors = self._priors.to(device)
+        return self._priors
+
+    def _checked(self, images: Tensor | list[Tensor]) -> Tensor:
+        if not isinstance(images, Tensor) or images.shape[-2:] != (self.size, self.size):
+            found = (
+                "images of different sizes" if isinstance(images, list) else f"{images.shape[-1]}x{images.shape[-2]}"
+            )
+            raise ValueError(
+                f"image: expected {self.size}x{self.size} pixels, found {found}: set --data.image_size {self.size}"
+            )
+        return images

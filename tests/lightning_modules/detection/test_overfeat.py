@@ -1,0 +1,305 @@
+"""OverFeat: parameter counts, the dense evaluation, both losses, and merging against its description in loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_modules.detection.overfeat import (
+    ARCHITECTURES,
+    BoxRegressor,
+    OverFeat,
+    OverFeatNetwork,
+    at_every_offset,
+    box_loss,
+    match_score,
+    merge,
+    merge_boxes,
+)
+from lightning_modules.detection.windows import NEITHER
+from tests.lightning_modules.detection.test_sliding_window import learn, trained_for_a_while
+
+C = 3
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "window", "parameters", "kernel", "channels"),
+    [
+        ("fast", 231, 145_920_872, 6, 1024),
+        ("accurate", 221, 144_656_488, 5, 1024),
+        ("small", 63, 10_562_920, 3, 512),
+    ],
+)
+def test_the_papers_networks(variant: Any, window: int, parameters: int, kernel: int, channels: int) -> None:
+    with torch.device("meta"):
+        network = OverFeatNetwork(variant, 1000)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    images = torch.zeros(2, 3, window, window, device="meta")
+    assert network(images).shape == (2, 1000)
+    assert network.pooled(images).shape == (2, channels, kernel, kernel)
+    # A larger window would show the same: the smallest picture that the classifier can see at all.
+    with pytest.raises(RuntimeError):
+        network(images[..., : -network.stride])
+
+
+def test_the_regressor() -> None:
+    with torch.device("meta"):
+        regressor = BoxRegressor(1024, 5, 1000)
+    expected = (1024 * 25 + 1) * 4096 + 4097 * 1024 + 1025 * 4000
+    assert sum(p.numel() for p in regressor.parameters()) == expected
+    untrained = BoxRegressor(8, 3, 2, width=0.01)(torch.randn(5, 8, 3, 3)).flatten(1)
+    assert torch.equal(untrained, torch.tensor([0.0, 0, 1, 1] * 2).expand(5, -1))
+
+
+@pytest.mark.parametrize(("sides", "places"), [((245, 245), (3, 3)), ((281, 317), (6, 9)), ((317, 389), (9, 15))])
+def test_the_papers_map_sizes(sides: tuple[int, int], places: tuple[int, int]) -> None:
+    """Table 5: places of the classifier at the first three scales, three by three offsets of 1x1, 2x3 and 3x5."""
+    with torch.device("meta"):
+        network = OverFeatNetwork("accurate", 10, width=0.1)
+        features = network.features(torch.zeros(1, 3, *sides, device="meta"))
+        found = at_every_offset(features, network.pool, network.kernel, network.classifier)
+    assert found.shape == (1, 10, *places)
+
+
+# --- dense evaluation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [(0, 0), (4, 0), (20, 28), (22, 13)])
+def test_every_offset_gives_what_each_window_gives(extra: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = OverFeatNetwork("small", C + 1, width=0.05, batch_norm=True, boxes=C)
+    trained_for_a_while(network)
+    nn.init.normal_(network.classifier[-1].weight)
+    nn.init.normal_(network.regressor[-1].weight)
+    side, step = network.window, network.stride
+    images = torch.randn(2, 3, side + extra[0], side + extra[1])
+    with torch.inference_mode():
+        features = network.features(images)
+        logits, edges = (
+            at_every_offset(features, network.pool, network.kernel, head)
+            for head in (network.classifier, network.regressor)
+        )
+        rows, columns = (e // step + 1 for e in extra)
+        assert logits.shape == (2, C + 1, rows, columns)
+        for row in range(rows):
+            for column in range(columns):
+                y, x = row * step, column * step
+                window = images[:, :, y : y + side, x : x + side]
+                torch.testing.assert_close(logits[:, :, row, column], network(window), atol=1e-5, rtol=1e-4)
+                boxes = network.regressor(network.pooled(window)).flatten(1)
+                torch.testing.assert_close(edges[:, :, row, column], boxes, atol=1e-5, rtol=1e-4)
+        image, row, column = (
+            torch.tensor([1, 0, 1]),
+            torch.tensor([0, rows - 1, rows - 1]),
+            torch.tensor([0, 0, columns - 1]),
+        )
+        some = network.edges(features, image, row, column)
+        torch.testing.assert_close(some.flatten(1), edges[image, :, row, column], atol=1e-5, rtol=1e-4)
+
+
+def test_offsets_are_a_dilated_convolution() -> None:
+    """Pooled at every place, and the head looks at every third of them: the same by other means."""
+    torch.manual_seed(0)
+    head, features = nn.Conv2d(4, 5, 2), torch.randn(2, 4, 13, 11)
+    dilated = F.conv2d(F.max_pool2d(features, 3, 1), head.weight, head.bias, dilation=3)
+    torch.testing.assert_close(at_every_offset(features, 3, 2, head), dilated, atol=1e-5, rtol=1e-5)
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("specific", [True, False])
+def test_the_box_loss_is_the_formula(specific: bool) -> None:
+    rng = np.random.default_rng(0)
+    empty = 0
+    for _ in range(200):
+        count = int(rng.integers(1, 8))
+        boxes = rng.normal(0.5, 1, (count, C if specific else 1, 4))
+        label = rng.choice([0, 1, 2, C, NEITHER], count)
+        target = rng.normal(0.5, 1, (count, 4))
+        terms = []
+        for box, y, truth in zip(boxes, label, target, strict=True):
+            if y not in (C, NEITHER):
+                terms.append(sum((box[y if specific else 0][k] - truth[k]) ** 2 for k in range(4)))
+        empty += not terms
+        found = box_loss(*(torch.from_numpy(x) for x in (boxes, label, target)), C)
+        assert found.item() == pytest.approx(sum(terms) / max(1, len(terms)), rel=1e-4, abs=1e-7)
+    assert empty > 10
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+
+def score_of(a: Any, b: Any) -> float:
+    """`match_score` in words."""
+    width, height = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+    diagonals = [math.hypot(x[2] - x[0], x[3] - x[1]) for x in (a, b)]
+    centers = [((x[0] + x[2]) / 2, (x[1] + x[3]) / 2) for x in (a, b)]
+    distance = math.dist(*centers) / (sum(diagonals) / 2)
+    return distance + 1 - width * height / (sum(areas) - width * height)
+
+
+def merged_in_loops(boxes: list, scores: list, threshold: float) -> list[tuple[tuple[float, ...], float]]:
+    """Steps (d) to (g) of section 4.3."""
+    b = [(tuple(box), score) for box, score in zip(boxes, scores, strict=True)]
+    while True:
+        pairs = [(score_of(b[i][0], b[j][0]), i, j) for i in range(len(b)) for j in range(i + 1, len(b))]
+        if not pairs or min(pairs)[0] > threshold:
+            return b
+        _, i, j = min(pairs)
+        mean = tuple((p + q) / 2 for p, q in zip(b[i][0], b[j][0], strict=True))
+        b[i] = (mean, b[i][1] + b[j][1])
+        del b[j]
+
+
+def test_merging_is_the_papers_loop() -> None:
+    rng = np.random.default_rng(0)
+    merges = kept = 0
+    for _ in range(60):
+        groups, most = int(rng.integers(1, 4)), int(rng.integers(1, 9))
+        low = rng.uniform(0, 30, (groups, most, 2))
+        boxes = np.concatenate([low, low + rng.uniform(10, 40, (groups, most, 2))], 2)
+        scores = rng.uniform(0.1, 1, (groups, most)) * (np.arange(most) < rng.integers(0, most + 1, (groups, 1)))
+        found_boxes, found = merge_boxes(torch.from_numpy(boxes), torch.from_numpy(scores), 0.7)
+        for g in range(groups):
+            there = scores[g] > 0
+            expected = merged_in_loops(boxes[g][there].tolist(), scores[g][there].tolist(), 0.7)
+            left = found[g] > 0
+            assert int(left.sum()) == len(expected)
+            for box, score, (e_box, e_score) in zip(found_boxes[g][left], found[g][left], expected, strict=True):
+                assert box.tolist() == pytest.approx(e_box)
+                assert score.item() == pytest.approx(e_score)
+            merges += int(there.sum()) - len(expected)
+            kept += len(expected)
+    assert min(merges, kept) > 20
+
+
+def test_two_that_agree_become_one_and_a_third_stays() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]]])
+    merged, scores = merge_boxes(boxes, torch.tensor([[0.5, 0.25, 0.125]]), 0.5)
+    assert scores.tolist() == [[0.75, 0, 0.125]]
+    assert merged[0, 0].tolist() == [0.5, 0, 10.5, 10]
+    assert merged[0, 2].tolist() == [40, 40, 50, 50]
+
+
+def test_the_match_score() -> None:
+    box = torch.tensor([0.0, 0, 30, 40])
+    assert match_score(box, box).item() == 0
+    beside = torch.tensor([30.0, 0, 60, 40])
+    assert match_score(box, beside).item() == pytest.approx(30 / 50 + 1)
+    assert match_score(10 * box, 10 * beside).item() == pytest.approx(30 / 50 + 1)
+
+
+def test_classes_and_images_merge_apart() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(5, 1)
+    scores, labels = torch.tensor([0.5, 0.25, 0.3, 0.9, 0.1]), torch.tensor([0, 0, 1, 0, 0])
+    image = torch.tensor([0, 0, 0, 2, 2])
+    first, second, third = merge(boxes, scores, labels, image, 3, 0.5, top=10)
+    assert first["scores"].tolist() == pytest.approx([0.75, 0.3])
+    assert first["labels"].tolist() == [0, 1]
+    assert len(second["boxes"]) == 0
+    assert third["scores"].tolist() == [1.0]
+    assert merge(boxes, scores, labels, image, 3, 0.5, top=1)[2]["scores"].tolist() == pytest.approx([0.9])
+
+
+# --- module -----------------------------------------------------------------------------------------------------------
+
+
+def small(**options: Any) -> OverFeat:
+    settings: dict[str, Any] = {"variant": "small", "num_classes": C, "width": 0.05, "batch_norm": True, "scales": [64]}
+    return OverFeat(**{**settings, **options})
+
+
+def a_batch() -> dict[str, Any]:
+    boxes, labels = torch.tensor([[10.0, 10, 40, 45]]), torch.tensor([1])
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    return {"image": images, "target": [{"boxes": boxes, "labels": labels}, nothing]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "terms", "learns"),
+    [
+        ("classifier", {"cross_entropy"}, {"features", "classifier"}),
+        ("regressor", {"box"}, {"regressor"}),
+        ("both", {"cross_entropy", "box"}, {"features", "classifier", "regressor"}),
+    ],
+)
+def test_stages(stage: Any, terms: set[str], learns: set[str]) -> None:
+    torch.manual_seed(0)
+    module = small(train=stage, scales=[64, 130])
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):  # the regressor's first step moves its last layer alone, which begins as 0
+        losses = module.losses(a_batch())
+        assert set(losses) == terms
+        sum(losses.values()).backward()
+        optimizer.step()
+    changed = {key.split(".")[1] for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == learns
+
+
+def test_the_second_stage_begins_with_the_first(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    first = small(train="classifier")
+    path = str(tmp_path / "first.ckpt")
+    torch.save({"state_dict": first.state_dict()}, path)
+    second = small(train="regressor", weights=path)
+    for key, value in first.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[key])
+    with pytest.raises(ValueError, match="is not of OverFeat small"):
+        small(width=0.1, weights=path)
+
+
+def test_boxes_are_the_windows_until_the_regressor_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small(scales=[75], score_threshold=0.9)  # 32 pixels become 75, 4 places a side
+    shown = torch.zeros(1, C + 1, 4, 4)
+    shown[:, C], shown[0, 2, 1, 3] = 20, 40
+    monkeypatch.setattr("lightning_modules.detection.overfeat.at_every_offset", lambda *_: shown)
+    module.eval()
+    (found,) = module.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    expected = torch.tensor([[12.0, 4, 75, 67]]) * 32 / 75
+    torch.testing.assert_close(found["boxes"], expected)
+    assert found["labels"].tolist() == [2]
+    with torch.no_grad():
+        module.network.regressor[-1].bias[8:] = torch.tensor([0.25, 0.0, 0.5, 1.0])
+    (moved,) = module.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    width = expected[0, 2] - expected[0, 0]
+    assert moved["boxes"][0, 0].item() == pytest.approx((expected[0, 0] + width / 4).item(), rel=1e-5)
+    assert moved["boxes"][0, 2].item() == pytest.approx((expected[0, 0] + width / 2).item(), rel=1e-5)
+
+
+def test_a_batch_without_objects_trains_as_background() -> None:
+    batch = a_batch()
+    batch["target"] = [batch["target"][1]] * 2
+    losses = small().losses(batch)
+    assert losses["box"].item() == 0
+    sum(losses.values()).backward()
+    assert torch.isfinite(losses["cross_entropy"])
+
+
+def test_scales_below_the_window_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scales: expected 221 pixels or more, the window, found \[200, 245\]"):
+        OverFeat("accurate", C, width=0.02, scales=[200, 245])
+
+
+def test_it_learns(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"width": 0.1, "scales": [120, 200], "coco": False, "crops": 12}
+    before, after = learn(small(num_classes=2, **settings), str(tmp_path), steps=20, size=80)
+    assert before < 0.1
+    assert after > 0.3
+
+
+def test_nothing_is_padded_in_the_small_network() -> None:
+    assert all(isinstance(layer, int) or layer[3] == 0 for layer in ARCHITECTURES["small"].features)

@@ -1,0 +1,176 @@
+"""The sliding window: one pass gives what the loop gives, the loss, where the boxes lie, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.synthetic.voc import write_voc
+from datamodules.voc import VOCDetection
+from lightning_modules.detection.sliding_window import (
+    STRIDE,
+    SlidingWindow,
+    WindowNetwork,
+    classify_each_window,
+    window_loss,
+)
+from lightning_modules.detection.windows import NEITHER
+
+
+def trained_for_a_while(network: torch.nn.Module) -> torch.nn.Module:
+    """Batch statistics that are not the first ones, without which normalisation does nothing."""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def parameters(classes: int, window: int, width: float, hidden: int) -> int:
+    channels = [3, *(round(c * width) for c in (32, 64, 128))]
+    convolutions = sum(k * k * i * o + 2 * o for k, i, o in zip((5, 3, 3), channels[:-1], channels[1:], strict=True))
+    side, hidden = window // 8 - 2, round(hidden * width)
+    return convolutions + (channels[-1] * side**2 + 1) * hidden + (hidden + 1) * (classes + 1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "window", "width", "hidden", "count"),
+    [(20, 64, 1.0, 256, 1_280_309), (3, 48, 0.5, 256, 156_180)],
+)
+def test_parameters(classes: int, window: int, width: float, hidden: int, count: int) -> None:
+    with torch.device("meta"):
+        network = WindowNetwork(classes, window, width, hidden)
+    assert sum(p.numel() for p in network.parameters()) == count == parameters(classes, window, width, hidden)
+
+
+@pytest.mark.parametrize("window", [24, 40, 64])
+@pytest.mark.parametrize("extra", [(0, 0), (3, 5)])
+def test_one_pass_gives_what_the_loop_gives(window: int, extra: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = trained_for_a_while(WindowNetwork(3, window, width=0.25, hidden=64))
+    image = torch.randn(3, window + 3 * STRIDE + extra[0], window + 4 * STRIDE + extra[1])
+    with torch.inference_mode():
+        dense = network.dense(image[None])[0]
+        naive = classify_each_window(network, image, window, STRIDE)
+    assert naive.shape == (4, 4, 5)
+    assert naive.std(dim=(1, 2)).min() > 1e-3  # the windows do differ
+    torch.testing.assert_close(dense, naive, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_that_does_not_fit_is_refused() -> None:
+    for window in (16, 50):
+        with pytest.raises(ValueError, match=f"window: expected 24 or more, a multiple of 8 pixels, found {window}"):
+            WindowNetwork(3, window)
+    with pytest.raises(ValueError, match="sizes: expected numbers above 0"):
+        SlidingWindow(3, sizes=[])
+
+
+def test_the_loss_is_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        logits = rng.normal(0, 3, (int(rng.integers(1, 12)), 4))
+        label = rng.choice([0, 1, 2, 3, NEITHER], len(logits))
+        terms = [math.log(np.exp(x).sum()) - x[y] for x, y in zip(logits, label, strict=True) if y != NEITHER]
+        expected = sum(terms) / max(1, len(terms))
+        found = window_loss(torch.from_numpy(logits).float(), torch.from_numpy(label))
+        assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_window_that_says_nothing_has_no_gradient() -> None:
+    logits = torch.randn(3, 4, requires_grad=True)
+    window_loss(logits, torch.full((3,), NEITHER)).backward()
+    assert logits.grad.abs().sum() == 0
+
+
+# --- module -----------------------------------------------------------------------------------------------------------
+
+
+def small(**options: Any) -> SlidingWindow:
+    settings: dict[str, Any] = {"window": 24, "width": 0.25, "hidden": 64, "sizes": [24], "aspects": [1.0]}
+    return SlidingWindow(3, **{**settings, **options})
+
+
+def test_boxes_lie_where_the_windows_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is sure of one window of the map: windows of 24 x .5 by 24 / .5 pixels, a third of them on."""
+    module = small(sizes=[24], aspects=[0.25])
+
+    def dense(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape == (1, 3, 48, 192)  # 96 pixels, half as high and twice as wide
+        logits = torch.zeros(1, 4, 4, 22)
+        logits[:, 3] = 20
+        logits[0, 1, 2, 5] = 40
+        return logits
+
+    monkeypatch.setattr(module.network, "dense", dense)
+    (found,) = module.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+    torch.testing.assert_close(found["boxes"], torch.tensor([[20.0, 32, 32, 80]]))
+    assert found["labels"].tolist() == [1]
+    assert found["scores"].item() == pytest.approx(1)
+
+
+def test_a_batch_is_as_its_images_one_by_one() -> None:
+    torch.manual_seed(0)
+    module = small(sizes=[20, 40], aspects=[0.5, 1.0], score_threshold=0.0)
+    trained_for_a_while(module)
+    images = torch.randint(0, 256, (2, 3, 72, 72), dtype=torch.uint8)
+    with torch.inference_mode():
+        together, apart = module.predict(images), module.predict(list(images))
+    for a, b in zip(together, apart, strict=True):
+        assert len(a["boxes"]) > 20
+        torch.testing.assert_close(a["scores"], b["scores"], atol=1e-5, rtol=1e-5)
+        assert a["scores"].sort(descending=True).values.equal(a["scores"])
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_images_without_objects_train_as_background(as_list: bool) -> None:
+    module = small()
+    images: Any = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    batch = {"image": [images[0], images[1, :, :50]] if as_list else images, "target": [nothing, nothing]}
+    loss = sum(module.losses(batch).values())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert module.network.fc2.bias.grad[3] < 0  # more background
+    assert (module.network.fc2.bias.grad[:3] > 0).all()
+
+
+def learn(module: Any, folder: str, steps: int, size: int) -> tuple[float, float]:
+    """Mean average precision on drawn pictures before and after some steps of training."""
+    classes = write_voc(folder, classes=2, train=24, val=10, size=64)
+    options: dict[str, Any] = {"train": ["VOC2007/train"], "val": ["VOC2007/val"], "classes": classes, "num_workers": 0}
+    data = VOCDetection(folder, image_size=size, batch_size=16, **options)
+    module.eval()
+    metrics = module.build_metrics()
+
+    def measure() -> float:
+        module.eval()
+        metrics.reset()
+        with torch.inference_mode():
+            for batch in data.val_dataloader():
+                module.update_metrics(metrics, module.predict(batch["image"]), batch)
+        return metrics.compute()["map"].item()
+
+    before = measure()
+    module.train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
+    done = 0
+    while done < steps:
+        for batch in data.train_dataloader():
+            torch.manual_seed(done)
+            optimizer.zero_grad()
+            sum(module.losses(batch).values()).backward()
+            optimizer.step()
+            done += 1
+    return before, measure()
+
+
+def test_it_learns(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    module = SlidingWindow(2, window=32, width=0.5, sizes=[22, 32, 45], aspects=[1.0], crops=16, coco=False)
+    before, after = learn(module, str(tmp_path), steps=20, size=80)
+    assert before < 0.1
+    assert after > 0.3
