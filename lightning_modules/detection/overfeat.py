@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_modules.base import VisionModule
+from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.boxes import place_in_group, suppress
 from lightning_modules.detection.metrics import APMethod, detection_metrics
@@ -331,7 +331,8 @@ class OverFeat(VisionModule):
         top: boxes of each image and class that take part, the most probable.
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision too.
-        kwargs: optimizer, schedule, mean, std and channels_last of `VisionModule`.
+        optimizer: see `VisionModule`; the paper's, at a fifth of its rate, since He's initialisation begins larger.
+        kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """
 
     monitor = ("val/map", "max")
@@ -353,9 +354,10 @@ class OverFeat(VisionModule):
         top: int = 300,
         ap: APMethod = "area",
         coco: bool = True,
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.6, weight_decay=1e-5),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(optimizer=optimizer, **kwargs)
         self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.scales, self.crops = list(scales), crops

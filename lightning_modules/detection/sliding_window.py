@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_modules.base import VisionModule
+from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.detection.boxes import suppress
 from lightning_modules.detection.metrics import APMethod, detection_metrics
 from lightning_modules.detection.windows import NEITHER, above, cut, draw_windows, places, resize_to_fit, stack
@@ -129,7 +129,8 @@ class SlidingWindow(VisionModule):
         keep: detections an image, the best; before suppression three times as many of each class.
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision too.
-        kwargs: optimizer, schedule, mean, std and channels_last of `VisionModule`.
+        optimizer: see `VisionModule`.
+        kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """
 
     monitor = ("val/map", "max")
@@ -149,9 +150,10 @@ class SlidingWindow(VisionModule):
         keep: int = 200,
         ap: APMethod = "area",
         coco: bool = True,
+        optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(params, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(optimizer=optimizer, **kwargs)
         self.save_arguments(inspect.currentframe())
         for name, values in (("sizes", sizes), ("aspects", aspects)):
             if not values or min(values) <= 0:

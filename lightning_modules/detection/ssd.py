@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MetricCollection
-from torchvision.models.vgg import make_layers
 from torchvision.ops import box_convert
 
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.boxes import suppress
+from lightning_modules.detection.dilated_vgg import convolution, dilated_vgg16, load_vgg16
 from lightning_modules.detection.metrics import APMethod, detection_metrics
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -74,7 +73,6 @@ EXTRAS: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     300: ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0)),
     512: ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 3, (128, 256, 4, 1, 1)),
 }
-VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 
 class L2Norm(nn.Module):
@@ -95,8 +93,6 @@ class L2Norm(nn.Module):
 class SSDNetwork(nn.Module):
     """Figure 2's network: images to 4 offsets and C+1 logits for each prior.
 
-    ``features`` numbers its layers as torchvision's VGG16 does; fc6 and fc7 follow as convolutions.
-
     Args:
         size: side of the images in pixels.
         num_classes: C.
@@ -109,45 +105,19 @@ class SSDNetwork(nn.Module):
         self, size: Literal[300, 512] = 300, num_classes: int = 20, width: float = 1.0, batch_norm: bool = False
     ) -> None:
         super().__init__()
-
-        def scaled(channels: int) -> int:
-            return max(1, round(channels * width))
-
-        def convolution(
-            into: int,
-            out: int,
-            kernel: int,
-            stride: int = 1,
-            padding: int = 0,
-            dilation: int = 1,
-            norm: bool = batch_norm,
-        ) -> list[nn.Module]:
-            norms = [nn.BatchNorm2d(out)] if norm else []
-            return [nn.Conv2d(into, out, kernel, stride, padding, dilation), *norms, nn.ReLU(inplace=True)]
-
-        vgg = make_layers([scaled(layer) if isinstance(layer, int) else layer for layer in VGG16], batch_norm)
-        pools = [i for i, layer in enumerate(vgg) if isinstance(layer, nn.MaxPool2d)]
-        # 75 cells become 38, and the last pooling leaves the size as it is.
-        vgg[pools[2]] = nn.MaxPool2d(2, 2, ceil_mode=True)
-        vgg[pools[4]] = nn.MaxPool2d(3, 1, padding=1)
-        self.features = nn.Sequential(
-            *vgg,
-            *convolution(scaled(512), scaled(1024), 3, padding=6, dilation=6),
-            *convolution(scaled(1024), scaled(1024), 1),
-        )
-        self.conv4_3 = pools[3]
-        self.norm = L2Norm(scaled(512))
+        self.depth = 1 + num_classes
+        self.features, self.conv4_3 = dilated_vgg16(width, batch_norm)
+        channels = [max(1, round(c * width)) for c in (512, 1024, *(extra[1] for extra in EXTRAS[size]))]
+        self.norm = L2Norm(channels[0])
         self.extras = nn.ModuleList()
-        channels = [scaled(512), scaled(1024)]
-        for i, (squeezed, out, kernel, stride, padding) in enumerate(EXTRAS[size], start=1):
-            squeeze = convolution(channels[-1], scaled(squeezed), 1)
-            norm = batch_norm and i < len(EXTRAS[size])
-            layers = convolution(scaled(squeezed), scaled(out), kernel, stride, padding, norm=norm)
-            self.extras.append(nn.Sequential(*squeeze, *layers))
-            channels.append(scaled(out))
+        for i, (squeezed, _, kernel, stride, padding) in enumerate(EXTRAS[size], start=1):
+            middle, out = max(1, round(squeezed * width)), channels[i + 1]
+            normed = batch_norm and i < len(EXTRAS[size])
+            layers = convolution(middle, out, kernel, normed, stride, padding)
+            self.extras.append(nn.Sequential(*convolution(channels[i], middle, 1, batch_norm), *layers))
         maps = list(zip(channels, MAPS[size], strict=True))
         self.location = nn.ModuleList(nn.Conv2d(c, 4 * m.priors, 3, padding=1) for c, m in maps)
-        self.confidence = nn.ModuleList(nn.Conv2d(c, (num_classes + 1) * m.priors, 3, padding=1) for c, m in maps)
+        self.confidence = nn.ModuleList(nn.Conv2d(c, self.depth * m.priors, 3, padding=1) for c, m in maps)
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Conv2d):
                 # Caffe's "xavier" is by the fan in; VGG from scratch wants He's.
@@ -158,40 +128,20 @@ class SSDNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images float (B,3,S,S) to location (B,P,4) and confidence (B,P,1+C), background first."""
-        x = self.features[: self.conv4_3](x)
-        maps = [self.norm(x)]
-        x = self.features[self.conv4_3 :](x)
+        maps = []
+        for i, layer in enumerate(self.features):
+            if i == self.conv4_3:
+                maps.append(self.norm(x))
+            x = layer(x)
         maps.append(x)
         for extra in self.extras:
-            x = extra(x)
-            maps.append(x)
+            maps.append(extra(maps[-1]))
 
         def joined(predictors: nn.ModuleList, numbers: int) -> Tensor:
             outputs = [predictor(m) for predictor, m in zip(predictors, maps, strict=True)]
             return torch.cat([o.permute(0, 2, 3, 1).reshape(len(x), -1, numbers) for o in outputs], dim=1)
 
-        depth = self.confidence[0].out_channels * 4 // self.location[0].out_channels  # type: ignore[operator]
-        return joined(self.location, 4), joined(self.confidence, int(depth))
-
-
-def from_vgg16(state: dict[str, Tensor], fc6: int, fc7: int) -> dict[str, Tensor]:
-    """Names the weights of a VGG16 as `SSDNetwork` does: torchvision's, or the authors' reduced one (numbers alone).
-
-    Of a whole VGG16, fc6 and fc7 become convolutions: every fourth unit, every third place of 7x7 (Chen et al. 2015,
-    section 3.1). In torchvision's file of features alone they are no numbers; then both begin anew.
-
-    Args:
-        state: name to tensor.
-        fc6, fc7: places of the convolutions in ``features``.
-    """
-    state = {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}
-    classifier = {key: state.pop(key) for key in list(state) if key.startswith("classifier.")}
-    if classifier and classifier["classifier.0.weight"].isfinite().all():
-        state[f"features.{fc6}.weight"] = classifier["classifier.0.weight"].view(4096, 512, 7, 7)[::4, :, ::3, ::3]
-        state[f"features.{fc6}.bias"] = classifier["classifier.0.bias"][::4]
-        state[f"features.{fc7}.weight"] = classifier["classifier.3.weight"][::4, ::4, None, None]
-        state[f"features.{fc7}.bias"] = classifier["classifier.3.bias"][::4]
-    return state
+        return joined(self.location, 4), joined(self.confidence, self.depth)
 
 
 # --- priors -------------------------------------------------------------------------------------------------------
@@ -448,17 +398,7 @@ class SSD(VisionModule):
         self._priors = make_priors(size)
         self.network = SSDNetwork(size, num_classes, width, batch_norm)
         if weights is not None:
-            name = "vgg16_bn" if batch_norm else "vgg16"
-            places = [i for i, layer in enumerate(self.network.features) if isinstance(layer, nn.Conv2d)]
-            fc6, fc7 = places[-2:]
-            new = [f"features.{i}" for i in range(fc6, len(self.network.features))]
-            load_weights(
-                self.network,
-                find_weights(name, weights),
-                name,
-                *("norm", "extras", "location", "confidence", *new),
-                convert=lambda state: from_vgg16(state, fc6, fc7),
-            )
+            load_vgg16(self.network, weights, "norm", "extras", "location", "confidence")
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         location, confidence = self.network(self.preprocess(self._checked(batch["image"])))

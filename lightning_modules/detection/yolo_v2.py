@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.transforms.v2.functional import resize
 
-from lightning_modules.base import VisionModule
+from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.pretrained import find_weights
 from lightning_modules.detection.boxes import join, suppress
 from lightning_modules.detection.darknet19 import Darknet19, convolution, initialise, load_darknet_weights
@@ -300,7 +300,8 @@ class YOLOv2(VisionModule):
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision too.
         mean, std: of the pixels; the authors' weights take them as they are, on 0..1.
-        kwargs: optimizer, schedule and channels_last of `VisionModule`.
+        optimizer: see `VisionModule`; the paper's.
+        kwargs: schedule and channels_last of `VisionModule`.
     """
 
     monitor = ("val/map", "max")
@@ -323,9 +324,10 @@ class YOLOv2(VisionModule):
         coco: bool = True,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4),
         **kwargs: Any,
     ) -> None:
-        super().__init__(mean=mean, std=std, **kwargs)
+        super().__init__(optimizer=optimizer, mean=mean, std=std, **kwargs)
         self.save_arguments(inspect.currentframe())
         if not anchors or not all(len(anchor) == 2 and min(anchor) > 0 for anchor in anchors):
             raise ValueError(f"anchors: expected pairs of a width and a height above 0, found {anchors}")

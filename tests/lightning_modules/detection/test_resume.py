@@ -18,6 +18,24 @@ DETECTORS = {
         "--model.hidden", "16", "--model.batch_norm", "true", "--data.image_size", "128",
         "--data.photometric", "yolo", "--data.jitter", "0.2",
     ],
+    # The size changes every ten steps, and the pull to the anchors ends on the way.
+    "yolo_v2": [
+        "--model", "YOLOv2", "--model.width", "0.05", "--model.train_sizes", "[64, 96, 128]",
+        "--model.early_images", "17", "--data.image_size", "128", "--data.photometric", "yolo2", "--data.jitter", "0.3",
+    ],
+    "ssd": [
+        "--model", "SSD", "--model.width", "0.02", "--model.batch_norm", "true", "--data.image_size", "300",
+        "--data.photometric", "ssd", "--data.expand", "4", "--data.iou_crop", "true",
+    ],
+    # Windows to train on are drawn in the training step.
+    "sliding_window": [
+        "--model", "SlidingWindow", "--model.width", "0.1", "--model.window", "24", "--model.sizes", "[24, 40]",
+        "--model.crops", "8", "--data.image_size", "96", "--data.photometric", "yolo",
+    ],
+    "overfeat": [
+        "--model", "OverFeat", "--model.variant", "small", "--model.width", "0.02", "--model.batch_norm", "true",
+        "--model.scales", "[63, 91]", "--model.crops", "8", "--data.image_size", "96", "--data.jitter", "0.1",
+    ],
 }  # fmt: skip
 
 
