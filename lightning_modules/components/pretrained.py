@@ -44,7 +44,7 @@ def find_weights(network: str, weights: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise RuntimeError(
                 f"weights: no download ({error}): fetch {url} and put it at {path}, or train from scratch: "
-                "--model.weights null, or the config whose name ends in _scratch"
+                "--model.weights null, or a config whose name ends in _scratch, where there is one"
             ) from None
     return path
 

@@ -1,13 +1,31 @@
-"""What the detectors do alike with boxes: the objects of a batch as one tensor, and suppression of the weaker ones."""
+"""What detectors do alike: images of one size, the objects of a batch as one tensor, suppression of weaker boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
+
+
+def checked(images: Tensor | list[Tensor], fits: Callable[[int, int], bool], expected: str, advice: int) -> Tensor:
+    """The images of a batch, for networks that want one size.
+
+    Args:
+        images: uint8 (B,3,H,W), or a list where sizes differ.
+        fits: whether (H, W) is right.
+        expected: says in words what is.
+        advice: a size of the data that is.
+
+    Raises:
+        ValueError: the images differ in size, or do not fit.
+    """
+    if isinstance(images, Tensor) and fits(images.shape[-2], images.shape[-1]):
+        return images
+    found = "images of different sizes" if isinstance(images, list) else f"{images.shape[-1]}x{images.shape[-2]}"
+    raise ValueError(f"image: expected {expected}, found {found}: set --data.image_size {advice}")
 
 
 def image_of(entries: Sequence[dict[str, Any]], device: torch.device) -> Tensor:

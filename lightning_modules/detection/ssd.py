@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 from torchvision.ops import box_convert
 
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.detection.boxes import suppress
+from lightning_modules.detection.boxes import checked, suppress
 from lightning_modules.detection.dilated_vgg import convolution, dilated_vgg16, load_vgg16
 from lightning_modules.detection.metrics import APMethod, detection_metrics
 
@@ -359,8 +359,8 @@ class SSD(VisionModule):
             of 0..255 (``mean: [.48235, .45882, .40784]`` and ``std: [.0039216, .0039216, .0039216]``); DEFAULT for
             torchvision's own; or a file: either of these, the authors' with fc6 and fc7 (vgg16_reducedfc.pth), or one
             of our checkpoints.
-        empty_negatives: how many priors of an image without objects learn that they are background, see
-            `multibox_loss`.
+        empty_negatives: how many priors of an image without objects learn that they are background, the hardest; with 0
+            such an image teaches nothing, as with the authors (`multibox_loss`).
         score_threshold, nms_threshold: what is kept of the predictions.
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision too.
@@ -378,7 +378,7 @@ class SSD(VisionModule):
         width: float = 1.0,
         batch_norm: bool = False,
         weights: str | None = None,
-        empty_negatives: int = 0,
+        empty_negatives: int = 3,
         score_threshold: float = 0.01,
         nms_threshold: float = 0.45,
         ap: APMethod = "area",
@@ -435,11 +435,5 @@ class SSD(VisionModule):
         return self._priors
 
     def _checked(self, images: Tensor | list[Tensor]) -> Tensor:
-        if not isinstance(images, Tensor) or images.shape[-2:] != (self.size, self.size):
-            found = (
-                "images of different sizes" if isinstance(images, list) else f"{images.shape[-1]}x{images.shape[-2]}"
-            )
-            raise ValueError(
-                f"image: expected {self.size}x{self.size} pixels, found {found}: set --data.image_size {self.size}"
-            )
-        return images
+        side = self.size
+        return checked(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.boxes import join, suppress
+from lightning_modules.detection.boxes import checked, join, suppress
 from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -365,12 +365,5 @@ class YOLOv1(VisionModule):
         metrics.update(predictions, batch["target"])
 
     def _checked(self, images: Tensor | list[Tensor]) -> Tensor:
-        if not isinstance(images, Tensor) or images.shape[-2:] != (self.input_size, self.input_size):
-            found = (
-                "images of different sizes" if isinstance(images, list) else f"{images.shape[-1]}x{images.shape[-2]}"
-            )
-            raise ValueError(
-                f"image: expected {self.input_size}x{self.input_size} pixels, found {found}: "
-                f"set --data.image_size {self.input_size}"
-            )
-        return images
+        side = self.input_size
+        return checked(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import resize
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.pretrained import find_weights
-from lightning_modules.detection.boxes import join, suppress
+from lightning_modules.detection.boxes import checked, join, suppress
 from lightning_modules.detection.darknet19 import Darknet19, convolution, initialise, load_darknet_weights
 from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
 
@@ -384,11 +384,5 @@ class YOLOv2(VisionModule):
 
     @staticmethod
     def _checked(images: Tensor | list[Tensor]) -> Tensor:
-        if not isinstance(images, Tensor) or any(side % STRIDE for side in images.shape[-2:]):
-            found = (
-                "images of different sizes" if isinstance(images, list) else f"{images.shape[-1]}x{images.shape[-2]}"
-            )
-            raise ValueError(
-                f"image: expected sides that are multiples of {STRIDE} pixels, found {found}: set --data.image_size 416"
-            )
-        return images
+        expected = f"sides that are multiples of {STRIDE} pixels"
+        return checked(images, lambda height, width: height % STRIDE == width % STRIDE == 0, expected, 416)

@@ -1,0 +1,464 @@
+"""SSD: the authors' priors, the network against torchvision's, matching and loss against the authors' rules in loops.
+
+What a network of full size costs is paid once.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_convert, box_iou
+
+from benchmarks.detection_fps import peer_of
+from lightning_modules.detection.dilated_vgg import from_vgg16
+from lightning_modules.detection.ssd import (
+    MAPS,
+    ROUNDS,
+    SSD,
+    SSDNetwork,
+    corners,
+    decode,
+    encode,
+    make_priors,
+    multibox_loss,
+    offsets,
+    overlaps,
+    own_priors,
+)
+
+NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
+def small(**options: Any) -> SSD:
+    return SSD(**{"num_classes": 3, "width": 0.03, "batch_norm": True, **options})
+
+
+@pytest.fixture(scope="module")
+def full() -> SSD:
+    torch.manual_seed(0)
+    return SSD(num_classes=2).eval()
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "parameters", "priors"), [(300, 26_285_486, 8732), (512, 27_188_676, 24564)])
+def test_the_papers_networks(size: Any, parameters: int, priors: int) -> None:
+    with torch.device("meta"):
+        network = SSDNetwork(size)
+        location, confidence = network(torch.zeros(1, 3, size, size))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert location.shape == (1, priors, 4)
+    assert confidence.shape == (1, priors, 21)
+    assert make_priors(size).shape == (priors, 4)
+
+
+def test_the_maps_are_as_large_as_their_priors_think() -> None:
+    found: list[int] = []
+    for size in MAPS:
+        with torch.device("meta"):
+            network = SSDNetwork(size, width=0.02)  # type: ignore[arg-type]
+            for predictor in network.location:
+                predictor.register_forward_hook(lambda _, inputs, output: found.append(output.shape[-1]))
+            network(torch.zeros(1, 3, size, size))
+    assert found == [m.cells for maps in MAPS.values() for m in maps]
+
+
+def test_the_network_and_the_boxes_are_torchvisions(full: SSD) -> None:
+    """The same weights in torchvision's SSD300 give the same numbers, and the same boxes before the suppression."""
+    module, theirs = full, peer_of(full).eval()
+    image = torch.randint(0, 256, (1, 3, 300, 300), dtype=torch.uint8)
+    with torch.inference_mode():
+        pixels = module.preprocess(image)
+        location, confidence = module.network(pixels)
+        features = list(theirs.backbone(pixels).values())
+        expected = theirs.head(features)
+        anchors = theirs.anchor_generator(ImageList(pixels, [(300, 300)]), features)[0]
+    torch.testing.assert_close(location, expected["bbox_regression"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(confidence, expected["cls_logits"], atol=1e-4, rtol=1e-4)
+    boxes = theirs.box_coder.decode_single(location[0], anchors)
+    torch.testing.assert_close(corners(location[0], make_priors(300)), boxes, atol=1e-2, rtol=1e-4)
+
+
+def test_biases_learn_at_twice_the_rate_and_only_weights_decay() -> None:
+    module = small()
+    module.trainer = None  # type: ignore[assignment]
+    optimizer = SSD(num_classes=3, width=0.03).configure_optimizers()
+    weights, biases = optimizer.param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (1e-3, 5e-4)
+    assert (biases["lr"], biases["weight_decay"]) == (2e-3, 0)
+    assert all(p.ndim == 1 for p in biases["params"])
+    groups = module.parameter_groups()
+    assert [group.get("weight_decay") for group in groups] == [None, 0, 0]
+    assert sum(len(group["params"]) for group in groups) == len(list(module.parameters()))
+
+
+def test_weights_of_a_vgg16(full: SSD, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the authors' reduced network, of torchvision's whole one, and of its file of features alone."""
+    reduced = full.network.features.state_dict()
+    torch.save(reduced, tmp_path / "reduced.pth")
+    features = SSD(weights=str(tmp_path / "reduced.pth")).network.features.state_dict()
+    assert all(torch.equal(features[key], value) for key, value in reduced.items())
+    assert "newly initialised: norm.scale" in capsys.readouterr().out
+
+    whole = {f"features.{k}": v for k, v in reduced.items() if int(k.split(".")[0]) < 30}
+    # Each number says where it comes from.
+    unit = torch.arange(4096.0)
+    place = torch.arange(49.0).view(1, 1, 49).expand(4096, 512, 49) + unit[:, None, None] * 100
+    whole["classifier.0.weight"] = place.reshape(4096, 25088)
+    whole["classifier.0.bias"] = whole["classifier.3.bias"] = unit
+    whole["classifier.3.weight"] = unit[:, None] * 1000 + unit
+    converted = from_vgg16(whole, 31, 33)
+    assert converted["features.31.weight"].shape == (1024, 512, 3, 3)
+    assert converted["features.31.weight"][2, 5].tolist() == [[800, 803, 806], [821, 824, 827], [842, 845, 848]]
+    assert converted["features.33.weight"][1, :3, 0, 0].tolist() == [4000, 4004, 4008]
+    assert not any(key.startswith("classifier") for key in converted)
+    whole["classifier.0.weight"] = torch.full((1, 1), torch.nan)
+    assert set(from_vgg16(whole, 31, 33)) == {key for key in whole if key.startswith("features")}
+
+
+def test_a_batch_of_one_trains_with_batch_normalisation() -> None:
+    """The last map has one cell: its layer alone has no statistics, and no normalisation."""
+    for size in (300, 512):
+        with torch.device("meta"):
+            network = SSDNetwork(size, width=0.02, batch_norm=True).train()  # type: ignore[arg-type]
+            network(torch.zeros(1, 3, size, size))
+
+
+def test_wrong_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="is not of vgg16"):
+        SSD(num_classes=3, width=0.03, weights=str(tmp_path / "other.pth"))
+    with pytest.raises(FileNotFoundError, match="expected DEFAULT or a file of weights"):
+        SSD(num_classes=3, width=0.03, weights="missing.pth")
+
+
+def test_images_of_another_size_are_refused() -> None:
+    message = "image: expected 300x300 pixels, found 96x64: set --data.image_size 300"
+    with pytest.raises(ValueError, match=message):
+        small().predict(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="found images of different sizes"):
+        small().predict([torch.zeros(3, 300, 300, dtype=torch.uint8)])
+    with pytest.raises(ValueError, match="size: expected 300 or 512, found 400"):
+        small(size=400)
+
+
+# --- priors -----------------------------------------------------------------------------------------------------------
+
+
+def test_priors_computed_by_hand() -> None:
+    priors = make_priors(300)
+    root = math.sqrt(2)
+    first = [[4, 4, 30, 30], [4, 4, 30 * root, 30 * root], [4, 4, 30 * root, 30 / root], [4, 4, 30 / root, 30 * root]]
+    torch.testing.assert_close(priors[:4], torch.tensor(first))
+    assert priors[4].tolist() == [12, 4, 30, 30]  # along the row first
+    assert priors[38 * 4].tolist() == [4, 12, 30, 30]
+    assert priors[38 * 38 * 4].tolist() == [8, 8, 60, 60]
+    torch.testing.assert_close(priors[-1], torch.tensor([150, 150, 264 / root, 264 * root]))
+    large = make_priors(512)
+    torch.testing.assert_close(large[0], torch.tensor([4, 4, 35.84, 35.84]))
+    torch.testing.assert_close(large[1], torch.tensor([4, 4, math.sqrt(35.84 * 76.8), math.sqrt(35.84 * 76.8)]))
+    torch.testing.assert_close(large[-1], torch.tensor([256, 256, 460.8 / root, 460.8 * root]))
+
+
+def test_priors_are_torchvisions_with_the_papers_scales() -> None:
+    for size, scales in (
+        (300, [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]),
+        (512, [0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05]),
+    ):
+        maps = MAPS[size]
+        generator = DefaultBoxGenerator(
+            [list(m.aspects) for m in maps], scales=scales, steps=[m.step for m in maps], clip=False
+        )
+        images = ImageList(torch.zeros(1, 3, size, size), [(size, size)])
+        expected = generator(images, [torch.zeros(1, 1, m.cells, m.cells) for m in maps])[0]
+        found = box_convert(make_priors(size), "cxcywh", "xyxy")  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+# --- matching and loss ------------------------------------------------------------------------------------------------
+
+
+def the_authors_matching(overlap: np.ndarray, least: float = 0.5) -> np.ndarray:
+    """MatchBBox for overlaps (M,P): which object each prior has, -1 for none."""
+    objects, priors = overlap.shape
+    match = np.full(priors, -1)
+    pool = list(range(objects))
+    while pool:
+        best, pair = 1e-6, None
+        for i in range(priors):
+            for j in pool:
+                if match[i] == -1 and overlap[j, i] > best:
+                    best, pair = overlap[j, i], (i, j)
+        if pair is None:
+            break
+        match[pair[0]] = pair[1]
+        pool.remove(pair[1])
+    for i in range(priors):
+        if match[i] == -1 and objects and overlap[:, i].max() >= least:
+            match[i] = int(overlap[:, i].argmax())
+    return match
+
+
+def the_formula(
+    location: np.ndarray, confidence: np.ndarray, priors: np.ndarray, target: list[dict[str, Any]], match: np.ndarray
+) -> tuple[float, float]:
+    """Equations 1 to 3, image by image and prior by prior."""
+    positives, where_they_are, what_they_are = 0, 0.0, 0.0
+    for b, entry in enumerate(target):
+        loss_of_background = []
+        mine = 0
+        for i in range(len(priors)):
+            logits = confidence[b, i]
+            log_softmax = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
+            if match[b, i] == -1:
+                loss_of_background.append(-log_softmax[0])
+                continue
+            mine += 1
+            left, top, right, bottom = entry["boxes"][match[b, i]].double().numpy()
+            cx, cy, w, h = priors[i]
+            goal = [
+                ((left + right) / 2 - cx) / w / 0.1,
+                ((top + bottom) / 2 - cy) / h / 0.1,
+                math.log((right - left) / w) / 0.2,
+                math.log((bottom - top) / h) / 0.2,
+            ]
+            for found, wanted in zip(location[b, i], goal, strict=True):
+                d = abs(found - wanted)
+                where_they_are += 0.5 * d * d if d < 1 else d - 0.5
+            what_they_are -= log_softmax[1 + int(entry["labels"][match[b, i]])]
+        what_they_are += sum(sorted(loss_of_background, reverse=True)[: 3 * mine])
+        positives += mine
+    if positives == 0:
+        return 0.0, 0.0
+    return where_they_are / positives, what_they_are / positives
+
+
+def a_case(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """A few priors, and objects: none, many in one place, the same box twice, and apart from all priors."""
+    rng = np.random.default_rng(seed)
+    # Of different sizes, since an object inside of two equal priors overlaps them alike, and either is right.
+    priors = np.concatenate([rng.uniform(10, 90, (40, 2)), rng.uniform(8, 70, (40, 2))], 1)
+    target = []
+    for _ in range(int(rng.integers(1, 4))):
+        count = int(rng.choice([0, 1, 3, ROUNDS]))
+        spread = rng.choice([1.0, 60.0])
+        low = rng.uniform(0, 40, 2) + rng.uniform(0, spread, (count, 2))
+        boxes = np.concatenate([low, low + rng.choice([4.0, 20, 50]) * rng.uniform(0.7, 1.4, (count, 2))], 1)
+        if count > 2 and rng.random() < 0.5:
+            boxes[1] = boxes[0]
+        if count > 2 and rng.random() < 0.2:
+            boxes[2] = [500, 500, 510, 510]
+        boxes = torch.from_numpy(boxes).float()
+        target.append({"boxes": boxes, "labels": torch.from_numpy(rng.integers(0, 3, count))})
+    return torch.from_numpy(priors).float(), target
+
+
+def test_matching_and_loss_are_the_authors() -> None:
+    contested = empty = twice = apart = 0
+    for seed in range(300):
+        priors, target = a_case(seed)
+        rng = np.random.default_rng(seed)
+        shape = (len(target), len(priors))
+        location = torch.from_numpy(rng.normal(0, rng.choice([0.3, 5]), (*shape, 4))).float()
+        confidence = torch.from_numpy(rng.normal(0, rng.choice([0.1, 3]), (*shape, 4))).float()
+        targets = encode(target, priors)
+        match = []
+        for b, entry in enumerate(target):
+            overlap = overlaps(entry["boxes"][None], box_convert(priors, "cxcywh", "xyxy"))[0].numpy()
+            match.append(the_authors_matching(overlap))
+            label = np.where(match[b] >= 0, 1 + entry["labels"].numpy()[match[b]], 0) if len(entry["labels"]) else 0
+            assert (targets.label[b].numpy() == label).all(), seed
+            assert (targets.positive[b].numpy() == (match[b] >= 0)).all(), seed
+            if len(overlap):
+                best = overlap.argmax(1)
+                contested += len(set(best)) < len(best)
+                apart += (overlap.max(1) == 0).any()
+            twice += len(overlap) > 1 and (overlap[0] == overlap[1]).all()
+        found = multibox_loss(location, confidence, targets)
+        expected = the_formula(
+            location.double().numpy(), confidence.double().numpy(), priors.double().numpy(), target, np.stack(match)
+        )
+        assert found["location"].item() == pytest.approx(expected[0], rel=1e-4, abs=1e-6), seed
+        assert found["confidence"].item() == pytest.approx(expected[1], rel=1e-4, abs=1e-6), seed
+        empty += not any((m >= 0).any() for m in match)
+    assert min(contested, empty, twice, apart) > 10  # the cases that matter did occur
+
+
+def test_matching_on_the_real_priors() -> None:
+    """Objects that are close together, each has a prior of its own, among SSD300's."""
+    rng = np.random.default_rng(0)
+    priors = make_priors(300)
+    for _ in range(10):
+        low = rng.uniform(0, 200, (6, 2))
+        low[3:] = low[:3] + rng.uniform(-4, 4, (3, 2))
+        boxes = torch.from_numpy(np.concatenate([low, low + rng.uniform(10, 80, (6, 2))], 1)).float()
+        targets = encode([{"boxes": boxes, "labels": torch.arange(6)}], priors)
+        iou = box_iou(boxes, box_convert(priors, "cxcywh", "xyxy"))
+        torch.testing.assert_close(overlaps(boxes[None], box_convert(priors, "cxcywh", "xyxy"))[0], iou)
+        assert set(targets.label[0].tolist()) == set(range(7))
+        assert targets.positive[0][(iou >= 0.5).any(0)].all()
+        has = targets.label[0] - 1
+        assert (iou[has[targets.positive[0]], targets.positive[0].nonzero()[:, 0]] > 0).all()
+
+
+def test_two_objects_with_one_best_prior() -> None:
+    """The one that overlaps it more has it; the other has its next best, though the first overlaps that more too."""
+    overlap = torch.tensor([[[0.4, 0.3, 0.0], [0.45, 0.35, 0.2]]])
+    assert own_priors(overlap).tolist() == [[1, 0, 2]]
+    # A third one pushes the second on, and that the first.
+    overlap = torch.tensor([[[0.4, 0.3, 0.1], [0.45, 0.35, 0.2], [0.6, 0.0, 0.0]]])
+    assert own_priors(overlap).tolist() == [[2, 1, 0]]
+    # Equal objects: the first comes first. An object that overlaps nothing has nothing.
+    overlap = torch.tensor([[[0.4, 0.3, 0.0], [0.4, 0.3, 0.0], [0.0, 0.0, 0.0]]])
+    assert own_priors(overlap).tolist() == [[0, 1, 3]]
+
+
+def test_crowds_beyond_the_rounds_lose_no_one_else() -> None:
+    """More equal objects than rounds: the first ones have priors, no prior has two, and no one else is disturbed."""
+    torch.manual_seed(0)
+    overlap = torch.rand(1, 1, 30).sort(descending=True).values.expand(1, ROUNDS + 5, 30).clone()
+    overlap[0, -1] = 0
+    overlap[0, -1, 29] = 0.9
+    owner = own_priors(overlap)[0]
+    assert owner[:ROUNDS].tolist() == list(range(ROUNDS))
+    assert owner[29] == ROUNDS + 4
+    assert (owner[ROUNDS:29] == ROUNDS + 5).all()
+
+
+def test_three_hard_negatives_for_a_positive_in_each_image() -> None:
+    """Gradients reach 3 negatives of the image with one positive, those with the highest loss, none of the others."""
+    priors = make_priors(300)
+    exact = box_convert(priors[4000:4001], "cxcywh", "xyxy")
+    target = [{"boxes": exact, "labels": torch.tensor([1])}, NOTHING]
+    targets = encode(target, priors)
+    torch.manual_seed(0)
+    confidence = torch.randn(2, len(priors), 4, requires_grad=True)
+    location = torch.zeros(2, len(priors), 4, requires_grad=True)
+    terms = multibox_loss(location, confidence, targets)
+    sum(terms.values()).backward()
+    touched = confidence.grad.abs().sum(-1) > 0
+    negatives = touched[0] & ~targets.positive[0]
+    count = int(targets.positive[0].sum())
+    assert int(negatives.sum()) == 3 * count
+    assert not touched[1].any()
+    background = -confidence.detach()[0].log_softmax(-1)[:, 0]
+    left = background[~touched[0]]
+    assert background[negatives].min() >= left.max()
+    assert not location.grad[~targets.positive].any()
+    # An image without objects, if asked to, learns background; by the hardest of its priors.
+    confidence.grad = None
+    multibox_loss(location, confidence, targets, empty_negatives=7)["confidence"].backward()
+    assert int((confidence.grad[1].abs().sum(-1) > 0).sum()) == 7
+
+
+@pytest.mark.parametrize("empty_negatives", [0, 3])
+def test_a_batch_without_objects_trains_as_background(empty_negatives: int) -> None:
+    """With none of its negatives taken, as with the authors, it is no loss at all; in neither case there is a nan."""
+    module = small(empty_negatives=empty_negatives)
+    batch = {"image": torch.zeros(2, 3, 300, 300, dtype=torch.uint8), "target": [NOTHING, NOTHING]}
+    terms = module.losses(batch)
+    assert terms["location"] == 0
+    assert (terms["confidence"] > 0) == (empty_negatives > 0)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+
+
+def test_the_loss_is_of_single_precision_under_autocast() -> None:
+    module = small()
+    boxes = torch.tensor([[20.0, 30, 90, 80], [100, 100, 250, 280]])
+    batch = {
+        "image": torch.randint(0, 256, (1, 3, 300, 300), dtype=torch.uint8),
+        "target": [{"boxes": boxes, "labels": torch.tensor([0, 2])}],
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = module.losses(batch)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_encoded_is_decoded() -> None:
+    rng = np.random.default_rng(0)
+    priors = make_priors(300)
+    for _ in range(10):
+        cells = rng.permutation(9)[:4]
+        low = np.stack([cells % 3, cells // 3], 1) * 100 + rng.uniform(0, 20, (4, 2))
+        boxes = torch.from_numpy(np.concatenate([low, low + rng.uniform(15, 80, (4, 2))], 1)).float()
+        labels = torch.from_numpy(rng.integers(0, 3, 4))
+        targets = encode([{"boxes": boxes, "labels": labels}], priors)
+        confidence = torch.nn.functional.one_hot(targets.label, 4) * 20.0
+        (found,) = decode(targets.offset, confidence, priors, 300)
+        order = found["boxes"][:, :2].mul(torch.tensor([1.0, 1000])).sum(1).argsort()
+        expected = boxes[:, :2].mul(torch.tensor([1.0, 1000])).sum(1).argsort()
+        torch.testing.assert_close(found["boxes"][order], boxes[expected], atol=1e-3, rtol=1e-4)
+        assert found["labels"][order].tolist() == labels[expected].tolist()
+        assert multibox_loss(targets.offset, confidence, targets)["location"] < 1e-8
+    random = torch.from_numpy(rng.uniform(1, 200, (len(priors), 4))).float()
+    there = corners(offsets(random, priors), priors)
+    torch.testing.assert_close(box_convert(there, "xyxy", "cxcywh"), random, atol=1e-3, rtol=1e-4)
+
+
+def test_at_most_200_boxes_and_none_beyond_the_picture() -> None:
+    torch.manual_seed(0)
+    priors = make_priors(300)
+    location = torch.randn(1, len(priors), 4) * 3
+    location[0, 0] = 1e6
+    (found,) = decode(location, torch.randn(1, len(priors), 21), priors, 300)
+    assert len(found["boxes"]) == 200
+    assert torch.isfinite(found["boxes"]).all()
+    assert found["boxes"].min() >= 0
+    assert found["boxes"].max() <= 300
+    assert (found["scores"].diff() <= 0).all()
+    assert found["scores"].min() > 0.01
+    background = torch.zeros(1, len(priors), 21)
+    background[..., 0] = 20
+    assert len(decode(location, background, priors, 300)[0]["boxes"]) == 0
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_it_learns_to_find_squares() -> None:
+    """Bright squares on noise, two classes by colour: most are found after some dozen steps, from scratch."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+
+    def draw(images: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(rng.integers(0, 60, (images, 3, 300, 300), dtype=np.uint8))
+        target = []
+        for image in pixels:
+            cells = rng.permutation(4)[: rng.integers(1, 4)]
+            boxes, labels = [], []
+            for cell in cells:
+                x, y = (int(v) for v in np.array([cell % 2, cell // 2]) * 150 + rng.integers(0, 40, 2))
+                side, label = int(rng.integers(50, 100)), int(rng.integers(0, 2))
+                image[2 * label, y : y + side, x : x + side] = 250
+                boxes.append([x, y, x + side, y + side])
+                labels.append(label)
+            target.append({"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels)})
+        return {"image": pixels, "target": target}
+
+    module = small(num_classes=2, width=0.1, coco=False)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        sum(module.losses(draw(8)).values()).backward()
+        optimizer.step()
+    module.eval()
+    metrics = module.build_metrics()
+    with torch.inference_mode():
+        for _ in range(4):
+            batch = draw(8)
+            module.update_metrics(metrics, module.predict(batch["image"]), batch)
+    assert metrics.compute()["map"] > 0.7
