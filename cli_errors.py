@@ -50,6 +50,8 @@ def explain(message: str, options: list[str]) -> str:
     if name := _first(r"Expected a dot import path string: (\S+)", message):
         slot = _slot(message, key)
         known = _class_names(slot)
+        if name in known:
+            return f"--{slot}: {name} is of no use here: it is not of the kind that is asked for"
         return f"--{slot}: no class {name}{_nearest(name, known)}"
     if names := _first(r"following arguments are required: ([^\n]+)", message):
         missing = [name.strip() for name in names.split(",")]

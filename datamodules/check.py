@@ -1,7 +1,7 @@
 """Examines a dataset before a long run: ``python -m datamodules.check --data ImageNet --data.root DIR``.
 
-Every picture is read. The report counts pictures a class and split, kinds and sizes; it names what cannot be read, what
-lies in two splits and what differs from the expected tree. The exit status is 1 where there is a problem.
+Every picture is read. The report counts pictures, or objects, a class and split, kinds and sizes; it names what cannot
+be read, what lies in two splits and what differs from the expected tree. The exit status is 1 where there is a problem.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,9 @@ from rich.progress import track
 from cli_errors import FriendlyParser
 from datamodules import import_all
 from datamodules.base import Split
-from datamodules.image_folder import ClassificationData
-from datamodules.images import BrokenImageError, EncodedImage
+from datamodules.image_folder import ClassificationData, PackedStrings
+from datamodules.images import BrokenImageError, DatasetError, EncodedImage
+from datamodules.voc import VOCDetection
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = 20  # lines of one kind; the rest is counted
@@ -72,7 +74,10 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def check(data: ClassificationData, workers: int = 1, progress: bool = False) -> Report:
+Owners = dict[bytes, list[tuple[str, str, str]]]  # of a digest: split, class, name
+
+
+def check(data: ClassificationData | VOCDetection, workers: int = 1, progress: bool = False) -> Report:
     """Examines all splits of a dataset.
 
     Args:
@@ -84,8 +89,18 @@ def check(data: ClassificationData, workers: int = 1, progress: bool = False) ->
         DatasetError: the tree is not of this kind at all; there is nothing to examine.
     """
     report = Report()
+    owners: Owners = defaultdict(list)
+    read = partial(_read_pictures, report=report, owners=owners, workers=workers, progress=progress)
+    if isinstance(data, VOCDetection):
+        _check_objects(data, report, read)
+    else:
+        _check_classes(data, report, read)
+    _check_duplicates(owners, report)
+    return report
+
+
+def _check_classes(data: ClassificationData, report: Report, read: Callable[..., None]) -> None:
     report.notes.append(f"{len(data.classes or ())} classes")
-    owners: dict[bytes, list[tuple[str, str, str]]] = defaultdict(list)  # of a digest: split, class, name
     seen: set[str] = set()
     for split in SPLITS:
         title, absent = data.title(split), data.absent(split)
@@ -97,36 +112,68 @@ def check(data: ClassificationData, workers: int = 1, progress: bool = False) ->
             continue
         report.problems += data.problems(split)
         report.notes += [line for line in data.oddities(split) if line not in report.notes]
-        _check_split(data, split, report, owners, workers, progress)
-    _check_duplicates(owners, report)
-    return report
+        listing = data.listing(split)
+        if len(listing.names):
+            report.notes.append(f"{title}: {listing.counts.sum()} pictures, {_spread(listing.counts, listing.classes)}")
+            report.notes += _counts(listing.counts, listing.classes)
+            classes = [listing.classes[label] for label in listing.labels]
+            read(data.folder, listing.names, classes, title)
 
 
-def _check_split(
-    data: ClassificationData,
-    split: Split,
+def _check_objects(data: VOCDetection, report: Report, read: Callable[..., None]) -> None:
+    report.notes.append(f"{len(data.class_names)} classes")
+    seen: set[tuple[str, ...]] = set()
+    for split in SPLITS:
+        title = " + ".join(data.sets[split])
+        if data.sets[split] in seen:
+            continue
+        seen.add(data.sets[split])
+        try:
+            annotations = data.annotations(split)
+        except DatasetError as error:
+            report.problems.append(str(error))
+            continue
+        counts = np.bincount(annotations.labels, minlength=len(data.class_names))
+        report.notes.append(
+            f"{title}: {len(annotations.images)} pictures, {counts.sum()} objects, "
+            f"{_spread(counts, data.class_names)}, {annotations.difficult.sum()} of them difficult, "
+            f"{(np.diff(annotations.start) == 0).sum()} pictures without one"
+        )
+        report.notes += _counts(counts, data.class_names)
+        report.problems += [f"{title}: {line}" for line in annotations.remarks()]
+        # The same picture in two splits is a problem, whatever is on it.
+        read(data.devkit, annotations.images, [""] * len(annotations.images), title)
+
+
+def _spread(counts: np.ndarray, classes: Sequence[str]) -> str:
+    few, many = int(np.argmin(counts)), int(np.argmax(counts))
+    least, most = (f"{counts[i]} ({classes[i]})" for i in (few, many))
+    return f"{least} to {most} a class" if counts[few] < counts[many] else f"{counts[few]} a class"
+
+
+def _counts(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
+    if len(classes) > SHOWN:
+        return []
+    return [f"  {name}: {count}" for name, count in zip(classes, counts, strict=True)]
+
+
+def _read_pictures(
+    folder: str,
+    names: PackedStrings,
+    classes: Sequence[str],
+    title: str,
     report: Report,
-    owners: dict[bytes, list[tuple[str, str, str]]],
+    owners: Owners,
     workers: int,
     progress: bool,
 ) -> None:
-    listing, title, folder = data.listing(split), data.title(split), data.folder
-    counts = listing.counts
-    if not len(listing.names):
-        return
-    few, many = int(np.argmin(counts)), int(np.argmax(counts))
-    least, most = (f"{counts[i]} ({listing.classes[i]})" for i in (few, many))
-    spread = f"{least} to {most}" if counts[few] < counts[many] else f"{counts[few]}"
-    report.notes.append(f"{title}: {counts.sum()} pictures, {spread} a class")
-    if len(listing.classes) <= SHOWN:
-        report.notes += [f"  {name}: {count}" for name, count in zip(listing.classes, counts, strict=True)]
     modes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     broken: list[str] = []
     odd: list[str] = []
-    paths = [os.path.join(folder, listing.names[i]) for i in range(len(listing.names))]
+    paths = [os.path.join(folder, names[i]) for i in range(len(names))]
     for i, finding in enumerate(_bar(_examine_all(paths, workers), len(paths), f"reading {title}", progress)):
-        name = listing.names[i]
+        name = names[i]
         if finding.error:
             broken.append(f"{name}: {finding.error}")
             continue
@@ -134,7 +181,7 @@ def _check_split(
         sizes.append((finding.height, finding.width))
         if finding.warning:
             odd.append(f"{name}: read, but the decoder says: {finding.warning}")
-        owners[finding.digest].append((title, listing.classes[listing.labels[i]], name))
+        owners[finding.digest].append((title, classes[i], name))
     report.problems += _shorten(broken, "unreadable pictures")
     report.notes += _shorten(odd, "odd pictures")
     if sizes:
@@ -144,7 +191,7 @@ def _check_split(
         report.notes.append(f"  width x height: {spread}, median {np.median(widths):g}x{np.median(heights):g}")
 
 
-def _check_duplicates(owners: dict[bytes, list[tuple[str, str, str]]], report: Report) -> None:
+def _check_duplicates(owners: Owners, report: Report) -> None:
     across: list[str] = []
     contrary: list[str] = []
     repeated = 0
@@ -189,7 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 clean, 1 problems, 2 nothing to examine, 130 interrupted."""
     import_all()
     parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
-    parser.add_subclass_arguments(ClassificationData, "data", required=True, help="the dataset, as for train.py")
+    parser.add_subclass_arguments(
+        (ClassificationData, VOCDetection), "data", required=True, help="the dataset, as for train.py"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
     options = parser.parse_args(arguments)
     try:

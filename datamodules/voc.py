@@ -119,6 +119,15 @@ class Annotations:
     outside: list[str]
     clipped: list[str]
 
+    def remarks(self) -> list[str]:
+        """What was left out or changed, a line each, with a file."""
+        kinds = (
+            (self.flat, "left out {} whose box has no area"),
+            (self.outside, "left out {} whose box lies outside of the picture"),
+            (self.clipped, "clipped the box of {} that reaches beyond the picture"),
+        )
+        return [what.format(some(files, "object")) for files, what in kinds if files]
+
 
 Object = tuple[float, float, float, float, int, bool]  # left, top, right, bottom, label, difficult
 
@@ -308,13 +317,8 @@ class VOCDetection(VisionDataModule):
         if split == "predict":
             return self._to_predict()
         annotations = self.annotations(split)
-        for files, what in (
-            (annotations.flat, "left out {} whose box has no area"),
-            (annotations.outside, "left out {} whose box lies outside of the picture"),
-            (annotations.clipped, "clipped the box of {} that reaches beyond the picture"),
-        ):
-            if files:
-                rank_zero_warn(f"{split}: {what.format(some(files, 'object'))}")
+        for line in annotations.remarks():
+            rank_zero_warn(f"{split}: {line}")
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
         return VOCDataset(self.devkit, annotations, transform, self.train_difficult or not training)

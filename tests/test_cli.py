@@ -312,7 +312,13 @@ def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Pat
 
 
 # What makes the full networks small; a narrow variant for real data is small as it is.
-SMALL_DETECTORS = {"yolo_v1_voc": ["--model.hidden", "64"]}
+SMALL_DETECTORS = {
+    "yolo_v1_voc": ["--model.hidden", "64"],
+    # Untrained, every window is an object, and merging takes its time.
+    "overfeat_bccd": ["--model.top", "20"],
+    "overfeat_voc": ["--model.top", "20"],
+    "sliding_window_bccd": ["--model.keep", "20"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 from datamodules.check import check, main
 from datamodules.image_folder import ImageFolder
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.voc import write_voc
+from datamodules.voc import VOCDetection
 
 
 @pytest.fixture
@@ -74,6 +77,7 @@ def test_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("arguments", "expected"),
     [
         (["--data", "ImagNet"], "error: --data: no class ImagNet; did you mean ImageNet?\n"),
+        (["--data", "FER2013"], "error: --data: FER2013 is of no use here: it is not of the kind that is asked for\n"),
         (["--data", "ImageNet", "--data.rot", "x"], "error: ImageNet has no option rot; did you mean root?\n"),
     ],
 )
@@ -82,3 +86,32 @@ def test_typos(arguments: list[str], expected: str, capsys: pytest.CaptureFixtur
         main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err == expected
+
+
+def test_objects_are_counted_and_what_is_wrong_with_them_named(tmp_path: Path) -> None:
+    write_voc(str(tmp_path), classes=2, train=3, val=2, size=32)
+    devkit = tmp_path / "VOCdevkit" / "VOC2007"
+    options = {"root": str(tmp_path), "classes": ["aeroplane", "bicycle"], "train": ["VOC2007/train"]}
+    report = check(VOCDetection(**options, val=["VOC2007/val"], test=["VOC2007/val"]))  # type: ignore[arg-type]
+    assert report.problems == []
+    objects = sum(path.read_text().count("<object>") for path in devkit.glob("Annotations/*.xml"))
+    counted = [int(line.split()[1]) for line in report.notes if line.startswith(("  aeroplane:", "  bicycle:"))]
+    lists = [(devkit / "ImageSets" / "Main" / f"{name}.txt").read_text().split() for name in ("train", "val")]
+    listed = sum(
+        (devkit / "Annotations" / f"{name}.xml").read_text().count("<object>") for name in [*lists[0], *lists[1]]
+    )
+    assert sum(counted) == listed < objects
+    assert any("6 pictures" in line and "0 pictures without one" in line for line in report.notes)
+
+    first, second = lists[0][:2]
+    (devkit / "JPEGImages" / f"{first}.jpg").write_bytes(b"no picture")
+    text = (devkit / "Annotations" / f"{second}.xml").read_text()
+    (devkit / "Annotations" / f"{second}.xml").write_text(re.sub("<xmin>[0-9]+", "<xmin>900", text, count=1))
+    shutil.copy(devkit / "JPEGImages" / f"{lists[0][2]}.jpg", devkit / "JPEGImages" / f"{lists[1][0]}.jpg")
+    problems = check(VOCDetection(**options, val=["VOC2007/val"], test=["VOC2007/val"])).problems  # type: ignore[arg-type]
+    assert any(f"{second}.xml) whose box has no area" in line for line in problems)
+    assert any(f"{first}.jpg:" in line for line in problems)
+    assert any(line.startswith("the same picture in several splits") for line in problems)
+    assert len(problems) == 3
+    absent = check(VOCDetection(**options, val=["VOC2007/dev"], test=["VOC2007/dev"])).problems  # type: ignore[arg-type]
+    assert sum("no list dev.txt" in line for line in absent) == 1
