@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 from callbacks.drawing import BLUE, GREEN, INK, PAPER, RED, class_name, load_font, shorten
 
 SHOWN = 0.3  # the score from which on a detection is drawn; tables have all of them
+TAGGED = 20  # so many, the best, have their class and score written; more of them hide the picture
 MATCHED = 0.5  # the overlap with which an object counts as found
 MISSED = (245, 180, 0)
 NO_DETECTION = f"nothing found (score {SHOWN:g} or more)"
@@ -70,8 +71,9 @@ def draw_detections(
         objects, found, false = count_found(prediction, target)
         text = f"{found} of {objects} found, {false} false"
     # The best ones last, so that no weaker one covers them.
-    for box, label, score, colour in reversed(list(zip(boxes, labels, scores, colours, strict=True))):
-        _box(draw, box, colour, line, f"{class_name(label, class_names)} {score:.2f}", font, picture.size)
+    for i in reversed(range(len(boxes))):
+        tag = f"{class_name(labels[i], class_names)} {scores[i]:.2f}" if i < TAGGED else ""
+        _box(draw, boxes[i], colours[i], line, tag, font, picture.size)
     text = shorten(text, font, picture.width - size_of_text)
     draw.text((size_of_text // 2, picture.height + footer / 2), text, fill=INK, font=font, anchor="lm")
     return canvas
@@ -197,6 +199,8 @@ def _box(
 ) -> None:
     x1, y1, x2, y2 = _ordered(box)
     draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+    if not text:
+        return
     pad = 2
     height = font.size + 2 * pad
     width = min(size[0], font.getlength(text) + 2 * pad)
