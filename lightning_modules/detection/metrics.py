@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -183,6 +184,20 @@ class COCOMeanAP(MeanAveragePrecision):
         results = super().compute()
         names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
         return {f"coco/{name}": results[name].where(results[name] >= 0, torch.nan) for name in names}
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """Joins the ranks' images, in the order of the dataset.
+
+        Torchmetrics gathers one image after another, which asks for as many on every rank.
+        """
+        names = [name for name, default in self._defaults.items() if isinstance(default, list)]
+        mine = {name: [value.cpu() for value in getattr(self, name)] for name in names}
+        ranks: list[Any] = [None] * torch.distributed.get_world_size(process_group)
+        torch.distributed.all_gather_object(ranks, mine, group=process_group)
+        for name in names:
+            # A rank holds every world-th image, so the longer ones come first.
+            rows = itertools.zip_longest(*(rank[name] for rank in ranks))
+            setattr(self, name, [value.to(self.device) for row in rows for value in row if value is not None])
 
 
 def match(
