@@ -12,7 +12,8 @@ classification        ``label`` int64 (B,), or ``labels`` {attribute: int64 (B,)
                       ``ingredients`` uint8 (B,V) of 0 and 1, a row of 255 where missing;
                       emotion's ``image`` are grey faces, uint8 (B,1,H,W), but whole photographs in prediction
 detection             ``target`` list of {boxes float32 (N,4) xyxy pixels, labels int64 (N,), difficult bool (N,)};
-                      instance segmentation adds masks uint8 (N,H,W)
+                      instance segmentation adds masks uint8 (N,H,W); where the data has them ``proposals``,
+                      list of float32 (N,4) xyxy pixels, best first: boxes that may hold objects
 segmentation          ``mask`` int64 (B,H,W), 255 = void, and ``original_mask`` (list) in evaluation
 pose                  ``keypoints`` float32 (B,K,2) pixels, ``labelled`` bool (B,K), ``head_size`` float32 (B,),
                       ``to_original`` float32 (B,2,3)
@@ -51,7 +52,7 @@ Split = Literal["train", "val", "test", "predict"]
 Key = tuple[int, int, int]
 
 # Kept as lists even where the sizes happen to agree, so that a batch's type does not depend on its content.
-LIST_KEYS = ("target", "original_mask")
+LIST_KEYS = ("target", "proposals", "original_mask")
 
 
 class EpochSampler(SequentialSampler):

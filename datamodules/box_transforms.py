@@ -69,16 +69,22 @@ class BoxTransform:
         self.iou_crop, self.jitter, self.hflip = iou_crop, jitter, hflip
         self.exif_orientation = exif_orientation
 
-    def __call__(self, path: str, boxes: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    def __call__(
+        self, path: str, boxes: np.ndarray, objects: int | None = None
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Boxes are float32 (N,4) xyxy in the picture's pixels.
+
+        ``objects`` of them, the first, are what crops look for; None for all. The others (proposals) are moved along.
 
         Returns:
             The picture, uint8 (3,H,W); the boxes that are left, float32 (M,4) xyxy in its pixels; their indices among
             those given, int64 (M,), rising.
         """
-        return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes)
+        return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes, objects)
 
-    def apply(self, pixels: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    def apply(
+        self, pixels: np.ndarray, boxes: np.ndarray, objects: int | None = None
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """The same of a picture that was read, uint8 (H,W,3) RGB."""
         if self.photometric == "ssd":
             pixels = distort_ssd(pixels)
@@ -86,7 +92,7 @@ class BoxTransform:
             pixels = distort_yolo(pixels)
         elif self.photometric == "yolo2":
             pixels = distort_yolo(pixels, hue=0.1)
-        view = self._view(pixels.shape[0], pixels.shape[1], boxes)
+        view = self._view(pixels.shape[0], pixels.shape[1], boxes[:objects])
         flip = random.random() < self.hflip
         size = self._size(view[3] - view[1], view[2] - view[0])
         image = render(pixels, view, size)

@@ -21,6 +21,7 @@ from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform, Photometric
 from datamodules.image_folder import PackedStrings, some, tree
 from datamodules.images import DatasetError, image_size, is_image, predicted_images
+from datamodules.proposals import check_proposals, read_proposals
 from datamodules.video import VideoDataset, is_video
 
 VOC_CLASSES = (
@@ -174,10 +175,19 @@ class VOCDataset(Dataset):
         annotations: the objects.
         transform: picture and boxes to tensors.
         difficult: keep objects that are marked difficult.
+        proposals: a folder that `datamodules.proposals` wrote: each picture's are moved as its boxes are.
     """
 
-    def __init__(self, root: str, annotations: Annotations, transform: BoxTransform, difficult: bool = True) -> None:
+    def __init__(
+        self,
+        root: str,
+        annotations: Annotations,
+        transform: BoxTransform,
+        difficult: bool = True,
+        proposals: str | None = None,
+    ) -> None:
         self.root, self.annotations, self.transform, self.difficult = root, annotations, transform, difficult
+        self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.annotations.images)
@@ -187,14 +197,19 @@ class VOCDataset(Dataset):
         mine = np.arange(a.start[index], a.start[index + 1])
         if not self.difficult:
             mine = mine[~a.difficult[mine]]
-        name = a.images[index]
-        image, boxes, kept = self.transform(os.path.join(self.root, name), a.boxes[mine])
+        name, boxes = a.images[index], a.boxes[mine]
+        if self.proposals is not None:
+            boxes = np.concatenate([boxes, read_proposals(self.proposals, name)])
+        image, boxes, kept = self.transform(os.path.join(self.root, name), boxes, len(mine))
+        objects = int(np.searchsorted(kept, len(mine)))
+        kept = kept[:objects]
         target = {
-            "boxes": torch.from_numpy(boxes),
+            "boxes": torch.from_numpy(boxes[:objects]),
             "labels": torch.from_numpy(a.labels[mine[kept]]),
             "difficult": torch.from_numpy(a.difficult[mine[kept]]),
         }
-        return {"image": image, "target": target, "id": name}
+        sample = {"image": image, "target": target, "id": name}
+        return sample if self.proposals is None else {**sample, "proposals": torch.from_numpy(boxes[objects:])}
 
 
 class PictureDataset(Dataset):
@@ -234,6 +249,8 @@ class VOCDetection(VisionDataModule):
         eval_image_size: the same for validation, test and prediction; None for ``image_size``.
         photometric, expand, iou_crop, jitter, hflip: training augmentation, see `BoxTransform`.
         train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
+        proposals: folder of boxes that may hold objects, for Fast R-CNN: ``python -m datamodules.proposals`` writes it.
+            Prediction has none.
         images: for prediction, a folder of pictures, one picture, or a video (of which all frames are predicted).
         download: fetch what is missing of VOC2007 and VOC2012.
         **kwargs: see `VisionDataModule`.
@@ -258,6 +275,7 @@ class VOCDetection(VisionDataModule):
         jitter: float = 0.0,
         hflip: float = 0.5,
         train_difficult: bool = True,
+        proposals: str | None = None,
         images: str | None = None,
         download: bool = False,
         **kwargs: Any,
@@ -266,7 +284,7 @@ class VOCDetection(VisionDataModule):
         self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.root, self.images, self.download = root, images, download
         self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
-        self.given_classes, self.train_difficult = classes, train_difficult
+        self.given_classes, self.train_difficult, self.proposals = classes, train_difficult, proposals
         self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
         self.eval_transform = BoxTransform(image_size if eval_image_size is None else eval_image_size)
         self.predict_transform = BoxTransform(self.eval_transform.size, exif_orientation=True)
@@ -319,9 +337,18 @@ class VOCDetection(VisionDataModule):
         annotations = self.annotations(split)
         for line in annotations.remarks():
             rank_zero_warn(f"{split}: {line}")
+        if self.proposals is not None:
+            names = [annotations.images[i] for i in range(len(annotations.images))]
+            check_proposals(self.proposals, names, f"{self._options()} --sets {' '.join(self.sets[split])}")
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
-        return VOCDataset(self.devkit, annotations, transform, self.train_difficult or not training)
+        difficult = self.train_difficult or not training
+        return VOCDataset(self.devkit, annotations, transform, difficult, self.proposals)
+
+    def _options(self) -> str:
+        """What the commands that read this dataset need to be told."""
+        classes = self.given_classes if isinstance(self.given_classes, list) else [self.given_classes or ""]
+        return f"--root {self.root}" + (f" --classes {' '.join(classes)}" if self.given_classes else "")
 
     def _to_predict(self) -> Dataset:
         if self.images is None or not is_video(self.images):

@@ -1,0 +1,119 @@
+"""Selective Search here and in OpenCV's contrib modules: ``python -m benchmarks.selective_search --data.root DIR``.
+
+Prints, on the same pictures, the share of the objects (but for the difficult ones) that one of a picture's first boxes
+overlaps with an IoU of .5, and the seconds that one core takes for a picture, as the median and as the median ratio.
+OpenCV runs its own "fast" (k = 150, 300, 450) and with R-CNN's k = 50, 100 and their least sizes, which are ours; all
+see the picture 500 pixels wide. The runs alternate, so that a disturbance meets all.
+
+The peer is in a wheel that cannot be installed beside the one that this project needs, but can lie before it::
+
+    python -m pip install --no-deps --target CONTRIB 'opencv-contrib-python-headless<5'
+    PYTHONPATH=CONTRIB python -m benchmarks.selective_search --data.root VOCdevkit
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from datamodules.images import BrokenImageError, read_image
+from datamodules.proposals import is_found
+from datamodules.voc import VOCDetection
+from lightning_modules.detection.selective_search import LEAST_SIDE, SCALES, SIGMA, at_width, selective_search
+
+HINT = (
+    "no cv2.ximgproc here, so that there is nothing to compare with: python -m pip install --no-deps --target CONTRIB "
+    "'opencv-contrib-python-headless<5', then PYTHONPATH=CONTRIB python -m benchmarks.selective_search ..."
+)
+
+
+def opencv(image: np.ndarray, as_rcnn: bool) -> np.ndarray:
+    """OpenCV's boxes of uint8 (H,W,3) RGB, in its pixels: float32 (N,4) xyxy, best first.
+
+    Args:
+        image: the picture.
+        as_rcnn: k, the segments' and the boxes' least sizes are R-CNN's; else its own "fast".
+    """
+    parts = cv2.ximgproc.segmentation  # type: ignore[attr-defined]
+    small = cv2.cvtColor(at_width(image), cv2.COLOR_RGB2BGR)
+    search = parts.createSelectiveSearchSegmentation()
+    search.setBaseImage(small)
+    search.switchToSelectiveSearchFast()
+    if as_rcnn:
+        search.clearGraphSegmentations()
+        for k in SCALES:
+            search.addGraphSegmentation(parts.createGraphSegmentation(SIGMA, float(k), k))
+    boxes = search.process().astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    if as_rcnn:
+        boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1)]
+    scale = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32)
+    return boxes * scale
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.selective_search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
+    parser.add_argument("--data.val", nargs="+", default=["VOC2007/val"], help="image sets; default: %(default)s")
+    parser.add_argument("--data.classes", nargs="+", help="default: VOC's")
+    parser.add_argument("--top", type=int, default=2000, help="boxes of a picture that count; default: %(default)s")
+    parser.add_argument("--pictures", type=int, help="the first so many alone; default: all")
+    options = parser.parse_args(arguments)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {"ours": selective_search}
+    if hasattr(cv2, "ximgproc"):
+        methods["OpenCV, R-CNN's k"] = lambda image: opencv(image, as_rcnn=True)
+        methods["OpenCV, fast"] = lambda image: opencv(image, as_rcnn=False)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    boxes: dict[str, list[int]] = {name: [] for name in methods}
+    try:
+        data = VOCDetection(
+            getattr(options, "data.root"),
+            train=getattr(options, "data.val"),
+            classes=getattr(options, "data.classes"),
+        )
+        annotations = data.annotations("train")
+        for i in range(len(annotations.images))[: options.pictures]:
+            objects = np.arange(annotations.start[i], annotations.start[i + 1])
+            objects = objects[~annotations.difficult[objects]]
+            image = read_image(os.path.join(data.devkit, annotations.images[i]))
+            for name, method in methods.items():
+                # Of this process alone: what else runs on the machine does not count.
+                start = time.process_time()
+                result = method(image)
+                seconds[name].append(time.process_time() - start)
+                boxes[name].append(len(result))
+                found[name].append(is_found(annotations.boxes[objects], result[: options.top]))
+    except (BrokenImageError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    objects_in_all = sum(map(len, found["ours"]))
+    print(f"{len(seconds['ours'])} pictures, {objects_in_all} objects, up to {options.top} boxes a picture, one core")
+    print(f"{'':20} {'boxes':>7} {'recall':>8} {'seconds':>8}")
+    for name in methods:
+        recall = 100 * np.concatenate(found[name]).mean()
+        print(f"{name:20} {np.mean(boxes[name]):7.0f} {recall:8.2f} {np.median(seconds[name]):8.3f}")
+    for name in [name for name in methods if name != "ours"]:
+        ratio = np.median(np.array(seconds["ours"]) / np.array(seconds[name]))
+        print(f"ratio {ratio:.2f}: seconds, ours against {name}")
+    if len(methods) == 1:
+        print(HINT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Selective Search's boxes of a dataset on disk: ``python -m datamodules.proposals --root VOCdevkit --out DIR``.
+
+Each picture has a file of its own, ``DIR/VOC2007/JPEGImages/000005.jpg.boxes``: `HEADER`, then little-endian float32
+(N,4) xyxy in the picture's pixels, best first. A file is there whole or not at all, and its checksum tells whether it
+is still what was written, so that the same command goes on where it was stopped and repairs what is damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from torchvision.ops import box_iou
+
+from datamodules.image_folder import some
+from datamodules.images import BrokenImageError, DatasetError, read_image
+
+if TYPE_CHECKING:
+    from datamodules.voc import Annotations
+
+# What it is, how many boxes were asked for at most, how many there are, CRC-32 of these two numbers and the boxes.
+HEADER = struct.Struct("<8sIII")
+MAGIC = b"boxes 1\n"
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def path_of(folder: str, name: str) -> str:
+    """Where the boxes of a picture lie, whose path relative to the devkit is ``name``."""
+    return os.path.join(folder, f"{name}.boxes")
+
+
+def write_boxes(path: str, boxes: np.ndarray, top: int) -> None:
+    """Writes float32 (N,4) so that the file is there whole or not at all.
+
+    Args:
+        path: the file; its folder is made if missing.
+        boxes: best first.
+        top: how many were asked for at most.
+    """
+    data = np.ascontiguousarray(boxes, "<f4").tobytes()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(HEADER.pack(MAGIC, top, len(boxes), _checksum(top, len(boxes), data)) + data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def read_boxes(path: str) -> tuple[np.ndarray, int]:
+    """The boxes, float32 (N,4), and how many were asked for at most.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DatasetError: it is not what was written.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    reason = f"{len(data)} bytes"
+    if len(data) >= HEADER.size:
+        magic, top, count, checksum = HEADER.unpack_from(data)
+        boxes = data[HEADER.size :]
+        if magic != MAGIC:
+            reason = f"a file that begins with {magic!r}"
+        elif len(boxes) != 16 * count:
+            reason = f"{len(boxes)} bytes where there should be {16 * count}"
+        elif checksum != _checksum(top, count, boxes):
+            reason = "another checksum"
+        else:
+            return np.frombuffer(bytearray(boxes), "<f4").astype(np.float32, copy=False).reshape(-1, 4), top
+    raise DatasetError(
+        f"{path}: expected a picture's boxes, found {reason}: the command python -m datamodules.proposals that "
+        "wrote it writes it anew"
+    )
+
+
+def _checksum(top: int, count: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(struct.pack("<II", top, count)))
+
+
+def read_proposals(folder: str, name: str) -> np.ndarray:
+    """The boxes of one picture, float32 (N,4) xyxy in its pixels, best first; see `read_boxes` for what it raises."""
+    return read_boxes(path_of(folder, name))[0]
+
+
+def check_proposals(folder: str, names: Sequence[str], options: str) -> None:
+    """Whether all these pictures have a file.
+
+    Args:
+        folder: the proposals.
+        names: of the pictures, relative to the devkit.
+        options: of the command that computes them, but for ``--out``.
+
+    Raises:
+        DatasetError: some have none; the message is the command.
+    """
+    missing = [name for name in names if not os.path.isfile(path_of(folder, name))]
+    if missing:
+        raise DatasetError(
+            f"proposals: expected boxes of {len(names)} pictures, {folder} lacks {some(missing, 'picture')}: "
+            f"python -m datamodules.proposals {options} --out {folder}"
+        )
+
+
+def is_found(objects: np.ndarray, boxes: np.ndarray, iou: float = 0.5) -> np.ndarray:
+    """Whether some box overlaps each object by ``iou`` or more: bool (M,) for float32 (M,4) and (N,4) xyxy."""
+    return (box_iou(torch.from_numpy(objects), torch.from_numpy(boxes)) >= iou).any(1).numpy()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def propose(picture: str, path: str, top: int) -> None:
+    """Computes a picture's boxes and writes them."""
+    # The one place where a datamodule's file asks for a system's: no loader comes here, they read what was written.
+    from lightning_modules.detection.selective_search import selective_search
+
+    write_boxes(path, selective_search(read_image(picture), top), top)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
+    cv2.setNumThreads(0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def compute(jobs: Sequence[tuple[str, str, int]], workers: int) -> Iterator[str | None]:
+    """Runs `propose` on each; yields, as they are done, None or what is wrong with the picture.
+
+    Raises:
+        RuntimeError: a worker ended before its work did.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield _error_of(job)
+        return
+    # On Ctrl-C what waits is cancelled; the few pictures that were handed to the workers are finished and written.
+    # Fresh processes: a forked one inherits locks that this one's threads may hold.
+    fresh = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, fresh, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        for future in as_completed([pool.submit(_error_of, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "a worker was ended from outside, for want of memory perhaps: --workers with a smaller number; "
+            "the same command goes on"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _error_of(job: tuple[str, str, int]) -> str | None:
+    try:
+        propose(*job)
+    except BrokenImageError as error:
+        return str(error)
+    return None
+
+
+def left_to_do(folder: str, names: Sequence[str], top: int) -> tuple[list[str], list[str]]:
+    """Pictures whose boxes must be computed, and what is wrong with the files of those of them that have one."""
+    jobs, remarks = [], []
+    for name in names:
+        try:
+            found = read_boxes(path_of(folder, name))[1]
+            if found == top:
+                continue
+            remarks.append(f"{path_of(folder, name)}: at most {found} boxes were asked for, now {top}")
+        except FileNotFoundError:
+            pass
+        except DatasetError as error:
+            remarks.append(str(error))
+        jobs.append(name)
+    return jobs, remarks
+
+
+def summary(folder: str, annotations: Annotations) -> str:
+    """How many boxes there are, and the part of the objects, but for the difficult ones, that one of them overlaps."""
+    boxes, found = 0, []
+    for i in range(len(annotations.images)):
+        with suppress(FileNotFoundError):
+            proposals = read_proposals(folder, annotations.images[i])
+            objects = np.arange(annotations.start[i], annotations.start[i + 1])
+            objects = objects[~annotations.difficult[objects]]
+            found.append(is_found(annotations.boxes[objects], proposals))
+            boxes += len(proposals)
+    hits = np.concatenate([np.zeros(0, bool), *found])
+    recall = f", recall {hits.mean():.4f} of {len(hits)} objects at IoU .5" if len(hits) else ""
+    return f"{len(found)} pictures, {boxes / max(1, len(found)):.1f} boxes each on average{recall}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Computes what is missing; returns the exit status."""
+    from datamodules.voc import VOCDetection  # which reads these files, and so imports this one
+
+    parser = argparse.ArgumentParser(prog="python -m datamodules.proposals", description=__doc__.split("\n")[0])
+    parser.add_argument("--root", required=True, help="the folder VOCdevkit, or the one that it lies in")
+    parser.add_argument("--sets", nargs="+", default=["VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"])
+    parser.add_argument("--out", required=True, help="folder for the boxes: --data.proposals of a training run")
+    parser.add_argument("--classes", nargs="+", help="names in label order, or a file of them; default: VOC's")
+    parser.add_argument("--top", type=int, default=2000, help="boxes of a picture at most; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
+    parser.add_argument("--picture", help="PNG to draw the first picture's regions in, as they grow")
+    options = parser.parse_args(arguments)
+    classes = options.classes
+    if classes is not None and len(classes) == 1 and os.path.isfile(classes[0]):
+        classes = classes[0]
+    try:
+        for name in ("top", "workers"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, found {getattr(options, name)}")
+        data = VOCDetection(options.root, train=options.sets, classes=classes)
+        annotations = data.annotations("train")
+        names = list(dict.fromkeys(annotations.images[i] for i in range(len(annotations.images))))
+        if options.picture:
+            draw(os.path.join(data.devkit, names[0]), options.picture)
+        left, remarks = left_to_do(options.out, names, options.top)
+        for line in remarks:
+            print(f"computed anew: {line}", file=sys.stderr)
+        jobs = [(os.path.join(data.devkit, name), path_of(options.out, name), options.top) for name in left]
+        print(f"{len(names)} pictures, {len(names) - len(left)} have their boxes in {options.out} already")
+        broken = 0
+        try:
+            for error in track(compute(jobs, min(options.workers, max(1, len(jobs)))), "proposals", total=len(jobs)):
+                if error:
+                    broken += 1
+                    print(f"no boxes: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("stopped: the same command goes on", file=sys.stderr)
+            return 130
+        print(summary(options.out, annotations))
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 1 if broken else 0
+
+
+def draw(picture: str, path: str) -> None:
+    """Draws a picture's regions as they grow, see `selective_search.draw_growth`, as a PNG."""
+    from lightning_modules.detection.selective_search import draw_growth
+
+    coded, data = cv2.imencode(".png", cv2.cvtColor(draw_growth(read_image(picture)), cv2.COLOR_RGB2BGR))
+    assert coded
+    with open(path, "wb") as file:
+        file.write(data.tobytes())
+    print(f"{path}: the regions of {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
