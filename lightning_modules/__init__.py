@@ -6,7 +6,10 @@ def import_all() -> None:
     import lightning_modules.classification.attributes
     import lightning_modules.classification.emotion
     import lightning_modules.classification.image_classifier
+    import lightning_modules.detection.fast_rcnn
+    import lightning_modules.detection.faster_rcnn
     import lightning_modules.detection.overfeat
+    import lightning_modules.detection.rpn
     import lightning_modules.detection.sliding_window
     import lightning_modules.detection.ssd
     import lightning_modules.detection.yolo_v1

@@ -89,6 +89,10 @@ class VisionModule(pl.LightningModule):
         """Post-processed predictions for uint8 images (B,3,H,W), or a list of (3,H,W), in their own pixels."""
         raise NotImplementedError(f"{type(self).__name__} has no predict")
 
+    def predict_batch(self, batch: dict[str, Any]) -> Any:
+        """`predict` of a batch, for a system that takes more of it than the images where it is there (proposals)."""
+        return self.predict(batch["image"])
+
     def build_metrics(self) -> MetricCollection:
         """The metrics of one evaluation split."""
         return MetricCollection({})
@@ -131,10 +135,10 @@ class VisionModule(pl.LightningModule):
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        return self.predict(batch["image"])
+        return self.predict_batch(batch)
 
     def _evaluate(self, split: str, batch: dict[str, Any]) -> Any:
-        predictions = self.predict(batch["image"])
+        predictions = self.predict_batch(batch)
         self.update_metrics(self.metrics[split], predictions, batch)  # type: ignore[arg-type]
         return predictions
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from PIL import Image
 import cli
 from callbacks.metrics_file import read_metrics
 from datamodules.fer2013 import EMOTIONS
+from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
@@ -312,12 +314,18 @@ def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Pat
 
 
 # What makes the full networks small; a narrow variant for real data is small as it is.
+SMALL_PICTURES = ["--data.image_size", "[96, 160]"]
+FEW_REGIONS = [
+    "--model.train_proposals", "[200, 50]", "--model.test_proposals", "[200, 20]", "--model.regions", "8",
+]  # fmt: skip
 SMALL_DETECTORS = {
     "yolo_v1_voc": ["--model.hidden", "64"],
     # Untrained, every window is an object, and merging takes its time.
     "overfeat_bccd": ["--model.top", "20"],
     "overfeat_voc": ["--model.top", "20"],
     "sliding_window_bccd": ["--model.keep", "20"],
+    **{f"faster_rcnn_{name}": [*SMALL_PICTURES, *FEW_REGIONS] for name in ("voc", "resnet101_voc", "fpn_voc")},
+    "fast_rcnn_voc": [*SMALL_PICTURES, "--model.regions", "8"],
 }
 
 
@@ -334,22 +342,37 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "VOCdevkit"
 
 
+@pytest.fixture(scope="module")
+def proposals(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Boxes anywhere in all its pictures; Selective Search's own would take too long."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("proposals")
+    for picture in devkit.glob("*/JPEGImages/*.jpg"):
+        corner = rng.uniform(0, 40, (30, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (30, 2))], 1).astype(np.float32)
+        write_boxes(path_of(str(folder), str(picture.relative_to(devkit))), boxes, 30)
+    return str(folder)
+
+
 CELLS = ["--data.classes", "[WBC, RBC, Platelets]"]
 
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "detection").glob("*.yaml")))
-def test_every_detector_trains_on_generated_data(config: str, devkit: Path) -> None:
+def test_every_detector_trains_on_generated_data(config: str, devkit: Path, request: pytest.FixtureRequest) -> None:
     path = ROOT / "configs" / "detection" / f"{config}.yaml"
     text = yaml.safe_load(path.read_text())
     assert text["experiment"] == config
     narrow = ["--model.width", "0.1", *CELLS] if config.endswith("_voc") else []
     weights = ["--model.weights", "null"] if text["model"]["init_args"].get("weights") else []
+    if config.startswith(("fast_rcnn", "rcnn")):
+        narrow += ["--data.proposals", request.getfixturevalue("proposals")]
     cli.run([
         "fit", "--config", str(path), *QUICK, *narrow, *SMALL_DETECTORS.get(config, []), *weights,
         "--data.root", str(devkit), "--data.batch_size", "4", "--data.eval_batch_size", "4",
         "--trainer.max_epochs", "1",
         "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
         "--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1",
+        "--trainer.accumulate_grad_batches", "1",
         "--trainer.enable_checkpointing", "false",
     ])  # fmt: skip
     (run,) = Path("runs", config).iterdir()
@@ -357,10 +380,13 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path) -> N
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 2
     assert all(loss == loss for loss in losses)
+    assert list(run.glob("pictures/val_step=*.png"))
+    if text["model"]["class_path"] == "RPN":
+        assert any("val/recall_300" in row for row in rows)
+        return
     assert any("val/map" in row for row in rows)
     assert (run / "per_class_val.csv").read_text().count("\n") == 4
     assert list(run.glob("pictures/val_precision_recall_step=*.png"))
-    assert list(run.glob("pictures/val_step=*.png"))
 
 
 def test_detections_of_pictures_and_of_a_video(

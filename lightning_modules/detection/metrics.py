@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
-from lightning_modules.detection.boxes import image_of
+from lightning_modules.detection.boxes import image_of, overlaps
 
 FALSE, TRUE, IGNORED = 0, 1, 2
 
 APMethod = Literal["area", "11point"]
+# The overlaps of detections and objects, both int64 (N,) indices among all those of some images: float (N,).
+OverlapOf = Callable[[Tensor, Tensor], Tensor]
 
 
 def detection_metrics(num_classes: int, ap: APMethod, coco: bool) -> MetricCollection:
@@ -116,6 +119,7 @@ class VOCMeanAP(Metric):
             difficult,
             image_of(target, boxes.device),
             self.iou_threshold,
+            self.overlap_of(preds, target),
         )
         to_find = true_labels[~difficult]
         self.objects = self.objects.scatter_add(0, to_find, torch.ones_like(to_find))
@@ -128,6 +132,10 @@ class VOCMeanAP(Metric):
         # A rank holds every world-th image of the dataset.
         self.places.append((self.images + image) * world + rank)
         self.images = self.images + len(preds)
+
+    def overlap_of(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> OverlapOf | None:
+        """How detections and objects overlap; None: as boxes."""
+        return None
 
     def compute(self) -> dict[str, Tensor]:
         """The results named above."""
@@ -165,16 +173,23 @@ class COCOMeanAP(MeanAveragePrecision):
     ``coco/map_75``, ``coco/map_small``, ``coco/map_medium``, ``coco/map_large`` (areas up to 32^2, up to 96^2 and more
     pixels); nan where there are no such objects. It takes 100 detections an image at most. VOC's difficult objects
     become COCO's crowds, of which neither a detection nor a miss counts.
+
+    Args:
+        masks: measure masks too, ``masks`` bool or uint8 (N,H,W) in predictions and targets: ``coco/mask_map`` and so
+            on beside those of the boxes; areas are then those of the masks.
     """
 
-    def __init__(self) -> None:
-        super().__init__(backend="faster_coco_eval")
+    def __init__(self, masks: bool = False) -> None:
+        super().__init__(iou_type=("bbox", "segm") if masks else "bbox", backend="faster_coco_eval")
+        self.masks = masks
         # That only the best 100 take part is the protocol.
         self.warn_on_many_detections = False
 
     def update(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> None:  # type: ignore[override]
         """As `VOCMeanAP.update`."""
-        keys = ("boxes", "labels")
+        if self.masks:
+            preds, target = ([{**d, "masks": d["masks"].to(torch.uint8)} for d in dicts] for dicts in (preds, target))
+        keys = ("boxes", "labels", *(("masks",) if self.masks else ()))
         crowds = [{"iscrowd": t["difficult"].long()} if "difficult" in t else {} for t in target]
         truth = [{**{key: t[key] for key in keys}, **crowd} for t, crowd in zip(target, crowds, strict=True)]
         super().update([{key: p[key] for key in (*keys, "scores")} for p in preds], truth)
@@ -183,7 +198,9 @@ class COCOMeanAP(MeanAveragePrecision):
         """The results named above."""
         results = super().compute()
         names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
-        return {f"coco/{name}": results[name].where(results[name] >= 0, torch.nan) for name in names}
+        kinds = {"": "bbox_", "mask_": "segm_"} if self.masks else {"": ""}
+        values = {f"coco/{kind}{name}": results[theirs + name] for kind, theirs in kinds.items() for name in names}
+        return {name: value.where(value >= 0, torch.nan) for name, value in values.items()}
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         """Joins the ranks' images, in the order of the dataset.
@@ -191,13 +208,72 @@ class COCOMeanAP(MeanAveragePrecision):
         Torchmetrics gathers one image after another, which asks for as many on every rank.
         """
         names = [name for name, default in self._defaults.items() if isinstance(default, list)]
-        mine = {name: [value.cpu() for value in getattr(self, name)] for name in names}
+        # Masks are run lengths, which are no tensors.
+        mine = {name: [v.cpu() if isinstance(v, Tensor) else v for v in getattr(self, name)] for name in names}
         ranks: list[Any] = [None] * torch.distributed.get_world_size(process_group)
         torch.distributed.all_gather_object(ranks, mine, group=process_group)
         for name in names:
             # A rank holds every world-th image, so the longer ones come first.
             rows = itertools.zip_longest(*(rank[name] for rank in ranks))
-            setattr(self, name, [value.to(self.device) for row in rows for value in row if value is not None])
+            values = [value for row in rows for value in row if value is not None]
+            setattr(self, name, [v.to(self.device) if isinstance(v, Tensor) else v for v in values])
+
+
+class ProposalRecall(Metric):
+    """Of the objects that are not difficult, the part that some of an image's first N proposals overlap enough.
+
+    ``compute`` gives, over all samples of all ranks, nan without objects:
+
+    - ``recall_50``, ``recall_300``, ``recall_1000``: with an IoU of .5, as in Ren et al. 2015, section 3.4.
+    - ``average_recall_50`` and so on: the mean over IoUs of .5, .55 to .95 (Hosang et al. 2015).
+    - ``recall``: float32 (3,10), by N and IoU, of which those are.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    counts = (50, 300, 1000)
+
+    found: Tensor
+    objects: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("found", torch.zeros(len(self.counts), 10, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("objects", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> None:
+        """Adds images.
+
+        Args:
+            preds: one dict an image: ``boxes`` float (N,4) xyxy, the best first.
+            target: one dict an image: ``boxes`` float (M,4) xyxy and, if any object is difficult, ``difficult`` bool.
+
+        Raises:
+            ValueError: the lists differ in length.
+        """
+        if len(preds) != len(target):
+            raise ValueError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
+        least = torch.arange(10, device=self.found.device) * 0.05 + 0.5
+        for proposed, entry in zip(preds, target, strict=True):
+            marks = entry.get("difficult", torch.zeros(len(entry["boxes"]), device=self.found.device))
+            boxes = entry["boxes"][~marks.bool()]
+            # One more that overlaps nothing, so that a picture without proposals is nothing special.
+            others = F.pad(proposed["boxes"].float(), (0, 0, 0, 1))
+            best = overlaps(boxes.float()[None], others)[0].cummax(1).values
+            at = torch.tensor([min(count, len(others)) - 1 for count in self.counts], device=best.device)
+            self.found += (best[:, at, None] >= least).sum(0)
+            self.objects += len(boxes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The results named above."""
+        recall = self.found.float() / self.objects.where(self.objects > 0, torch.nan)
+        named = {f"recall_{n}": recall[i, 0] for i, n in enumerate(self.counts)}
+        return {
+            **named,
+            **{f"average_{name}": row.mean() for name, row in zip(named, recall, strict=True)},
+            "recall": recall,
+        }
 
 
 def match(
@@ -210,6 +286,7 @@ def match(
     difficult: Tensor,
     true_image: Tensor,
     iou_threshold: float = 0.5,
+    overlap_of: OverlapOf | None = None,
 ) -> Tensor:
     """What becomes of each detection of some images: int64 (N,) of FALSE, TRUE, IGNORED.
 
@@ -223,6 +300,7 @@ def match(
         image: int64 (N,), which image each belongs to.
         true_boxes, true_labels, difficult, true_image: (M,...), the same of the objects; difficult is bool.
         iou_threshold: the least overlap.
+        overlap_of: the overlaps of detections and objects of one image; None: those of the boxes.
     """
     outcome = torch.full_like(labels, FALSE)
     if not len(boxes) or not len(true_boxes):
@@ -236,7 +314,7 @@ def match(
     of = torch.repeat_interleave(torch.arange(len(boxes), device=boxes.device), count)
     pair = torch.arange(len(of), device=boxes.device) - (count.cumsum(0) - count)[of]
     objects = by_key[start[of] + pair]
-    overlap = paired_iou(boxes[of], true_boxes[objects])
+    overlap = paired_iou(boxes[of], true_boxes[objects]) if overlap_of is None else overlap_of(of, objects)
     best = overlap.new_full((len(boxes),), -1.0).scatter_reduce(0, of, overlap, "amax")
     first = torch.where(overlap == best[of], objects, len(true_boxes))  # of equal overlaps, the first object
     matched = torch.full_like(labels, len(true_boxes)).scatter_reduce(0, of, first, "amin")

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MetricCollection
 from torchvision.ops import box_convert
 
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.detection.boxes import checked, suppress
+from lightning_modules.components.parameter_groups import caffe_groups
+from lightning_modules.detection.boxes import checked, corners, offsets, overlaps, pad, suppress
 from lightning_modules.detection.dilated_vgg import convolution, dilated_vgg16, load_vgg16
 from lightning_modules.detection.metrics import APMethod, detection_metrics
 
@@ -180,7 +180,7 @@ class Targets(NamedTuple):
     Attributes:
         positive: bool (B,P), has an object.
         label: int64 (B,P), 0 for background, else 1 + the object's.
-        offset: float32 (B,P,4), see `offsets`; of the others without meaning.
+        offset: float32 (B,P,4), see `offsets`, over the variances; of the others without meaning.
     """
 
     positive: Tensor
@@ -197,33 +197,17 @@ def encode(target: list[dict[str, Tensor]], priors: Tensor, least: float = 0.5) 
         priors: see `make_priors`.
         least: IoU.
     """
-    boxes = pad_sequence([entry["boxes"] for entry in target], batch_first=True).float()
-    labels = pad_sequence([entry["labels"] for entry in target], batch_first=True)
-    if not labels.shape[1]:
-        boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))
-    # What fills the shorter lists has no area, and overlaps nothing.
-    overlap = overlaps(boxes, box_convert(priors, "cxcywh", "xyxy"))
+    boxes, labels = pad(target)
+    priors = box_convert(priors, "cxcywh", "xyxy")
+    overlap = overlaps(boxes, priors)
     best, chosen = overlap.max(1)
     owner = own_priors(overlap)
     owned = owner < labels.shape[1]
     chosen = torch.where(owned, owner, chosen)
     positive = owned | (best >= least)
     label = torch.where(positive, labels.gather(1, chosen) + 1, 0)
-    truth = box_convert(boxes, "xyxy", "cxcywh").gather(1, chosen[..., None].expand(-1, -1, 4))
-    return Targets(positive, label, offsets(truth, priors))
-
-
-def overlaps(boxes: Tensor, priors: Tensor) -> Tensor:
-    """IoU of each box with each prior: float (B,M,P) for xyxy (B,M,4) and (P,4).
-
-    On a CPU in a third of the time of torchvision's box_iou, whose pairs of coordinates are slow.
-    """
-    left, top, right, bottom = boxes[..., None].unbind(2)
-    p_left, p_top, p_right, p_bottom = priors.t().contiguous()
-    shared = (torch.minimum(right, p_right) - torch.maximum(left, p_left)).clamp_min_(0)
-    shared *= (torch.minimum(bottom, p_bottom) - torch.maximum(top, p_top)).clamp_min_(0)
-    union = (right - left) * (bottom - top) + (p_right - p_left) * (p_bottom - p_top)
-    return shared.div_(union.sub_(shared))
+    truth = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+    return Targets(positive, label, offsets(truth, priors, VARIANCES))
 
 
 def own_priors(overlap: Tensor) -> Tensor:
@@ -253,23 +237,6 @@ def own_priors(overlap: Tensor) -> Tensor:
         wins = (bid > 0) & (bid == held.gather(1, wanted))
         owner = nobody.scatter_reduce(1, wanted, torch.where(wins, number, objects), "amin")
     return owner
-
-
-def offsets(boxes: Tensor, priors: Tensor) -> Tensor:
-    """Boxes as seen from their priors (section 2.2), over the variances: centre and size (...,P,4) to (...,P,4)."""
-    centre = (boxes[..., :2] - priors[:, :2]) / priors[:, 2:]
-    # What has no area is no one's.
-    size = (boxes[..., 2:].clamp_min(1e-6) / priors[:, 2:]).log()
-    return torch.cat([centre, size], dim=-1) / boxes.new_tensor(VARIANCES)
-
-
-def corners(offset: Tensor, priors: Tensor) -> Tensor:
-    """The inverse of `offsets`, as xyxy: (...,P,4)."""
-    offset = offset * offset.new_tensor(VARIANCES)
-    centre = priors[:, :2] + offset[..., :2] * priors[:, 2:]
-    # More than e^10 times a prior is nowhere, and infinity times zero would be no number.
-    half = priors[:, 2:] * offset[..., 2:].clamp_max(10).exp() / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------
@@ -332,7 +299,7 @@ def decode(
         size: side of the images in pixels.
         score_threshold, nms_threshold: the authors' for VOC.
     """
-    boxes = corners(location.float(), priors).clamp(0, size)
+    boxes = corners(location.float(), box_convert(priors, "cxcywh", "xyxy"), VARIANCES).clamp(0, size)
     scores = confidence.float().softmax(-1)[..., 1:]
     image, prior, label = (scores > score_threshold).nonzero(as_tuple=True)
     found, found_scores = boxes[image, prior], scores[image, prior, label]
@@ -417,17 +384,7 @@ class SSD(VisionModule):
         metrics.update(predictions, batch["target"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The weights; the convolutions' biases, at twice the rate; batch normalisation's. Only the first decay."""
-        groups: list[dict[str, Any]] = [
-            {"params": []},
-            {"params": [], "weight_decay": 0.0, "lr_scale": 2.0},
-            {"params": [], "weight_decay": 0.0},
-        ]
-        for module in self.network.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                kind = 2 if isinstance(module, nn.BatchNorm2d) else int(name == "bias")
-                groups[kind]["params"] += [parameter] if parameter.requires_grad else []
-        return [group for group in groups if group["params"]]
+        return caffe_groups(self.network)
 
     def _priors_on(self, device: torch.device) -> Tensor:
         if self._priors.device != device:

@@ -17,19 +17,18 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, box_iou
 
 from benchmarks.detection_fps import peer_of
+from lightning_modules.detection.boxes import corners, offsets, overlaps
 from lightning_modules.detection.dilated_vgg import from_vgg16
 from lightning_modules.detection.ssd import (
     MAPS,
     ROUNDS,
     SSD,
+    VARIANCES,
     SSDNetwork,
-    corners,
     decode,
     encode,
     make_priors,
     multibox_loss,
-    offsets,
-    overlaps,
     own_priors,
 )
 
@@ -84,7 +83,8 @@ def test_the_network_and_the_boxes_are_torchvisions(full: SSD) -> None:
     torch.testing.assert_close(location, expected["bbox_regression"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(confidence, expected["cls_logits"], atol=1e-4, rtol=1e-4)
     boxes = theirs.box_coder.decode_single(location[0], anchors)
-    torch.testing.assert_close(corners(location[0], make_priors(300)), boxes, atol=1e-2, rtol=1e-4)
+    priors = box_convert(make_priors(300), "cxcywh", "xyxy")
+    torch.testing.assert_close(corners(location[0], priors, VARIANCES), boxes, atol=1e-2, rtol=1e-4)
 
 
 def test_biases_learn_at_twice_the_rate_and_only_weights_decay() -> None:
@@ -403,9 +403,10 @@ def test_what_was_encoded_is_decoded() -> None:
         torch.testing.assert_close(found["boxes"][order], boxes[expected], atol=1e-3, rtol=1e-4)
         assert found["labels"][order].tolist() == labels[expected].tolist()
         assert multibox_loss(targets.offset, confidence, targets)["location"] < 1e-8
-    random = torch.from_numpy(rng.uniform(1, 200, (len(priors), 4))).float()
-    there = corners(offsets(random, priors), priors)
-    torch.testing.assert_close(box_convert(there, "xyxy", "cxcywh"), random, atol=1e-3, rtol=1e-4)
+    priors = box_convert(priors, "cxcywh", "xyxy")
+    random = box_convert(torch.from_numpy(rng.uniform(4, 200, (len(priors), 4))).float(), "cxcywh", "xyxy")
+    there = corners(offsets(random, priors, VARIANCES), priors, VARIANCES)
+    torch.testing.assert_close(there, random, atol=1e-2, rtol=1e-4)
 
 
 def test_at_most_200_boxes_and_none_beyond_the_picture() -> None:
