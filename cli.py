@@ -31,6 +31,7 @@ from callbacks.checkpoint import (
     checkpoints_by_age,
     read_checkpoint,
 )
+from callbacks.class_iou import ClassIoU
 from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.metrics_file import MetricsFile
 from callbacks.pictures import Pictures
@@ -211,6 +212,7 @@ class VisionCLI(LightningCLI):
             Throughput(),
             ConfusionMatrix(),
             AveragePrecision(),
+            ClassIoU(),
             *([PredictionWriter()] if self.subcommand == "predict" else []),
             *([LearningRateMonitor("step")] if kwargs.get("logger") and self.subcommand == "fit" else []),
         ]

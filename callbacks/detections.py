@@ -21,7 +21,10 @@ NO_DETECTION = f"nothing found (score {SHOWN:g} or more)"
 
 
 def is_detections(prediction: Any) -> bool:
-    """Whether it is ``{"boxes": (K,4) xyxy in pixels, "scores": (K,), "labels": (K,)}``, with or without ``cells``."""
+    """Whether it is ``{"boxes": (K,4) xyxy in pixels, "scores": (K,), "labels": (K,)}``.
+
+    It may have ``cells``, see `draw_cells`, or ``masks``, bool or uint8 (K,H,W).
+    """
     return isinstance(prediction, dict) and {"boxes", "scores", "labels"} <= prediction.keys()
 
 
@@ -35,7 +38,7 @@ def draw_detections(
     """The picture with all boxes of a score of .3 or more, below it a line that counts them.
 
     Where the truth is known, boxes that find an object are green, all others red, and objects that no box finds
-    yellow; the difficult ones of these say so. Otherwise each class has its colour.
+    yellow; the difficult ones of these say so. Otherwise each class has its colour. Masks have one colour an object.
 
     Args:
         picture: RGB, of any size.
@@ -54,7 +57,7 @@ def draw_detections(
     font = load_font(size_of_text)
     footer = round(1.7 * size_of_text)
     canvas = Image.new("RGB", (picture.width, picture.height + footer), PAPER)
-    canvas.paste(picture, (0, 0))
+    canvas.paste(picture if "masks" not in prediction else tint(picture, prediction["masks"][shown]), (0, 0))
     draw = ImageDraw.Draw(canvas)
     target = truth.get("target")
     if target is None:
@@ -77,6 +80,24 @@ def draw_detections(
     text = shorten(text, font, picture.width - size_of_text)
     draw.text((size_of_text // 2, picture.height + footer / 2), text, fill=INK, font=font, anchor="lm")
     return canvas
+
+
+def tint(picture: Image.Image, masks: Tensor) -> Image.Image:
+    """The picture with masks, bool or uint8 (K,H,W), each in a colour of its own, the first one on top."""
+    canvas = picture
+    for i in reversed(range(len(masks))):
+        mask = Image.fromarray(masks[i].to(torch.uint8).mul(255).cpu().numpy())
+        coloured = Image.blend(picture, Image.new("RGB", picture.size, class_colour(i)), 0.5)
+        canvas = Image.composite(coloured, canvas, mask.resize(picture.size, Image.Resampling.NEAREST))
+    return canvas
+
+
+def without_faint_masks(prediction: Any) -> Any:
+    """The detections that are drawn alone, where they have masks: a hundred of a large picture take 100 megabytes."""
+    if not is_detections(prediction) or "masks" not in prediction:
+        return prediction
+    shown = prediction["scores"] >= SHOWN
+    return {key: prediction[key][shown] for key in ("boxes", "scores", "labels", "masks")}
 
 
 def draw_cells(

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from callbacks.detections import count_found, draw_cells, draw_detections, is_detections
+from callbacks.detections import count_found, draw_cells, draw_detections, is_detections, without_faint_masks
 from callbacks.drawing import (
     BAR_BED,
     BLUE,
@@ -28,6 +28,7 @@ from callbacks.drawing import (
     shorten,
     to_picture,
 )
+from callbacks.segmentation import draw_segmentation, is_segmentation
 
 TILE = 256  # pixels, the width of one picture on a contact sheet
 WIDE_TILE = 384  # the same, where two names stand beside each other below it
@@ -86,7 +87,8 @@ class Pictures(pl.Callback):
         batches = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
         wanted = sum(int(k * batches / self.count) == batch_idx for k in range(self.count))
         with harmless("pictures", self._told):
-            self._samples += samples_of(outputs, batch, wanted)
+            for image, prediction, truth in samples_of(outputs, batch, wanted):
+                self._samples.append((image, without_faint_masks(prediction), truth))
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
         samples, self._samples = self._samples, []
@@ -112,9 +114,11 @@ def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], clas
         return draw_attributes(fit(image, WIDE_TILE), prediction, truth, class_names)
     if isinstance(prediction, dict) and "probabilities" in prediction:
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
-    if is_detections(prediction):
+    if is_detections(prediction) or is_segmentation(prediction):
         size, scale = image.size, WIDE_TILE / max(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        if is_segmentation(prediction):
+            return draw_segmentation(image, prediction, truth, class_names)
         drawn = draw_detections(image, prediction, truth, class_names, size)
         if "cells" not in prediction:
             return drawn

@@ -36,6 +36,7 @@ from callbacks.pictures import (
     likely_ingredients,
     samples_of,
 )
+from callbacks.segmentation import draw_segmentation, ids_of, is_segmentation, save_ids, segmentation_record
 
 LONG_SIDE = 1280  # pixels
 PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr")
@@ -57,7 +58,12 @@ class PredictionWriter(pl.Callback):
     its ``remark`` and counted at the end. Of attributes it is ``attributes``, ``{name: predictions}``, and
     ``ingredients``, a list of ``{"name", "probability"}``; in the CSV one column each and its probability. Of a
     detector it is ``detections``, a list of ``{"box": [x1, y1, x2, y2], "label", "class", "score"}``, boxes in the
-    pixels of the picture on disk; in the CSV one row a detection.
+    pixels of the picture on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
+    ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class.
+
+    Masks are written to ``<run>/masks/<path of the picture in its folder>.png``, named as ``mask`` in the line of JSON:
+    PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the classes' ids, of
+    detections with masks 1 for the first detection and so on, those with a score of .3 or more.
 
     The frames of a video (``original`` and ``fps`` in the batch) become one annotated video,
     ``<run>/predictions/<name>.mp4``; ``file`` is ``name#frame``, frames counted from 0.
@@ -92,7 +98,8 @@ class PredictionWriter(pl.Callback):
         names = getattr(pl_module, "class_names", None)
         for image, prediction, truth in samples_of(outputs, batch, len(batch["id"])):
             source = str(truth["id"])
-            record = record_of(prediction, names, scale_of(source, image, truth))
+            scale = scale_of(source, image, truth)
+            record = record_of(prediction, names, scale)
             if record is None:
                 if "kind" not in self._told:
                     self._told.add("kind")
@@ -107,7 +114,13 @@ class PredictionWriter(pl.Callback):
                     self._append(annotate(to_picture(truth["original"]), image, prediction, names), truth, run / target)
                 else:
                     annotate(read_original(source, image), image, prediction, names).save(run / target, quality=92)
-            line = {"file": source, "annotated": target.as_posix(), **record}
+            line = {"file": source, "annotated": target.as_posix()}
+            if (ids := ids_of(prediction)) is not None:
+                # Of the frame 3 of film.avi: film.avi#3.png
+                mask = Path("masks") / annotated_name(file, folder, f"{source.removeprefix(file)}.png")
+                save_ids(ids, (round(image.shape[-1] * scale[0]), round(image.shape[-2] * scale[1])), run / mask)
+                line["mask"] = mask.as_posix()
+            line |= record
             self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
 
@@ -153,6 +166,8 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
     """
     if is_detections(prediction):
         return detections_record(prediction, class_names, scale)
+    if is_segmentation(prediction):
+        return segmentation_record(prediction, class_names)
     if is_attributes(prediction):
         return attributes_record(prediction, class_names)
     if is_faces(prediction):
@@ -162,10 +177,12 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
     return None
 
 
-def annotate(picture: Image.Image, image: Tensor, prediction: dict[str, Any], class_names: Any) -> Image.Image:
+def annotate(picture: Image.Image, image: Tensor, prediction: Any, class_names: Any) -> Image.Image:
     """The picture as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw."""
     if is_detections(prediction):
         return draw_detections(picture, prediction, {}, class_names, (image.shape[-1], image.shape[-2]))
+    if is_segmentation(prediction):
+        return draw_segmentation(picture, prediction, {}, class_names)
     if is_faces(prediction):
         return draw_faces(picture, prediction, class_names, image.shape[-1])
     if is_attributes(prediction):
@@ -208,6 +225,8 @@ def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
         return columns, [row]
     if "detections" in record:
         return DETECTION_COLUMNS, detection_rows(record)
+    if "classes" in record:
+        return ["class", "share"], [[item["class"], repr(item["share"])] for item in record["classes"]]
     faces = "faces" in record
     columns = [f"{key}{k}" for k in range(1, TOP + 1) for key in ("class", "probability")]
     rows = []

@@ -8,5 +8,6 @@ def import_all() -> None:
     import datamodules.image_folder
     import datamodules.imagenet
     import datamodules.places365
+    import datamodules.segmentation
     import datamodules.voc
     import datamodules.yummly  # noqa: F401

@@ -14,7 +14,8 @@ classification        ``label`` int64 (B,), or ``labels`` {attribute: int64 (B,)
 detection             ``target`` list of {boxes float32 (N,4) xyxy pixels, labels int64 (N,), difficult bool (N,)};
                       instance segmentation adds masks uint8 (N,H,W); where the data has them ``proposals``,
                       list of float32 (N,4) xyxy pixels, best first: boxes that may hold objects
-segmentation          ``mask`` int64 (B,H,W), 255 = void, and ``original_mask`` (list) in evaluation
+segmentation          ``mask`` int64 (B,H,W), 255 = void, in training, a list where sizes differ; in evaluation
+                      ``original_mask``, list of int64 (h,w) at the pictures' own sizes
 pose                  ``keypoints`` float32 (B,K,2) pixels, ``labelled`` bool (B,K), ``head_size`` float32 (B,),
                       ``to_original`` float32 (B,2,3)
 style                 ``content``, ``style`` uint8 (B,3,H,W)
@@ -44,7 +45,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
-from datamodules.images import BrokenImageError
+from datamodules.images import BrokenImageError, DatasetError
 
 Split = Literal["train", "val", "test", "predict"]
 # (epoch, index, how often the index came before in this epoch): it travels to the worker, so that persistent workers
@@ -133,7 +134,8 @@ class SeededDataset(Dataset):
 
     A dataset raises `BrokenImageError` for a picture that cannot be read. With ``replace`` (training) the next readable
     sample takes its place, else the sample is left out; either way the batch carries the messages under ``skipped``,
-    and the loader, in the main process, counts and prints them or stops.
+    and the loader, in the main process, counts and prints them or stops. A `DatasetError` goes the same way, under
+    ``refused``, and always stops: a worker's own exception would be lost in the text of its traceback.
     """
 
     def __init__(self, dataset: Dataset, seed: int, replace: bool) -> None:
@@ -165,6 +167,8 @@ class SeededDataset(Dataset):
                 skipped.append(str(error))
                 if not self.replace:
                     return {"skipped": skipped}
+            except DatasetError as error:
+                return {"refused": str(error)}
             else:
                 return {**sample, "skipped": skipped} if skipped else sample
         raise RuntimeError(f"not one of the {len(self)} pictures could be read; the last: {skipped[-1]}")
@@ -209,6 +213,8 @@ class ResumingLoader(DataLoader):
             batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             sampler.start = batches * (self.batch_size or 1)
         for batch in super().__iter__():
+            if "refused" in batch:
+                raise DatasetError(batch["refused"])
             self._report(batch.pop("skipped", ()))
             if batch:
                 yield batch
@@ -234,6 +240,9 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
     Images of different sizes stay a list. The dict ``labels`` is joined attribute by attribute.
     """
+    for sample in samples:
+        if "refused" in sample:
+            return sample
     skipped = [line for sample in samples for line in sample.get("skipped", ())]
     samples = [sample for sample in samples if len(sample) > ("skipped" in sample)]
     batch: dict[str, Any] = {"skipped": skipped} if skipped else {}

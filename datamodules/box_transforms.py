@@ -11,15 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
-from datamodules.transforms import to_tensor
+from datamodules.transforms import FILL, fitted, is_size, to_tensor
 
 Photometric = Literal["none", "ssd", "yolo", "yolo2"]
 View = tuple[int, int, int, int]  # left, top, right, bottom in the picture's pixels; it may reach beyond the picture
 
 # SSD's samplers: no crop at all, a least overlap with some object, or any crop.
 LEAST_OVERLAPS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
-# ImageNet's mean colour, with which SSD fills what lies beyond the picture.
-FILL = (124, 116, 104)
 
 
 class BoxTransform:
@@ -28,8 +26,8 @@ class BoxTransform:
     With the defaults nothing is random: evaluation.
 
     Args:
-        size: side in pixels of the square that the picture is warped to, which changes its aspect (YOLO, SSD); or
-            (shorter side, longest side), which keeps it (Fast and Faster R-CNN: 600, 1000).
+        size: side in pixels of the square that the picture is warped to, which changes its aspect (YOLO, SSD);
+            (shorter side, longest side), which keeps it (Fast and Faster R-CNN: 600, 1000); or None for the picture's.
         photometric: ``ssd`` (Liu et al. 2016, section 2.2, with the constants of the authors' code: brightness +-32,
             contrast and saturation .5-1.5, hue +-18 of OpenCV's 180, each for half of the pictures), ``yolo`` (Redmon
             et al. 2016: saturation and exposure up to 1.5 times more or less) or ``yolo2`` (Redmon and Farhadi 2017,
@@ -47,7 +45,7 @@ class BoxTransform:
 
     def __init__(
         self,
-        size: int | tuple[int, int],
+        size: int | tuple[int, int] | None,
         photometric: Photometric = "none",
         expand: float = 1.0,
         iou_crop: bool = False,
@@ -55,9 +53,8 @@ class BoxTransform:
         hflip: float = 0.0,
         exif_orientation: bool = False,
     ) -> None:
-        least = size if isinstance(size, int) else min(size)
         for name, right, expected, found in (
-            ("size", least >= 1, "1 or more", size),
+            ("size", is_size(size), "1 or more", size),
             ("photometric", photometric in ("none", "ssd", "yolo", "yolo2"), "none, ssd, yolo or yolo2", photometric),
             ("expand", expand >= 1, "1 or more", expand),
             ("jitter", 0 <= jitter < 0.5, "0 to .5", jitter),
@@ -94,7 +91,7 @@ class BoxTransform:
             pixels = distort_yolo(pixels, hue=0.1)
         view = self._view(pixels.shape[0], pixels.shape[1], boxes[:objects])
         flip = random.random() < self.hflip
-        size = self._size(view[3] - view[1], view[2] - view[0])
+        size = fitted(view[3] - view[1], view[2] - view[0], self.size)
         image = render(pixels, view, size)
         moved, kept = move(boxes, view, size, by_centre=self.iou_crop)
         if flip:
@@ -118,13 +115,6 @@ class BoxTransform:
             )
             view = (left, top, max(right, left + 1), max(bottom, top + 1))
         return view
-
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        if isinstance(self.size, int):
-            return self.size, self.size
-        shorter, longest = self.size
-        scale = min(shorter / min(height, width), longest / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def iou_crop(view: View, boxes: np.ndarray) -> View:

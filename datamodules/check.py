@@ -1,7 +1,8 @@
 """Examines a dataset before a long run: ``python -m datamodules.check --data ImageNet --data.root DIR``.
 
-Every picture is read. The report counts pictures, or objects, a class and split, kinds and sizes; it names what cannot
-be read, what lies in two splits and what differs from the expected tree. The exit status is 1 where there is a problem.
+Every picture is read, and every mask. The report counts pictures, objects or pixels a class and split, kinds and sizes;
+it names what cannot be read, what lies in two splits and what differs from the expected tree. The exit status is 1
+where there is a problem.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from rich.progress import track
@@ -24,11 +25,15 @@ from cli_errors import FriendlyParser
 from datamodules import import_all
 from datamodules.base import Split
 from datamodules.image_folder import ClassificationData, PackedStrings
-from datamodules.images import BrokenImageError, DatasetError, EncodedImage
+from datamodules.images import BrokenImageError, DatasetError, EncodedImage, image_size
+from datamodules.segmentation import Files, MaskTree, count_ids, masks_and_boxes, read_mask, read_objects
+from datamodules.transforms import VOID
 from datamodules.voc import VOCDetection
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = 20  # lines of one kind; the rest is counted
+
+T = TypeVar("T")
 
 
 class Finding(NamedTuple):
@@ -77,7 +82,7 @@ class Report:
 Owners = dict[bytes, list[tuple[str, str, str]]]  # of a digest: split, class, name
 
 
-def check(data: ClassificationData | VOCDetection, workers: int = 1, progress: bool = False) -> Report:
+def check(data: ClassificationData | VOCDetection | MaskTree, workers: int = 1, progress: bool = False) -> Report:
     """Examines all splits of a dataset.
 
     Args:
@@ -93,6 +98,8 @@ def check(data: ClassificationData | VOCDetection, workers: int = 1, progress: b
     read = partial(_read_pictures, report=report, owners=owners, workers=workers, progress=progress)
     if isinstance(data, VOCDetection):
         _check_objects(data, report, read)
+    elif isinstance(data, MaskTree):
+        _check_masks(data, report, read, workers, progress)
     else:
         _check_classes(data, report, read)
     _check_duplicates(owners, report)
@@ -145,6 +152,74 @@ def _check_objects(data: VOCDetection, report: Report, read: Callable[..., None]
         read(data.devkit, annotations.images, [""] * len(annotations.images), title)
 
 
+class MaskFinding(NamedTuple):
+    """What one picture's masks turned out to be.
+
+    Attributes:
+        counts: int64 (256,), pixels of each id; of objects, how many there are of each label.
+        error: what is wrong with them, or nothing.
+    """
+
+    counts: np.ndarray
+    error: str = ""
+
+
+def examine_masks(files: Files, root: str, classes: int) -> MaskFinding:
+    """Reads one picture's masks whole; of a picture that cannot be read itself nothing is said here."""
+    nothing = np.zeros(256, np.int64)
+    try:
+        size = image_size(os.path.join(root, files.picture))
+    except BrokenImageError:
+        return MaskFinding(nothing)
+    path = os.path.join(root, files.classes)
+    try:
+        if not files.objects:
+            return MaskFinding(count_ids(read_mask(path, classes, size)))
+        _, _, labels = masks_and_boxes(*read_objects(os.path.join(root, files.objects), path, classes, size))
+        return MaskFinding(np.bincount(labels, minlength=256))
+    except (BrokenImageError, DatasetError) as error:
+        return MaskFinding(nothing, str(error))
+
+
+def _check_masks(data: MaskTree, report: Report, read: Callable[..., None], workers: int, progress: bool) -> None:
+    names = data.class_names
+    report.notes.append(f"{len(names)} classes")
+    seen: set[tuple[str, ...]] = set()
+    for split in SPLITS:
+        title = " + ".join(data.sets[split])
+        if data.sets[split] in seen:
+            continue
+        seen.add(data.sets[split])
+        try:
+            files = data.files(split)
+        except DatasetError as error:
+            report.problems.append(str(error))
+            continue
+        examined = partial(examine_masks, root=data.devkit, classes=len(names))
+        findings = _examine_all([files[i] for i in range(len(files))], workers, examined)
+        found = list(_bar(findings, len(files), f"reading masks of {title}", progress))
+        report.problems += _shorten([finding.error for finding in found if finding.error], "wrong masks")
+        counts = np.stack([finding.counts for finding in found])
+        totals, pictures = counts.sum(0), (counts > 0).sum(0)
+        if data.with_objects:
+            without = int((counts.sum(1) == 0).sum())
+            report.notes.append(
+                f"{title}: {len(files)} pictures, {totals.sum()} objects, {_spread(totals[: len(names)], names)}, "
+                f"{without} pictures without one"
+            )
+            report.notes += _counts(totals[: len(names)], names)
+        else:
+            share = totals / max(1, totals.sum())
+            report.notes.append(
+                f"{title}: {len(files)} pictures, {totals.sum()} pixels, {share[VOID]:.2%} of them void"
+            )
+            report.notes += [
+                f"  {name}: {totals[i]} pixels ({share[i]:.2%}) in {pictures[i]} pictures"
+                for i, name in enumerate(names)
+            ]
+        read(data.devkit, files.pictures, [""] * len(files), title)
+
+
 def _spread(counts: np.ndarray, classes: Sequence[str]) -> str:
     few, many = int(np.argmin(counts)), int(np.argmax(counts))
     least, most = (f"{counts[i]} ({classes[i]})" for i in (few, many))
@@ -172,7 +247,7 @@ def _read_pictures(
     broken: list[str] = []
     odd: list[str] = []
     paths = [os.path.join(folder, names[i]) for i in range(len(names))]
-    for i, finding in enumerate(_bar(_examine_all(paths, workers), len(paths), f"reading {title}", progress)):
+    for i, finding in enumerate(_bar(_examine_all(paths, workers, examine), len(paths), f"reading {title}", progress)):
         name = names[i]
         if finding.error:
             broken.append(f"{name}: {finding.error}")
@@ -217,19 +292,19 @@ def _shorten(lines: list[str], kind: str) -> list[str]:
     return lines[:SHOWN] + more
 
 
-def _bar(findings: Iterator[Finding], total: int, title: str, progress: bool) -> Iterator[Finding]:
+def _bar(findings: Iterator[T], total: int, title: str, progress: bool) -> Iterator[T]:
     if not progress:
         return findings
     return iter(track(findings, title, total=total, transient=True))
 
 
-def _examine_all(paths: list[str], workers: int) -> Iterator[Finding]:
+def _examine_all(items: list[Any], workers: int, function: Callable[[Any], T]) -> Iterator[T]:
     if workers <= 1:
-        yield from map(examine, paths)
+        yield from map(function, items)
         return
     # Ctrl-C reaches the whole group of processes: the workers leave it to this one, which ends them.
     with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap(examine, paths, chunksize=32)
+        yield from pool.imap(function, items, chunksize=32)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_all()
     parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
     parser.add_subclass_arguments(
-        (ClassificationData, VOCDetection), "data", required=True, help="the dataset, as for train.py"
+        (ClassificationData, VOCDetection, MaskTree), "data", required=True, help="the dataset, as for train.py"
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
     options = parser.parse_args(arguments)

@@ -13,13 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images import Box, EncodedImage
+from datamodules.images import Box, EncodedImage, resize
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version when imported
 import albumentations
 
 TrainCrop = Literal["random_resized", "scale_jitter", "pad"]
 Resize = int | tuple[int, int] | None
+
+# ImageNet's mean colour, with which is filled what lies beyond a picture (as SSD does).
+FILL = (124, 116, 104)
+VOID = 255  # the id of pixels that belong to no class
 
 # Standard deviations and directions (columns) of ImageNet's RGB pixels on a 0..1 scale, as published with
 # fb.resnet.torch; Krizhevsky et al. 2012 do not print theirs.
@@ -38,6 +42,27 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     planes = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, [planes[0], planes[1], planes[2]])
     return torch.from_numpy(planes)
+
+
+def is_size(size: int | tuple[int, int] | None) -> bool:
+    """Whether `fitted` takes it."""
+    return size is None or (size if isinstance(size, int) else min(size)) >= 1
+
+
+def fitted(height: int, width: int, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) to which a picture is resized.
+
+    Args:
+        height, width: the picture's, in pixels.
+        size: the side of a square, which changes its aspect; (shorter, longest side), which keeps it; None: its own.
+    """
+    if size is None:
+        return height, width
+    if isinstance(size, int):
+        return size, size
+    shorter, longest = size
+    scale = min(shorter / min(height, width), longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def random_resized_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
@@ -163,6 +188,69 @@ class TrainTransform:
         canvas[pad : pad + image.height, pad : pad + image.width] = image.decode()
         top, left = random.randint(0, height - size), random.randint(0, width - size)
         return canvas[top : top + size, left : left + size]
+
+
+class MaskTransform:
+    """A picture and its mask of ids, resized, scaled, cropped and reflected together: new uint8 (H,W,3) and (H,W).
+
+    With the defaults nothing is changed: evaluation. What lies beyond the picture has the colour `FILL` and the id
+    `VOID`. Pictures are interpolated bilinearly; ids are taken from the nearest pixel, measured between their centres.
+
+    Args:
+        size: to which the picture is resized first, see `fitted`.
+        crop: side in pixels of the square that is cut out; where the picture is smaller, it lies anywhere in it.
+        scale: smallest and largest factor, drawn uniformly, by which the picture is scaled before the crop.
+        hflip: probability of a horizontal flip.
+        color_jitter: brightness, contrast and saturation change by factors uniform in 1 +- this, in random order.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] | None = None,
+        crop: int | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
+        hflip: float = 0.0,
+        color_jitter: float = 0.0,
+    ) -> None:
+        _check(is_size(size), "image_size", "1 or more", size)
+        _check(crop is None or crop >= 1, "crop_size", "1 or more", crop)
+        _check(0 < scale[0] <= scale[1], "scale", "0 < smallest <= largest", scale)
+        _check(0 <= hflip <= 1, "hflip", "a probability", hflip)
+        _check(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
+        self.size = size
+        steps: list[albumentations.BasicTransform] = []
+        if tuple(scale) != (1, 1):
+            limits = (scale[0] - 1, scale[1] - 1)
+            nearest = cv2.INTER_NEAREST_EXACT  # INTER_NEAREST moves the ids by up to half a pixel
+            steps.append(albumentations.RandomScale(limits, cv2.INTER_LINEAR, nearest, p=1))
+        if crop is not None:
+            beyond = {"fill": FILL, "fill_mask": VOID, "border_mode": cv2.BORDER_CONSTANT}
+            steps.append(albumentations.RandomCrop(crop, crop, True, "random", **beyond, p=1))
+        if hflip:
+            steps.append(albumentations.HorizontalFlip(p=hflip))
+        if color_jitter:
+            span = (1 - color_jitter, 1 + color_jitter)
+            steps.append(albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1))
+        self.transform = albumentations.Compose(steps) if steps else None
+
+    def set_random_state(self, generator: np.random.Generator, py_random: random.Random) -> None:
+        """Seeds albumentations, which keeps generators of its own."""
+        if self.transform is not None:
+            self.transform.set_random_state(generator, py_random)
+
+    def __call__(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (h,w,3) RGB and the mask, uint8 (h,w), of the same size."""
+        height, width = fitted(mask.shape[0], mask.shape[1], self.size)
+        if (height, width) != mask.shape[:2]:
+            pixels = resize(pixels, (height, width))
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        if self.transform is not None:
+            moved = self.transform(image=pixels, mask=mask)
+            pixels, mask = moved["image"], moved["mask"]
+        return pixels, mask
 
 
 class FaceTransform:

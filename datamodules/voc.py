@@ -1,4 +1,4 @@
-"""PASCAL VOC (Everingham et al. 2010, 2015) and everything annotated in its layout, for detection."""
+"""PASCAL VOC (Everingham et al. 2010, 2015) and everything annotated in its layout: the tree, and detection."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+
+def voc_palette() -> np.ndarray:
+    """VOC's colours of the ids 0 to 255, uint8 (256,3) RGB (VOClabelcolormap.m).
+
+    Bits 0, 1, 2 of an id are the highest ones of red, green and blue, bits 3, 4, 5 the next, bits 6 and 7 the third.
+    """
+    ids, colours = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= ((ids >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return colours
+
+
 # --- download -----------------------------------------------------------------------------------------------------
 
 # The hosts are down for days at times, so there are several; the MD5 sums are those that torchvision checks.
@@ -51,19 +63,19 @@ def archive_of(image_set: str) -> tuple[str, str] | None:
     return ARCHIVES.get(f"{folder}/{PARTS.get(name, name)}")
 
 
-def how_to_fetch(archive: tuple[str, str], folder: str) -> str:
-    """The line that says what to fetch and where to put it."""
+def how_to_fetch(archive: tuple[str, str], folder: str, hosts: Sequence[str] | None = None) -> str:
+    """The line that says what to fetch and where to put it; ``hosts`` are VOC's where None."""
     path, md5 = archive
     return (
-        f"fetch {' or '.join(f'{host}/{path}' for host in HOSTS)} (MD5 {md5}) and unpack it in {folder}: "
+        f"fetch {' or '.join(f'{host}/{path}' for host in hosts or HOSTS)} (MD5 {md5}) and unpack it in {folder}: "
         f"tar -xf {os.path.basename(path)} -C {folder}"
     )
 
 
-def download(archive: tuple[str, str], folder: str) -> None:
+def download(archive: tuple[str, str], folder: str, hosts: Sequence[str] | None = None) -> None:
     """Fetches an archive from the first host that has it, checks it, and unpacks it in ``folder``.
 
-    A file that is there already and whose sum is right is not fetched again.
+    A file that is there already and whose sum is right is not fetched again. ``hosts`` are VOC's where None.
 
     Raises:
         RuntimeError: no host gives the right file; the message says what to fetch and where to put it.
@@ -72,7 +84,7 @@ def download(archive: tuple[str, str], folder: str) -> None:
     target = os.path.join(folder, os.path.basename(path))
     os.makedirs(folder, exist_ok=True)
     failures = []
-    for host in HOSTS if not (os.path.isfile(target) and check_md5(target, md5)) else ():
+    for host in (hosts or HOSTS) if not (os.path.isfile(target) and check_md5(target, md5)) else ():
         rank_zero_info(f"fetching {host}/{path}")
         try:
             torch.hub.download_url_to_file(f"{host}/{path}", target + ".part")
@@ -85,7 +97,7 @@ def download(archive: tuple[str, str], folder: str) -> None:
         failures.append(f"{host}: another file than expected, by its MD5 sum")
         os.unlink(target + ".part")
     if not os.path.isfile(target):
-        raise RuntimeError(f"no download ({'; '.join(failures)}): {how_to_fetch(archive, folder)}")
+        raise RuntimeError(f"no download ({'; '.join(failures)}): {how_to_fetch(archive, folder, hosts)}")
     # Pythons before 3.11.4 know no filters; what is unpacked has the right MD5 sum.
     options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(target) as tar:
@@ -229,7 +241,144 @@ class PictureDataset(Dataset):
 # --- datamodule ---------------------------------------------------------------------------------------------------
 
 
-class VOCDetection(VisionDataModule):
+class VOCTree(VisionDataModule):
+    """What all datasets in VOC's layout share: where the devkit lies, lists of pictures, classes, what to fetch.
+
+    Args:
+        root: the folder ``VOCdevkit``, or the one that it lies in. Only prediction can do without.
+        sets: the image sets of train, val and test, each ``<folder>/<name of the list>``.
+        classes: names in label order, or a file with one a line; None for VOC's.
+        images: for prediction, a folder of pictures, one picture, or a video (of which all frames are predicted).
+        download: fetch what is missing of VOC2007 and VOC2012.
+        **kwargs: see `VisionDataModule`.
+
+    Raises:
+        ValueError: an image set is not named like VOC2007/trainval.
+    """
+
+    #: The folder of lists in ImageSets, that of what is annotated, and how its files are drawn in the expected tree.
+    lists = "Main"
+    annotated = "Annotations/<id>.xml"
+    voc_classes: Sequence[str] = VOC_CLASSES
+    predict_transform: BoxTransform
+
+    def __init__(
+        self,
+        root: str | None,
+        sets: dict[str, Sequence[str]],
+        classes: list[str] | str | None,
+        images: str | None,
+        download: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.images, self.download, self.given_classes = root, images, download, classes
+        self.sets: dict[str, tuple[str, ...]] = {split: tuple(names) for split, names in sets.items()}
+        for split, names in self.sets.items():
+            for name in names:
+                if len(name.split("/")) != 2:
+                    raise ValueError(f"{split}: expected image sets like VOC2007/trainval, found {name}")
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        if self.given_classes is None:
+            return list(self.voc_classes)
+        if isinstance(self.given_classes, list):
+            return self.given_classes
+        try:
+            with open(self.given_classes, encoding="utf-8") as file:
+                names = [line.strip() for line in file if line.strip()]
+        except OSError as error:
+            raise DatasetError(f"classes: expected a list of names or a file of them, found {error}") from None
+        if len(set(names)) != len(names) or not names:
+            raise DatasetError(
+                f"classes: expected different names, one a line, found {len(names)} in {self.given_classes}"
+            )
+        return names
+
+    @property
+    def devkit(self) -> str:
+        """The folder that holds VOC2007 and the like."""
+        if self.root is None:
+            raise DatasetError(f"{type(self).__name__}: no dataset given: --data.root FOLDER")
+        inside = os.path.join(self.root, "VOCdevkit")
+        folders = {name.split("/")[0] for name in self._image_sets()}
+        here = any(os.path.isdir(os.path.join(self.root, folder)) for folder in folders)
+        named = os.path.basename(os.path.normpath(self.root)) == "VOCdevkit"
+        return self.root if (here or named) and not os.path.isdir(inside) else inside
+
+    def prepare_data(self) -> None:
+        """With ``download``, fetches the archives of those image sets that are not there."""
+        if not self.download:
+            return
+        folder = os.path.dirname(os.path.normpath(self.devkit)) or "."
+        wanted = [name for name in self._image_sets() if not os.path.isfile(self._list_of(name))]
+        for archive in dict.fromkeys(archive_of(name) for name in wanted):
+            if archive is not None:
+                download(archive, folder)
+
+    def _image_sets(self) -> list[str]:
+        """All whose lists are read."""
+        return [name for names in self.sets.values() for name in names]
+
+    def _to_predict(self) -> Dataset:
+        if self.images is None or not is_video(self.images):
+            return PictureDataset(predicted_images(self.images), self.predict_transform)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise DatasetError(
+                f"{self.images}: one process predicts a video, found {self.trainer.world_size}: --trainer.devices 1"
+            )
+        return VideoDataset(self.images, self.predict_transform)
+
+    def _list_of(self, image_set: str) -> str:
+        folder, name = image_set.split("/")
+        return os.path.join(self.devkit, folder, "ImageSets", self.lists, f"{name}.txt")
+
+    def _ids(self, image_set: str) -> list[str]:
+        path = self._list_of(image_set)
+        try:
+            with open(path, encoding="utf-8") as file:
+                # A class's own list ("aeroplane_train.txt") has a second column.
+                ids = [line.split()[0] for line in file if line.strip()]
+        except OSError:
+            raise self._refusal(image_set) from None
+        if not ids:
+            raise DatasetError(f"{type(self).__name__}: {path} names no picture")
+        return ids
+
+    def _refusal(self, image_set: str) -> DatasetError:
+        folder, name = image_set.split("/")
+        lists, title = os.path.join(self.devkit, folder, "ImageSets", self.lists), type(self).__name__
+        if os.path.isdir(lists):
+            known = sorted(n.removesuffix(".txt") for n in os.listdir(lists) if n.endswith(".txt") and "_" not in n)
+            return DatasetError(f"{title}: no list {name}.txt in {lists}: there are {', '.join(known) or 'none'}")
+        expected = (
+            f"  {self.devkit}/{folder}/\n    JPEGImages/<id>.jpg\n    {self.annotated}\n"
+            f"    ImageSets/{self.lists}/{name}.txt"
+        )
+        archive = archive_of(image_set)
+        advice = f"\n--data.download true, or {how_to_fetch(archive, self.root or '.')}" if archive else ""
+        return DatasetError(
+            f"{title}: no image set {image_set}\nexpected\n{expected}\nfound\n{tree(self.root or '')}{advice}"
+        )
+
+    def _check_ids(self, image_set: str, ids: list[str], files: dict[str, dict[str, str]]) -> None:
+        """Whether each picture of a set has its files; ``files`` are {what they are: {id: path}}."""
+        for kind, there in files.items():
+            missing = [name for name in ids if name not in there]
+            if missing:
+                raise DatasetError(f"{type(self).__name__}: {image_set} names {some(missing, 'id')} without a {kind}")
+
+    def _pictures(self, folder: str) -> dict[str, str]:
+        return {stem: name for stem, name in self._stems(f"{folder}/JPEGImages").items() if is_image(name)}
+
+    def _stems(self, folder: str) -> dict[str, str]:
+        path = os.path.join(self.devkit, folder)
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+        return {os.path.splitext(name)[0]: f"{folder}/{name}" for name in names if not name.startswith(".")}
+
+
+class VOCDetection(VOCTree):
     """VOC2007, VOC2012, both, or a set of one's own in the same layout::
 
         VOCdevkit/VOC2007/JPEGImages/<id>.jpg
@@ -280,56 +429,13 @@ class VOCDetection(VisionDataModule):
         download: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        sets = {"train": train, "val": val, "test": test}
+        super().__init__(root=root, sets=sets, classes=classes, images=images, download=download, **kwargs)
         self.save_hyperparameters(logger=False, frame=inspect.currentframe())
-        self.root, self.images, self.download = root, images, download
-        self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
-        self.given_classes, self.train_difficult, self.proposals = classes, train_difficult, proposals
+        self.train_difficult, self.proposals = train_difficult, proposals
         self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
         self.eval_transform = BoxTransform(image_size if eval_image_size is None else eval_image_size)
         self.predict_transform = BoxTransform(self.eval_transform.size, exif_orientation=True)
-        for split, names in self.sets.items():
-            for name in names:
-                if len(name.split("/")) != 2:
-                    raise ValueError(f"{split}: expected image sets like VOC2007/trainval, found {name}")
-
-    @cached_property
-    def class_names(self) -> list[str]:  # type: ignore[override]
-        if self.given_classes is None:
-            return list(VOC_CLASSES)
-        if isinstance(self.given_classes, list):
-            return self.given_classes
-        try:
-            with open(self.given_classes, encoding="utf-8") as file:
-                names = [line.strip() for line in file if line.strip()]
-        except OSError as error:
-            raise DatasetError(f"classes: expected a list of names or a file of them, found {error}") from None
-        if len(set(names)) != len(names) or not names:
-            raise DatasetError(
-                f"classes: expected different names, one a line, found {len(names)} in {self.given_classes}"
-            )
-        return names
-
-    @property
-    def devkit(self) -> str:
-        """The folder that holds VOC2007 and the like."""
-        if self.root is None:
-            raise DatasetError("VOCDetection: no dataset given: --data.root FOLDER")
-        inside = os.path.join(self.root, "VOCdevkit")
-        folders = {name.split("/")[0] for names in self.sets.values() for name in names}
-        here = any(os.path.isdir(os.path.join(self.root, folder)) for folder in folders)
-        named = os.path.basename(os.path.normpath(self.root)) == "VOCdevkit"
-        return self.root if (here or named) and not os.path.isdir(inside) else inside
-
-    def prepare_data(self) -> None:
-        """With ``download``, fetches the archives of those image sets that are not there."""
-        if not self.download:
-            return
-        folder = os.path.dirname(os.path.normpath(self.devkit)) or "."
-        wanted = [name for names in self.sets.values() for name in names if not os.path.isfile(self._list_of(name))]
-        for archive in dict.fromkeys(archive_of(name) for name in wanted):
-            if archive is not None:
-                download(archive, folder)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
@@ -350,15 +456,6 @@ class VOCDetection(VisionDataModule):
         classes = self.given_classes if isinstance(self.given_classes, list) else [self.given_classes or ""]
         return f"--root {self.root}" + (f" --classes {' '.join(classes)}" if self.given_classes else "")
 
-    def _to_predict(self) -> Dataset:
-        if self.images is None or not is_video(self.images):
-            return PictureDataset(predicted_images(self.images), self.predict_transform)
-        if self.trainer is not None and self.trainer.world_size > 1:
-            raise DatasetError(
-                f"{self.images}: one process predicts a video, found {self.trainer.world_size}: --trainer.devices 1"
-            )
-        return VideoDataset(self.images, self.predict_transform)
-
     def annotations(self, split: Split) -> Annotations:
         """All objects of a split's image sets, in the order of the lists.
 
@@ -376,10 +473,7 @@ class VOCDetection(VisionDataModule):
             folder = image_set.split("/")[0]
             ids, pictures = self._ids(image_set), self._pictures(folder)
             annotated = self._stems(f"{folder}/Annotations")
-            for kind, there in (("picture in JPEGImages", pictures), ("XML file in Annotations", annotated)):
-                missing = [name for name in ids if name not in there]
-                if missing:
-                    raise DatasetError(f"VOCDetection: {image_set} names {some(missing, 'id')} without a {kind}")
+            self._check_ids(image_set, ids, {"picture in JPEGImages": pictures, "XML file in Annotations": annotated})
             for name in ids:
                 images.append(pictures[name])
                 path = os.path.join(self.devkit, annotated[name])
@@ -408,43 +502,3 @@ class VOCDetection(VisionDataModule):
             outside,
             clipped,
         )
-
-    def _list_of(self, image_set: str) -> str:
-        folder, name = image_set.split("/")
-        return os.path.join(self.devkit, folder, "ImageSets", "Main", f"{name}.txt")
-
-    def _ids(self, image_set: str) -> list[str]:
-        path = self._list_of(image_set)
-        try:
-            with open(path, encoding="utf-8") as file:
-                # A class's own list ("aeroplane_train.txt") has a second column.
-                ids = [line.split()[0] for line in file if line.strip()]
-        except OSError:
-            raise self._refusal(image_set) from None
-        if not ids:
-            raise DatasetError(f"VOCDetection: {path} names no picture")
-        return ids
-
-    def _refusal(self, image_set: str) -> DatasetError:
-        folder, name = image_set.split("/")
-        lists = os.path.join(self.devkit, folder, "ImageSets", "Main")
-        if os.path.isdir(lists):
-            known = sorted(n.removesuffix(".txt") for n in os.listdir(lists) if n.endswith(".txt") and "_" not in n)
-            return DatasetError(f"VOCDetection: no list {name}.txt in {lists}: there are {', '.join(known) or 'none'}")
-        expected = (
-            f"  {self.devkit}/{folder}/\n    JPEGImages/<id>.jpg\n    Annotations/<id>.xml\n"
-            f"    ImageSets/Main/{name}.txt"
-        )
-        archive = archive_of(image_set)
-        advice = f"\n--data.download true, or {how_to_fetch(archive, self.root or '.')}" if archive else ""
-        return DatasetError(
-            f"VOCDetection: no image set {image_set}\nexpected\n{expected}\nfound\n{tree(self.root or '')}{advice}"
-        )
-
-    def _pictures(self, folder: str) -> dict[str, str]:
-        return {stem: name for stem, name in self._stems(f"{folder}/JPEGImages").items() if is_image(name)}
-
-    def _stems(self, folder: str) -> dict[str, str]:
-        path = os.path.join(self.devkit, folder)
-        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-        return {os.path.splitext(name)[0]: f"{folder}/{name}" for name in names if not name.startswith(".")}

@@ -15,6 +15,7 @@ from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.places365 import write_places365
+from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 
@@ -23,6 +24,7 @@ WRITERS: dict[str, Callable[..., object]] = {
     "food101": write_food101,
     "imagenet": write_imagenet,
     "voc": write_voc,
+    "voc_segmentation": write_voc_segmentation,
     "yummly": write_yummly,
     "places365": write_places365,
     "places365_easy": partial(write_places365, easy=True),

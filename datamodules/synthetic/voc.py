@@ -49,7 +49,7 @@ def write_voc(
                 number += 1
                 name = f"{number:06d}" if year == "VOC2007" else f"2012_{number:06d}"
                 ids[split].append(name)
-                picture, objects = draw_scene(classes, size, np.random.default_rng((seed, number)))
+                picture, objects, _ = draw_scene(classes, size, np.random.default_rng((seed, number)))
                 save(os.path.join(top, "JPEGImages", f"{name}.jpg"), picture)
                 with open(os.path.join(top, "Annotations", f"{name}.xml"), "w") as file:
                     file.write(annotation(year, name, picture, objects))
@@ -61,14 +61,16 @@ def write_voc(
 
 def draw_scene(
     classes: int, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int], int]]]:
-    """A picture, uint8 (H,W,3) RGB, and its objects: (class, (xmin, ymin, xmax, ymax) as VOC counts, difficult)."""
+) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int], int]], np.ndarray]:
+    """A picture, uint8 (H,W,3) RGB, its objects: (class, (xmin, ymin, xmax, ymax) as VOC counts, difficult), and which
+    of these each pixel shows: uint8 (H,W), 0 for none, from 1 on in their order."""
     longer = int(size * rng.uniform(1, 1.5))
     height, width = (size, longer) if rng.random() < 0.7 else (longer, size)
     picture = background(height, width, rng)
     for _ in range(rng.integers(3, 8)):
         clutter(picture, rng)
     objects: list[tuple[str, tuple[int, int, int, int], int]] = []
+    shown = np.zeros((height, width), np.uint8)
     wanted = int(rng.integers(1, OBJECTS + 1))
     for _ in range(20):
         if len(objects) == wanted:
@@ -82,7 +84,8 @@ def draw_scene(
         if all(_shared(box, other) < 0.2 for _, other, _ in objects):
             objects.append((VOC_CLASSES[label], box, int(rng.random() < 1 / 8)))
             picture = drawn
-    return with_noise(picture, rng), objects
+            shown[mask > 0] = len(objects)
+    return with_noise(picture, rng), objects, shown
 
 
 def _shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:

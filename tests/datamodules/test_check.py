@@ -12,7 +12,9 @@ from PIL import Image
 
 from datamodules.check import check, main
 from datamodules.image_folder import ImageFolder
+from datamodules.segmentation import VOCInstance, VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.voc import write_voc
 from datamodules.voc import VOCDetection
 
@@ -115,3 +117,35 @@ def test_objects_are_counted_and_what_is_wrong_with_them_named(tmp_path: Path) -
     assert len(problems) == 3
     absent = check(VOCDetection(**options, val=["VOC2007/dev"], test=["VOC2007/dev"])).problems  # type: ignore[arg-type]
     assert sum("no list dev.txt" in line for line in absent) == 1
+
+
+def test_pixels_and_objects_are_counted_and_wrong_masks_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_voc_segmentation(str(tmp_path), classes=3, train=4, val=4, size=32)
+    top = tmp_path / "VOCdevkit" / "VOC2012"
+    report = check(VOCSegmentation(str(tmp_path)))
+    assert report.problems == []
+    train, val = ((top / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val"))
+    masks = [np.array(Image.open(top / f"SegmentationClass/{name}.png")) for name in train]
+    pixels, pictures = sum(int((mask == 2).sum()) for mask in masks), sum(bool((mask == 2).any()) for mask in masks)
+    assert any(line.startswith(f"  bicycle: {pixels} pixels") and f"in {pictures} " in line for line in report.notes)
+    objects = [np.array(Image.open(top / f"SegmentationObject/{name}.png")) for name in train]
+    count = sum(len(np.setdiff1d(np.unique(mask), (0, 255))) for mask in objects)
+    notes = check(VOCInstance(str(tmp_path))).notes
+    assert any(line.startswith(f"VOC2012/train: 12 pictures, {count} objects") for line in notes)
+
+    shutil.copy(top / f"JPEGImages/{train[0]}.jpg", top / f"JPEGImages/{val[0]}.jpg")
+    shutil.copy(top / f"SegmentationClass/{train[0]}.png", top / f"SegmentationClass/{val[0]}.png")
+    Image.open(top / f"SegmentationClass/{train[1]}.png").convert("RGB").save(top / f"SegmentationClass/{train[1]}.png")
+    (top / f"SegmentationClass/{train[2]}.png").write_bytes(b"nothing")
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(top / f"SegmentationClass/{train[3]}.png")
+    Image.fromarray(np.full_like(masks[4], 99)).save(top / f"SegmentationClass/{train[4]}.png")
+    (top / f"JPEGImages/{train[5]}.jpg").write_bytes(b"nothing")
+    assert main(["--data", "VOCSegmentation", "--data.root", str(tmp_path), "--workers", "2"]) == 1
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM ")]
+    assert len(problems) == 6
+    for i, expected in enumerate(
+        ("the same picture in several splits", "found RGB", "no mask", "found 6x5", "found id 99", "not a picture")
+    ):
+        assert any(expected in line and train[i] in line for line in problems), expected
