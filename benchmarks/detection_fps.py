@@ -58,19 +58,23 @@ def build(path: str, options: dict[str, Any]) -> VisionModule:
     return getattr(importlib.import_module(module), name)(**options)
 
 
-def from_checkpoint(path: str) -> tuple[str, VisionModule, int]:
-    """Name, module and side of its images, of a checkpoint that ``train.py`` wrote."""
+def system_of(path: str) -> tuple[Any, dict[str, Any]]:
+    """The class of a checkpoint that ``train.py`` wrote, and the arguments of the data that it was trained on."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     class_path = checkpoint.get("hyper_parameters", {}).get("_class_path")
     if class_path is None:
         raise ValueError(f"{path}: expected a checkpoint that train.py wrote, found no class in it")
     module, name = class_path.rsplit(".", 1)
-    data = checkpoint.get("datamodule_hyper_parameters", {})
+    return getattr(importlib.import_module(module), name), checkpoint.get("datamodule_hyper_parameters", {})
+
+
+def from_checkpoint(path: str) -> tuple[str, VisionModule, int]:
+    """Name, module and side of its images, of a checkpoint that ``train.py`` wrote."""
+    system, data = system_of(path)
     size = data.get("eval_image_size") or data.get("image_size")
     if not isinstance(size, int):
         raise ValueError(f"{path}: expected a detector of square images, found the size {size}")
-    system = getattr(importlib.import_module(module), name)
-    return name, system.load_from_checkpoint(path, map_location="cpu", weights_only=True), size
+    return system.__name__, system.load_from_checkpoint(path, map_location="cpu", weights_only=True), size
 
 
 def peer_of(ours: SSD) -> Any:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +18,6 @@ from PIL import Image
 import cli
 from callbacks.metrics_file import read_metrics
 from datamodules.fer2013 import EMOTIONS
-from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
@@ -29,6 +27,7 @@ from datamodules.synthetic.yummly import write_yummly
 from lightning_modules.classification.image_classifier import build_network
 from tests.callbacks.wandb_reader import read_run
 from tests.datamodules.test_video import write_video
+from tests.lightning_modules.detection.test_resume import write_any_proposals
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [
@@ -344,14 +343,9 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def proposals(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Boxes anywhere in all its pictures; Selective Search's own would take too long."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("proposals")
-    for picture in devkit.glob("*/JPEGImages/*.jpg"):
-        corner = rng.uniform(0, 40, (30, 2))
-        boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (30, 2))], 1).astype(np.float32)
-        write_boxes(path_of(str(folder), str(picture.relative_to(devkit))), boxes, 30)
-    return str(folder)
+    folder = str(tmp_path_factory.mktemp("proposals"))
+    write_any_proposals(devkit, folder)
+    return folder
 
 
 CELLS = ["--data.classes", "[WBC, RBC, Platelets]"]

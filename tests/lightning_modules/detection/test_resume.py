@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cli
+from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.voc import write_voc
 from tests.small_system import differences, outcome
 
@@ -36,7 +38,32 @@ DETECTORS = {
         "--model", "OverFeat", "--model.variant", "small", "--model.width", "0.02", "--model.batch_norm", "true",
         "--model.scales", "[63, 91]", "--model.crops", "8", "--data.image_size", "96", "--data.jitter", "0.1",
     ],
+    # Anchors and regions are drawn in the training step.
+    "faster_rcnn": [
+        "--model", "FasterRCNN", "--model.width", "0.03", "--model.batch_norm", "true",
+        "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
+        "--model.test_proposals", "[100, 20]", "--data.image_size", "64", "--data.photometric", "ssd",
+        "--data.iou_crop", "true",
+    ],
+    "rpn": [
+        "--model", "RPN", "--model.width", "0.03", "--model.batch_norm", "true", "--model.anchor_sizes", "[16, 32]",
+        "--model.least", "2", "--data.image_size", "[64, 80]",
+    ],
+    # With dropout, and pictures of two sizes.
+    "fast_rcnn": [
+        "--model", "FastRCNN", "--model.width", "0.03", "--model.regions", "8", "--data.image_size", "[64, 80]",
+        "--data.proposals", "PROPOSALS",
+    ],
 }  # fmt: skip
+
+
+def write_any_proposals(devkit: Path, folder: str) -> None:
+    """Boxes anywhere in all pictures; Selective Search's own would take too long."""
+    rng = np.random.default_rng(0)
+    for picture in devkit.glob("*/JPEGImages/*.jpg"):
+        corner = rng.uniform(0, 40, (30, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (30, 2))], 1).astype(np.float32)
+        write_boxes(path_of(folder, str(picture.relative_to(devkit))), boxes, 30)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +74,20 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "VOCdevkit"
 
 
+@pytest.fixture(scope="module")
+def proposals(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("proposals"))
+    write_any_proposals(devkit, folder)
+    return folder
+
+
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_resume_in_mid_epoch(detector: str, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_in_mid_epoch(
+    detector: str, devkit: Path, proposals: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [proposals if option == "PROPOSALS" else option for option in DETECTORS[detector]]
     options = [
-        "fit", "--data", "VOCDetection", *DETECTORS[detector], "--data.root", str(devkit),
+        "fit", "--data", "VOCDetection", *own, "--data.root", str(devkit),
         "--data.train", "[VOC2007/train]", "--data.val", "[VOC2007/val]", "--data.batch_size", "2",
         "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",

@@ -1,0 +1,85 @@
+"""How many objects are among the first proposals: ``python -m benchmarks.proposal_recall --ckpt_path RPN``.
+
+The comparison of Ren et al. 2015, "Analysis of Recall-to-IoU": the proposal network beside Selective Search, on the
+same pictures. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; Selective Search's boxes are those that
+``python -m datamodules.proposals`` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.detection_fps import system_of
+from datamodules.images import BrokenImageError, DatasetError
+from datamodules.voc import VOCDetection
+from lightning_modules.detection.backbones import fill_up, maps_of
+from lightning_modules.detection.faster_rcnn import FasterRCNN
+from lightning_modules.detection.metrics import ProposalRecall
+from lightning_modules.detection.rpn import RPN, propose
+
+
+def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) -> dict[str, ProposalRecall]:
+    """Recall of both methods on the data's validation pictures."""
+    recalls = {"proposal network": ProposalRecall().to(device), "Selective Search": ProposalRecall().to(device)}
+    for batch in data.val_dataloader():
+        target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
+        images = batch["image"]
+        images = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
+        pixels, size = fill_up(images, module.preprocess)
+        output = module.network.rpn(maps_of(module.network.trunk(pixels)))
+        found = propose(output, size, 6000, max(ProposalRecall.counts), least=module.least)
+        boxes = [b[there] for b, there in zip(found.boxes, found.there, strict=True)]
+        recalls["proposal network"].update([{"boxes": b} for b in boxes], target)
+        recalls["Selective Search"].update([{"boxes": b.to(device)} for b in batch["proposals"]], target)
+    return recalls
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal_recall", description=__doc__.split("\n")[0])
+    parser.add_argument("--ckpt_path", required=True, help="a checkpoint of RPN or FasterRCNN")
+    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
+    parser.add_argument("--data.proposals", required=True, help="the folder that python -m datamodules.proposals wrote")
+    parser.add_argument("--data.val", nargs="+", help="image sets; default: the checkpoint's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    try:
+        system, given = system_of(options.ckpt_path)
+        if system not in (RPN, FasterRCNN):
+            raise ValueError(
+                f"{options.ckpt_path}: expected a checkpoint of RPN or FasterRCNN, found {system.__name__}"
+            )
+        sets = getattr(options, "data.val") or given["val"]
+        data = VOCDetection(
+            getattr(options, "data.root"),
+            train=sets,
+            val=sets,
+            classes=given.get("classes"),
+            image_size=given.get("eval_image_size") or given["image_size"],
+            proposals=getattr(options, "data.proposals"),
+            batch_size=8,
+            num_workers=0,
+        )
+        module = system.load_from_checkpoint(options.ckpt_path, map_location=device, weights_only=True).eval()
+        module.to(memory_format=module.memory_format)  # type: ignore[call-overload]
+        with torch.inference_mode():
+            recalls = measure(module, data, device)
+    except (BrokenImageError, DatasetError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.ckpt_path} on {', '.join(sets)}: recall in % of the first N proposals, at IoUs of .5 and .7,")
+    print("and the mean over .5, .55 to .95")
+    print(f"{'':20s}" + "".join(f"{f'{n} at {at}':>13}" for n in ProposalRecall.counts for at in (".5", ".7", "all")))
+    for name, metric in recalls.items():
+        recall = 100 * metric.compute()["recall"]
+        print(f"{name:20s}" + "".join(f"{v:13.1f}" for row in recall for v in (row[0], row[4], row.mean())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

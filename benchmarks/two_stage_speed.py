@@ -1,0 +1,188 @@
+"""Seconds a picture of R-CNN, Fast R-CNN and Faster R-CNN: ``python -m benchmarks.two_stage_speed --images FOLDER``.
+
+The lecture's story: R-CNN shows every proposal to the network, Fast R-CNN the picture once, and Faster R-CNN finds the
+proposals in what the network says anyhow. All with VGG16, the same pictures and up to as many proposals; from the
+uint8 picture in memory to the final boxes. The table says where the time goes: proposals (Selective Search on the CPU,
+or the proposal network with its suppression), features (the convolutions; in R-CNN all that a crop goes through), and
+heads, which is all that is left. Untrained, since speed is all that is looked at: other proposals than a trained
+network's, and as many. What the lecture reports stands beside it: another machine, and other software.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from datamodules.box_transforms import BoxTransform
+from datamodules.images import BrokenImageError, DatasetError, list_images
+from datamodules.voc import PictureDataset
+from lightning_modules.base import VisionModule
+from lightning_modules.detection import faster_rcnn
+from lightning_modules.detection.fast_rcnn import FastRCNN
+from lightning_modules.detection.faster_rcnn import FasterRCNN
+from lightning_modules.detection.rcnn import RCNN
+from lightning_modules.detection.selective_search import selective_search
+
+#: Seconds a picture in the lecture (Li, Karpathy and Johnson's table), with VGG16 on a K40; proposals included.
+LECTURE = {"R-CNN": 50.0, "Fast R-CNN": 2.0, "Faster R-CNN": 0.2}
+Row = dict[str, float]
+
+
+class Clock:
+    """Adds up the seconds that some calls take, by what they are for; waits for the device before and after."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def call(self, part: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        start = self.now()
+        result = function(*arguments, **named)
+        self.seconds[part] = self.seconds.get(part, 0.0) + self.now() - start
+        return result
+
+    @contextmanager
+    def watching(self, parts: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
+        """Every call of ``name`` of ``owner`` is added to ``part``, for (part, owner, name)."""
+        with ExitStack() as stack:
+            for part, owner, name in parts:
+                function = getattr(owner, name)
+
+                def timed(*arguments: Any, part: str = part, function: Any = function, **named: Any) -> Any:
+                    return self.call(part, function, *arguments, **named)
+
+                stack.enter_context(mock.patch.object(owner, name, timed))
+            yield
+
+
+def measure(
+    module: VisionModule,
+    pictures: Sequence[Tensor],
+    parts: Sequence[tuple[str, Any, str]],
+    top: int | None,
+    warm_up: int,
+) -> Row:
+    """Seconds a picture: in all and of each part.
+
+    Args:
+        module: ready on the device.
+        pictures: uint8 (3,H,W) on the device.
+        parts: see `Clock.watching`.
+        top: Selective Search's boxes of a picture, at most; None where the network has its own.
+        warm_up: pictures before those that count.
+    """
+    clock = Clock(pictures[0].device)
+    boxes = 0
+    for i, picture in enumerate([*list(pictures[:1]) * warm_up, *pictures]):
+        if i == warm_up:
+            clock.seconds = {}
+        with clock.watching(parts):
+            if top is None:
+                clock.call("all", module.predict, [picture])
+                continue
+            pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+            proposals = torch.from_numpy(clock.call("proposals", selective_search, pixels, top)).to(picture.device)
+            clock.call("all", module.predict, [picture], [proposals])  # type: ignore[call-arg]
+            boxes += len(proposals) if i >= warm_up else 0
+    row = {part: seconds / len(pictures) for part, seconds in clock.seconds.items()}
+    if top is not None:
+        row["all"] += row["proposals"]
+        row["boxes"] = boxes / len(pictures)
+    row["heads"] = row["all"] - row["proposals"] - row["features"]
+    return row
+
+
+def line(name: str, row: Row, first: Row) -> str:
+    """A line of the table."""
+    shares = "".join(f"{100 * row[part] / row['all']:10.1f}%" for part in ("proposals", "features", "heads"))
+    lecture = f"{LECTURE[name]:10g} {LECTURE['R-CNN'] / LECTURE[name]:7g}" if name in LECTURE else f"{'-':>10} {'-':>7}"
+    return f"{name:28s} {row['all']:9.3f} {first['all'] / row['all']:7.1f} {shares}   |{lecture}"
+
+
+def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
+    """The lines of the table."""
+    paths = list_images(options.images)[: options.timed]
+    own, large = (PictureDataset(paths, BoxTransform(size)) for size in ((500, 500), (600, 1000)))
+    crops, pictures = ([dataset[i]["image"].to(device) for i in range(len(dataset))] for dataset in (own, large))
+
+    def ready(module: Any) -> Any:
+        return module.eval().to(device=device, memory_format=module.memory_format)
+
+    width = {"width": options.width, "num_classes": 20}
+    rcnn = ready(RCNN(backbone="vgg16", crop_size=224, crop_batch=options.crop_batch, **width))
+    # As after its last stage: the machines' scores, and boxes moved.
+    rcnn.finished = 3
+    with mock.patch.object(rcnn, "_whitening", return_value=_identity(20, device)):
+        first = measure(rcnn, crops, [("features", rcnn.network, "forward")], options.proposals, options.warm_up)
+    yield line("R-CNN", first, first)
+    del rcnn
+    fast = ready(FastRCNN(**width))
+    row = measure(fast, pictures, [("features", fast.network.trunk, "forward")], options.proposals, options.warm_up)
+    yield line("Fast R-CNN", row, first)
+    without = {**row, "all": row["all"] - row["proposals"], "proposals": 0.0}
+    yield line("  its proposals not counted", without, first)
+    del fast
+    faster = ready(FasterRCNN(**width))
+    parts = [
+        ("features", faster.network.trunk, "forward"),
+        ("proposals", faster.network.rpn, "forward"),
+        ("proposals", faster_rcnn, "propose"),
+    ]
+    yield line("Faster R-CNN", measure(faster, pictures, parts, None, options.warm_up), first)
+    yield f"Selective Search: {first['boxes']:.0f} boxes a picture for R-CNN, {row['boxes']:.0f} for Fast R-CNN"
+
+
+def _identity(num_classes: int, device: torch.device) -> Any:
+    eye = torch.eye(4, device=device).expand(num_classes, 4, 4)
+    return torch.zeros(num_classes, 4, device=device), eye, eye
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.two_stage_speed", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", required=True, help="a folder of pictures")
+    parser.add_argument("--timed", type=int, default=50 if cuda else 2, help="pictures; default: %(default)s")
+    parser.add_argument("--warm_up", type=int, default=5 if cuda else 0, help="runs before; default: %(default)s")
+    parser.add_argument("--proposals", type=int, default=2000, help="of Selective Search; default: %(default)s")
+    parser.add_argument("--width", type=float, default=1.0, help="of the channels; default: %(default)s, VGG16")
+    parser.add_argument("--crop_batch", type=int, default=128, help="R-CNN's crops at once; default: %(default)s")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 by autocast")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    gpu = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{machine}, {options.dtype}, width {options.width:g}, torch {torch.__version__}, {options.timed} pictures")
+    print(f"{'':28s} {'measured here':^50}   | lecture, K40")
+    columns = f"{'seconds':>9} {'speed':>7} {'proposals':>11}{'features':>11}{'heads':>11}"
+    print(f"{'':28s} {columns}   |{'seconds':>10} {'speed':>7}")
+    torch.manual_seed(0)
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"),
+        ):
+            for text in rows(options, device):
+                print(text, flush=True)
+    except (BrokenImageError, DatasetError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
