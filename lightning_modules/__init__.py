@@ -9,6 +9,7 @@ def import_all() -> None:
     import lightning_modules.detection.fast_rcnn
     import lightning_modules.detection.faster_rcnn
     import lightning_modules.detection.overfeat
+    import lightning_modules.detection.rcnn
     import lightning_modules.detection.rpn
     import lightning_modules.detection.sliding_window
     import lightning_modules.detection.ssd

@@ -234,8 +234,8 @@ def propose(
     scores = objectness.gather(1, index).sigmoid()
     boxes = corners(offset.gather(1, index[..., None].expand(-1, -1, 4)), output.anchors[index], DEVIATIONS)
     boxes = torch.minimum(boxes.clamp_min(0), size.repeat(1, 2)[:, None])
-    # Too small ones go last, and then out; they overlap nothing, being nowhere. So do those that are no numbers, of a run
-    # that diverged: they would end the process in the pooling.
+    # Too small ones go last, and then out; they overlap nothing, being nowhere. So do those that are no numbers, of a
+    # run that diverged: they would end the process in the pooling.
     large = ((boxes[..., 2:] - boxes[..., :2]) >= least).all(2) & scores.isfinite()
     scores, boxes = torch.where(large, scores, -1), torch.where(large[..., None], boxes, 0)
     image = torch.arange(images, device=boxes.device)[:, None].expand_as(scores)
