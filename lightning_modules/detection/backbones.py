@@ -179,8 +179,8 @@ def from_imagenet(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Ten
     renamed = {}
     for key, value in state.items():
         ours = next((f"{new}{key[len(old) :]}" for old, new in places.items() if key.startswith(f"{old}.")), None)
-        # Frozen batch normalisation counts no batches; torchvision's file of VGG16's features has no numbers for fc6 and
-        # fc7; the classifier proper is nobody's.
+        # Frozen batch normalisation counts no batches; torchvision's file of VGG16's features has no numbers for fc6
+        # and fc7; the classifier proper is nobody's.
         if ours is not None and not key.endswith("num_batches_tracked") and value.isfinite().all():
             renamed[ours] = value
     return renamed
