@@ -3,7 +3,8 @@
 From the resized uint8 tensor on the device to the final boxes, suppression included, and the network alone with its
 normalisation. Untrained weights make odd boxes, so the table says how many went into the suppression. SSD300 is
 measured beside torchvision's ssd300_vgg16, which gets the same weights and so the same boxes. What the papers report
-stands in a table of its own: another machine, and other software.
+stands in a table of its own: another machine, and other software. The R-CNN family's parts are timed by
+``python -m benchmarks.two_stage_speed``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from datamodules.box_transforms import BoxTransform
 from datamodules.images import BrokenImageError, DatasetError, list_images
 from datamodules.voc import PictureDataset
 from lightning_modules.base import VisionModule
+from lightning_modules.detection.fast_rcnn import FastRCNN
+from lightning_modules.detection.faster_rcnn import FasterRCNN
+from lightning_modules.detection.rcnn import RCNN
 from lightning_modules.detection.ssd import SSD
 
 #: Class, its arguments and the side of its images, by name.
@@ -35,6 +39,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "YOLOv2": ("lightning_modules.detection.yolo_v2.YOLOv2", {}, 416),
     "SSD300": ("lightning_modules.detection.ssd.SSD", {"size": 300}, 300),
     "SSD512": ("lightning_modules.detection.ssd.SSD", {"size": 512}, 512),
+    "FasterRCNN": ("lightning_modules.detection.faster_rcnn.FasterRCNN", {}, 600),
 }
 #: As the lecture has it: mean average precision on VOC2007's test set after training on 07+12, and frames a second.
 PAPERS = (
@@ -119,7 +124,7 @@ def row(
     name: str,
     module: nn.Module,
     whole: Callable[[Tensor], object],
-    forward: Callable[[Tensor], object],
+    forward: Callable[[Tensor], object] | None,
     images: Sequence[Tensor],
     options: argparse.Namespace,
 ) -> float:
@@ -130,13 +135,12 @@ def row(
     speeds = [
         frames_a_second(function, images, options.warm_up, options.timed, images[0].device)
         for function in (whole, forward)
+        if function is not None
     ]
     parameters = sum(p.numel() for p in module.parameters())
     boxes = sum(counts) / len(images)
-    print(
-        f"{name:26s} {images[0].shape[-1]:5d} {parameters:12,d} {boxes:8.0f} {speeds[0]:8.1f} {speeds[1]:8.1f}",
-        flush=True,
-    )
+    line = f"{name:26s} {images[0].shape[-1]:5d} {parameters:12,d} {boxes:8.0f}"
+    print(line + "".join(f" {speed:8.1f}" for speed in speeds), flush=True)
     return speeds[0]
 
 
@@ -158,7 +162,10 @@ def measure(name: str, module: VisionModule, size: int, options: argparse.Namesp
     if options.compile:
         network = torch.compile(network)
         module.network = network
-    ours = row(name, module, module.predict, lambda x: network(module.preprocess(x)), images, options)
+    # The R-CNN family has no network alone: what it looks at second depends on what it found first.
+    two_stages = isinstance(module, (RCNN, FastRCNN, FasterRCNN))
+    forward = None if two_stages else lambda x: network(module.preprocess(x))
+    ours = row(name, module, module.predict, forward, images, options)
     if peer is None:
         return
     peer.eval().to(device=device, memory_format=module.memory_format)  # type: ignore[call-overload]
@@ -166,13 +173,13 @@ def measure(name: str, module: VisionModule, size: int, options: argparse.Namesp
     def whole(image: Tensor) -> object:
         return peer([image[0].float() / 255])
 
-    def forward(image: Tensor) -> object:
+    def their_forward(image: Tensor) -> object:
         batch, _ = peer.transform([image[0].float() / 255])
         return peer.head(list(peer.backbone(batch.tensors).values()))
 
     if options.compile:
         peer.backbone, peer.head = torch.compile(peer.backbone), torch.compile(peer.head)
-    theirs = row("torchvision ssd300_vgg16", peer, whole, forward, images, options)
+    theirs = row("torchvision ssd300_vgg16", peer, whole, their_forward, images, options)
     print(f"  ratio ours / theirs: {ours / theirs:.2f}, to the final boxes")
 
 
