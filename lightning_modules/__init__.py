@@ -14,4 +14,5 @@ def import_all() -> None:
     import lightning_modules.detection.sliding_window
     import lightning_modules.detection.ssd
     import lightning_modules.detection.yolo_v1
-    import lightning_modules.detection.yolo_v2  # noqa: F401
+    import lightning_modules.detection.yolo_v2
+    import lightning_modules.segmentation.fcn  # noqa: F401
