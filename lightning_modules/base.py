@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Literal
@@ -78,6 +79,10 @@ class VisionModule(pl.LightningModule):
         self.save_hyperparameters(frame=frame)
         functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
         self.save_hyperparameters(ignore=functions, frame=frame)
+        # The command line links the data's classes to every model; one that has no such argument could not be made again.
+        accepted = {name for base in type(self).__mro__ for name in inspect.signature(base.__init__).parameters}
+        for name in [n for n in self.hparams if n not in accepted and not n.startswith("_")]:
+            del self.hparams[name]
 
     # --- what a system writes -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import cli
+from benchmarks.detection_fps import system_of
 from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.voc import write_voc
 from tests.small_system import differences, outcome
@@ -107,3 +108,7 @@ def test_resume_in_mid_epoch(
             path.unlink()
     cli.run(["fit", "--resume", str(killed)])
     assert differences(expected, outcome(killed)) == []
+    # A checkpoint makes its system again.
+    system, _ = system_of(str(whole / "checkpoints" / expected["file"]))
+    again = system.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
+    assert type(again).__name__ == DETECTORS[detector][1]
