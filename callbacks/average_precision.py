@@ -9,17 +9,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 from PIL import Image
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.confusion_matrix import write_csv
+from callbacks.class_tables import ClassTables, asked_for, write_csv
 from callbacks.drawing import class_name
-from callbacks.pictures import harmless, log_to_wandb, save_picture
 
 NAMED = 20  # up to so many classes have a curve with a name, beyond only the best and the worst ones
 
 
-class AveragePrecision(pl.Callback):
+class AveragePrecision(ClassTables):
     """Writes what a detector's metrics say of each class, after each evaluation.
 
     It takes ``ap`` (C,), ``precision`` (C,101), ``objects`` (C,) and ``detections`` (C,) of ``epoch_results[split]``,
@@ -28,39 +26,18 @@ class AveragePrecision(pl.Callback):
     - ``<run>/per_class_<split>.csv``: class, objects, detections, average precision; of the latest evaluation.
       ``train.py validate`` and ``test`` print it too.
     - ``<run>/pictures/<split>_precision_recall_step=<global step, 8 digits>.png``; also to W&B.
-
-    Args:
-        keep: pictures kept on disk of each split: the first one and the latest ``keep - 1``.
     """
 
-    def __init__(self, keep: int = 20) -> None:
-        if keep < 2:
-            raise ValueError(f"average precision: expected keep >= 2, found {keep}")
-        self.keep = keep
-        self._told: set[str] = set()
+    title = "average precision"
+    takes = frozenset({"ap", "precision", "objects", "detections"})
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "test")
-
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        results = getattr(pl_module, "epoch_results", {}).get(split, {})
-        if not {"ap", "precision", "objects", "detections"} <= results.keys():
-            return
-        names = getattr(pl_module, "class_names", None)
-        with harmless("average precision", self._told):
-            results = {name: value.detach().cpu() for name, value in results.items()}
-            rows = per_class_rows(results, names)
-            write_csv(Path(trainer.default_root_dir) / f"per_class_{split}.csv", rows)
-            picture = draw_curves(results, names, f"{split}, step {trainer.global_step}")
-            save_picture(picture, trainer, f"{split}_precision_recall_step=", self.keep)
-            log_to_wandb(trainer, {f"{split}/precision_recall": picture})
-            if trainer.state.fn != TrainerFn.FITTING:
-                print(as_text(rows), flush=True)
+    def write(self, results: dict[str, Tensor], class_names: Any, split: str, trainer: pl.Trainer) -> None:
+        rows = per_class_rows(results, class_names)
+        write_csv(Path(trainer.default_root_dir) / f"per_class_{split}.csv", rows)
+        picture = draw_curves(results, class_names, f"{split}, step {trainer.global_step}")
+        self.save(picture, trainer, split, "precision_recall", "precision_recall")
+        if asked_for(trainer):
+            print(as_text(rows), flush=True)
 
 
 def per_class_rows(results: dict[str, Tensor], class_names: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -9,18 +9,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 from PIL import Image
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.confusion_matrix import write_csv
+from callbacks.class_tables import ClassTables, asked_for, write_csv
 from callbacks.drawing import class_name
-from callbacks.pictures import harmless, log_to_wandb, save_picture
 from callbacks.segmentation import palette
 
 DRAWN = 60  # up to so many classes have a bar, beyond only the best and the worst ones
 
 
-class ClassIoU(pl.Callback):
+class ClassIoU(ClassTables):
     """Writes what a segmentation's metrics say of each class, after each evaluation.
 
     It takes ``iou`` (C,) and ``confusion_matrix`` (C,C), rows = truth, of ``epoch_results[split]``, see
@@ -29,39 +27,18 @@ class ClassIoU(pl.Callback):
     - ``<run>/per_class_iou_<split>.csv``: class, pixels, iou, accuracy; of the latest evaluation. ``train.py validate``
       and ``test`` print it too.
     - ``<run>/pictures/<split>_iou_step=<global step, 8 digits>.png``; also to W&B.
-
-    Args:
-        keep: pictures kept on disk of each split: the first one and the latest ``keep - 1``.
     """
 
-    def __init__(self, keep: int = 20) -> None:
-        if keep < 2:
-            raise ValueError(f"class iou: expected keep >= 2, found {keep}")
-        self.keep = keep
-        self._told: set[str] = set()
+    title = "intersections over union"
+    takes = frozenset({"iou", "confusion_matrix"})
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "test")
-
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        results = getattr(pl_module, "epoch_results", {}).get(split, {})
-        if not {"iou", "confusion_matrix"} <= results.keys():
-            return
-        names = getattr(pl_module, "class_names", None)
-        with harmless("intersections over union", self._told):
-            iou, counts = results["iou"].detach().cpu(), results["confusion_matrix"].detach().cpu()
-            rows = per_class_rows(iou, counts, names)
-            write_csv(Path(trainer.default_root_dir) / f"per_class_iou_{split}.csv", rows)
-            picture = draw_bars(iou, names, f"{split}, step {trainer.global_step}")
-            save_picture(picture, trainer, f"{split}_iou_step=", self.keep)
-            log_to_wandb(trainer, {f"{split}/class_iou": picture})
-            if trainer.state.fn != TrainerFn.FITTING:
-                print(as_text(rows), flush=True)
+    def write(self, results: dict[str, Tensor], class_names: Any, split: str, trainer: pl.Trainer) -> None:
+        rows = per_class_rows(results["iou"], results["confusion_matrix"], class_names)
+        write_csv(Path(trainer.default_root_dir) / f"per_class_iou_{split}.csv", rows)
+        picture = draw_bars(results["iou"], class_names, f"{split}, step {trainer.global_step}")
+        self.save(picture, trainer, split, "iou", "class_iou")
+        if asked_for(trainer):
+            print(as_text(rows), flush=True)
 
 
 def per_class_rows(iou: Tensor, counts: Tensor, class_names: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from callbacks.class_tables import ClassTables, write_csv
 from callbacks.drawing import class_name
-from callbacks.pictures import harmless, log_to_wandb, save_picture
 
 ANNOTATED = 20  # up to so many classes the numbers are written into the cells
 NAMED = 60  # up to so many the axes carry names
@@ -24,7 +22,7 @@ LISTED = 100  # beyond so many the most confused pairs are listed too
 PAIRS = 20
 
 
-class ConfusionMatrix(pl.Callback):
+class ConfusionMatrix(ClassTables):
     """Draws ``epoch_results[split]["confusion_matrix"]``, (C,C) counts with rows = truth, after each evaluation.
 
     Writes, split being ``val`` or ``test``:
@@ -33,40 +31,18 @@ class ConfusionMatrix(pl.Callback):
     - ``<run>/per_class_<split>.csv``: class, count, accuracy, most confused with, and the share of that; of the latest
       evaluation.
     - ``<run>/confused_pairs_<split>.csv`` for more than 100 classes: the 20 most frequent confusions.
-
-    Args:
-        keep: pictures kept on disk of each split: the first one and the latest ``keep - 1``.
     """
 
-    def __init__(self, keep: int = 20) -> None:
-        if keep < 2:
-            raise ValueError(f"confusion matrix: expected keep >= 2, found {keep}")
-        self.keep = keep
-        self._told: set[str] = set()
+    title = "confusion matrix"
+    takes = frozenset({"confusion_matrix"})
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module, "test")
-
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        results = getattr(pl_module, "epoch_results", {}).get(split, {})
-        counts = results.get("confusion_matrix")
-        if counts is None:
-            return
-        names = getattr(pl_module, "class_names", None)
-        run = Path(trainer.default_root_dir)
-        with harmless("confusion matrix", self._told):
-            counts = counts.detach().cpu()
-            write_csv(run / f"per_class_{split}.csv", per_class_rows(counts, names))
-            if len(counts) > LISTED:
-                write_csv(run / f"confused_pairs_{split}.csv", confused_pairs(counts, names))
-            picture = draw_confusion(counts, names, f"{split}, step {trainer.global_step}")
-            save_picture(picture, trainer, f"{split}_confusion_step=", self.keep)
-            log_to_wandb(trainer, {f"{split}/confusion_matrix": picture})
+    def write(self, results: dict[str, Tensor], class_names: Any, split: str, trainer: pl.Trainer) -> None:
+        counts, run = results["confusion_matrix"], Path(trainer.default_root_dir)
+        write_csv(run / f"per_class_{split}.csv", per_class_rows(counts, class_names))
+        if len(counts) > LISTED:
+            write_csv(run / f"confused_pairs_{split}.csv", confused_pairs(counts, class_names))
+        picture = draw_confusion(counts, class_names, f"{split}, step {trainer.global_step}")
+        self.save(picture, trainer, split, "confusion", "confusion_matrix")
 
 
 def per_class_rows(counts: Tensor, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -103,18 +79,6 @@ def confused_pairs(counts: Tensor, class_names: Sequence[str] | None, count: int
             names = class_name(truth, class_names), class_name(predicted, class_names)
             rows.append({"truth": names[0], "predicted": names[1], "count": value, "share": share})
     return rows
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replaces the file in one move; nothing is written for no rows."""
-    if not rows:
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def draw_confusion(counts: Tensor, class_names: Sequence[str] | None, title: str) -> Image.Image:

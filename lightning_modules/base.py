@@ -79,8 +79,9 @@ class VisionModule(pl.LightningModule):
         self.save_hyperparameters(frame=frame)
         functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
         self.save_hyperparameters(ignore=functions, frame=frame)
-        # The command line links the data's classes to every model; one that has no such argument could not be made again.
-        accepted = {name for base in type(self).__mro__ for name in inspect.signature(base.__init__).parameters}
+        # The command line links the data's classes to every model; what has no such argument could not be made again.
+        makers = [vars(base)["__init__"] for base in type(self).__mro__ if "__init__" in vars(base)]
+        accepted = {name for maker in makers for name in inspect.signature(maker).parameters}
         for name in [n for n in self.hparams if n not in accepted and not n.startswith("_")]:
             del self.hparams[name]
 
