@@ -1,0 +1,151 @@
+"""DeepLabv3: its count, the trunk and the pyramid against torchvision's, both output strides, the mean of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18, resnet50
+from torchvision.models.segmentation import deeplabv3
+
+from lightning_modules.segmentation.deeplab_v3 import ASPP, DeepLabV3, DeepLabV3Network
+from lightning_modules.segmentation.dilated_resnet import DilatedResNet
+from tests.lightning_modules.segmentation.test_deeplab import two_colours
+
+
+def small(**options: Any) -> DeepLabV3:
+    defaults = {"backbone": "resnet18", "num_classes": 3, "width": 0.125, "multi_grid": (1, 2), "rates": (1, 2)}
+    return DeepLabV3(**{**defaults, **options})
+
+
+def test_the_papers_network() -> None:
+    with torch.device("meta"):
+        network = DeepLabV3Network()
+        assert sum(p.numel() for p in network.parameters()) == 58_040_661
+        assert network.features(torch.zeros(1, 3, 513, 513)).shape == (1, 2048, 33, 33)
+        assert network.eval()(torch.zeros(1, 3, 500, 375)).shape == (1, 21, 500, 375)
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(16, [6, 12, 18]), (8, [12, 24, 36])])
+def test_rates_are_doubled_at_8(stride: Any, rates: list[int]) -> None:
+    with torch.device("meta"):
+        network = DeepLabV3Network(output_stride=stride)
+        assert network.features(torch.zeros(1, 3, 513, 513)).shape[2:] == (512 // stride + 1,) * 2
+    assert [branch[0].dilation[0] for branch in network.aspp.branches] == [1, *rates]
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_the_trunk_is_torchvisions_with_the_papers_dilations(stride: Any) -> None:
+    """Torchvision's, where the first block of a dilated stage has half the dilation and there is no multigrid."""
+    torch.manual_seed(0)
+    reference = resnet50(replace_stride_with_dilation=[False, stride == 8, True]).eval()
+    for stage, rates in (
+        ("layer3", [2] * 6 if stride == 8 else [1] * 6),
+        ("layer4", [32 // stride * g for g in (1, 2, 4)]),
+    ):
+        for block, rate in zip(reference.get_submodule(stage), rates, strict=True):  # type: ignore[arg-type]
+            block.conv2.dilation = block.conv2.padding = (rate, rate)
+    trunk = DilatedResNet("resnet50", stride=stride, multi_grid=(1, 2, 4)).eval()
+    trunk.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
+    pixels = torch.randn(1, 3, 65, 49)
+    with torch.inference_mode():
+        x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(pixels))))
+        expected = reference.layer4(reference.layer3(reference.layer2(reference.layer1(x))))
+        torch.testing.assert_close(trunk(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_pyramid_is_torchvisions(training: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = ASPP(24, 12, (2, 4, 6)), deeplabv3.ASPP(24, (2, 4, 6), 12)
+    parts = {f"branches.{i}": f"convs.{i}" for i in range(4)} | {"pooling": "convs.4", "project": "project"}
+    state = theirs.state_dict()
+    for prefix, other in parts.items():
+        layers = dict(ours.get_submodule(prefix).named_parameters())
+        # Torchvision's pooling is a layer of its own, before the convolution.
+        shift = 1 if prefix == "pooling" else 0
+        for name, parameter in layers.items():
+            number, kind = name.split(".")
+            nn.init.normal_(parameter)
+            state[f"{other}.{int(number) + shift}.{kind}"] = parameter.detach()
+    theirs.load_state_dict(state)
+    for network in (ours, theirs):
+        network.train(training)
+        for layer in network.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.eval()
+    x = torch.randn(3, 24, 9, 7)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_one_picture_to_train_on() -> None:
+    torch.manual_seed(0)
+    batch = {"image": torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8), "mask": torch.zeros(1, 33, 33).long()}
+    module = small()
+    with pytest.raises(ValueError, match="expected 2 or more pictures to train on, found 1"):
+        module.losses(batch)
+    assert small(frozen_bn=True).losses(batch)["cross_entropy"].isfinite()
+    module.eval()
+    with torch.inference_mode():
+        assert module.predict(batch["image"])[0].shape == (33, 33)
+
+
+def test_weights_of_imagenet_and_of_the_stage_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    resnet = resnet18()
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    first = small(width=1.0, weights=str(tmp_path / "resnet18.pth"))
+    assert torch.equal(first.network.features.state_dict()["layer4.1.conv2.weight"], resnet.layer4[1].conv2.weight)
+    first.eval()
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "first.ckpt")
+    second = small(width=1.0, output_stride=8, frozen_bn=True, weights=str(tmp_path / "first.ckpt"))
+    for key, value in first.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[key], value)
+    torch.save({"some.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="is not of resnet18"):
+        small(weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_grid": (1, 2, 4)}, "multi_grid: expected a factor of 1 or more for each of the last 2 blocks"),
+        ({"multi_grid": (1, 0)}, "multi_grid: expected a factor of 1 or more"),
+        ({"output_stride": 32}, "output_stride: expected 8 or 16, found 32"),
+        ({"backbone": "vgg16"}, "backbone: expected one of resnet18"),
+        ({"rates": ()}, "rates: expected one or more dilations"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_an_all_void_batch() -> None:
+    module = small()
+    images = torch.zeros(2, 3, 40, 30, dtype=torch.uint8)
+    loss = module.losses({"image": images, "mask": torch.full((2, 40, 30), 255)})["cross_entropy"]
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and (p.grad == 0).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_it_learns_colours(stride: Any) -> None:
+    """Pictures of two colours: bright is class 1, dark is class 2. In NHWC memory, as training has it."""
+    torch.manual_seed(0)
+    module = small(output_stride=stride).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(module.parameters(), 5e-3)
+    for _ in range(30):
+        images, mask = two_colours(4)
+        optimizer.zero_grad()
+        module.losses({"image": images, "mask": mask})["cross_entropy"].backward()
+        optimizer.step()
+    module.eval()
+    images, mask = two_colours(8)
+    with torch.inference_mode():
+        found = torch.stack(module.predict(images))
+    assert (found == mask).float().mean() > 0.9
