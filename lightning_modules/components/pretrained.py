@@ -23,7 +23,7 @@ def find_weights(network: str, weights: str) -> Path:
     """
     if "://" in weights:
         raise ValueError(f"weights: expected DEFAULT or a file, found the URL {weights}: download it and name the file")
-    if not re.fullmatch(r"DEFAULT|IMAGENET1K_[A-Z0-9]+", weights):
+    if not re.fullmatch(r"DEFAULT|(IMAGENET1K|COCO)_[A-Z0-9]+", weights):
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights: no file {weights}: expected DEFAULT or a file of weights")
         return Path(weights)

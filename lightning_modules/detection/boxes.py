@@ -103,7 +103,7 @@ def corners(offset: Tensor, anchors: Tensor, deviations: Sequence[float]) -> Ten
 
 
 class Sample(NamedTuple):
-    """n candidates of each of B images that were drawn to learn from.
+    """n candidates of each of B images that were drawn to learn from, positives first.
 
     Attributes:
         which: int64 (B,n).

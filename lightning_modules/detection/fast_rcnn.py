@@ -76,21 +76,22 @@ class RegionNetwork(nn.Module):
         features = torch.cat([self.head(self.pool(maps, b)).unflatten(0, b.shape[:2]) for b in parts], 1)
         return self.classifier(features).float(), self.regressor(features).float().unflatten(2, (-1, 4))
 
-    def pool(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
-        """The regions, each pooled to the same size: float32 (B*n,C,side,side)."""
+    def pool(self, maps: list[Tensor], boxes: Tensor, side: int | None = None) -> Tensor:
+        """The regions, each pooled to the same size: float32 (B*n,C,side,side); None is the head's side."""
+        side = side or self.side
         if len(maps) > 1:
             # Of the pyramid's five maps the coarsest is for proposals only.
-            aligned = MultiScaleRoIAlign([str(i) for i in range(4)], self.side, sampling_ratio=2)
-            height, width = (side * self.strides[0] for side in maps[0].shape[-2:])
+            aligned = MultiScaleRoIAlign([str(i) for i in range(4)], side, sampling_ratio=2)
+            height, width = (cells * self.strides[0] for cells in maps[0].shape[-2:])
             return aligned({str(i): m for i, m in enumerate(maps)}, list(boxes), [(height, width)] * len(boxes))
         number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
         number = number.expand(-1, boxes.shape[1], 1)
         if self.pooling == "align":
             rois = torch.cat([number, boxes], 2).flatten(0, 1)
-            return roi_align(maps[0], rois, self.side, 1 / self.strides[0], sampling_ratio=2, aligned=True)
+            return roi_align(maps[0], rois, side, 1 / self.strides[0], sampling_ratio=2, aligned=True)
         # The layer's boxes end with their last pixel.
         rois = torch.cat([number, boxes[..., :2], boxes[..., 2:] - 1], 2).flatten(0, 1)
-        return roi_pool(maps[0], rois, self.side, 1 / self.strides[0])
+        return roi_pool(maps[0], rois, side, 1 / self.strides[0])
 
 
 class FastRCNNNetwork(nn.Module):
@@ -112,19 +113,21 @@ DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 
 
 class Regions(NamedTuple):
-    """n regions of each of B images and what is to be said of them.
+    """n regions of each of B images and what is to be said of them, those with an object first.
 
     Attributes:
         boxes: float32 (B,n,4) xyxy in pixels.
         taken: bool (B,n): False fills up where there are too few; it is not learnt from.
         label: int64 (B,n), the paper's u: 0 for background, else 1 + the object's.
         offset: float32 (B,n,4), the paper's v, see `offsets`; of the background without meaning.
+        object: int64 (B,n), which of the image's objects it is; of the background without meaning.
     """
 
     boxes: Tensor
     taken: Tensor
     label: Tensor
     offset: Tensor
+    object: Tensor
 
 
 def draw_regions(
@@ -156,7 +159,7 @@ def draw_regions(
     boxes, chosen = boxes.gather(1, index), chosen.gather(1, drawn.which)
     label = torch.where(drawn.positive, labels.gather(1, chosen) + 1, 0)
     truth = objects.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return Regions(boxes, drawn.taken, label, offsets(truth, boxes, DEVIATIONS))
+    return Regions(boxes, drawn.taken, label, offsets(truth, boxes, DEVIATIONS), chosen)
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------
