@@ -22,6 +22,7 @@ from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.places365 import write_places365
+from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 from lightning_modules.classification.image_classifier import build_network
@@ -381,6 +382,59 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
     assert any("val/map" in row for row in rows)
     assert (run / "per_class_val.csv").read_text().count("\n") == 4
     assert list(run.glob("pictures/val_precision_recall_step=*.png"))
+
+
+# --- segmentation -----------------------------------------------------------------------------------------------------
+
+# What makes the full networks small; a narrow variant for real data is small as it is.
+UNTRAINED = ["--model.weights", "null", "--model.width", "0.1"]
+SMALL_SEGMENTERS = {
+    "deeplab_largefov_voc": UNTRAINED,
+    "deeplab_v2_resnet101_voc": UNTRAINED,
+    "deeplab_v3_voc": UNTRAINED,
+    "mask_rcnn_voc": [*UNTRAINED, "--model.frozen", "false", "--model.eval_size", "[96, 160]",
+                      "--data.image_size", "[96, 160]", "--model.train_proposals", "[200, 50]",
+                      "--model.test_proposals", "[200, 20]"],
+    "mask_rcnn_synthetic": ["--model.test_proposals", "[200, 20]"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A devkit with masks, 12 training and 4 validation pictures with the ids 0 to 3."""
+    folder = tmp_path_factory.mktemp("masks")
+    write_voc_segmentation(str(folder), classes=3, train=12, val=4, size=64)
+    (folder / "classes.txt").write_text("sky\nbuilding\npole\nroad\n")
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "segmentation").glob("*.yaml")))
+def test_every_segmentation_config_trains_on_generated_data(config: str, masks: Path) -> None:
+    path = ROOT / "configs" / "segmentation" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    instances = text["data"]["class_path"] == "VOCInstance"
+    options = SMALL_SEGMENTERS.get(config, [])
+    if instances:
+        options = [*options, "--data.classes", "[disc, square, triangle]"]
+    else:
+        options = [*options, "--data.crop_size", "64", "--data.classes", str(masks / "classes.txt")]
+    cli.run([
+        "fit", "--config", str(path), *QUICK, *options, "--data.root", str(masks / "VOCdevkit"),
+        "--data.train", "[VOC2012/train]", "--data.batch_size", "4", "--data.eval_batch_size", "4",
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+        "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)
+    assert any(("val/apr_50" if instances else "val/miou") in row for row in rows)
+    assert list(run.glob("pictures/val_step=*.png"))
+    table = "per_class_val.csv" if instances else "per_class_iou_val.csv"
+    assert (run / table).read_text().count("\n") == (4 if instances else 5)
 
 
 def test_detections_of_pictures_and_of_a_video(
