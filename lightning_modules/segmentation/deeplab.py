@@ -27,7 +27,7 @@ from lightning_modules.detection.dilated_vgg import VGG16, convolution
 from lightning_modules.segmentation.crf import DEEPLAB
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, freeze_batch_norm, load_resnet
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import VOID, cross_entropy, resize, sizes_of
+from lightning_modules.segmentation.scores import VOID, cross_entropy, of_one_size, resize, sizes_of
 
 Variant = Literal["largefov", "aspp", "resnet101"]
 CRF = Literal["largefov", "vgg16", "resnet101"]
@@ -371,13 +371,3 @@ class DeepLab(VisionModule):
             for group in caffe_groups(self.network.score)
         ]
         return [*caffe_groups(below), *head]
-
-
-def of_one_size(images: Tensor | list[Tensor]) -> Tensor:
-    """The images (B,3,H,W) of a training batch; a list of them, which differ in size, is an error."""
-    if isinstance(images, Tensor):
-        return images
-    raise ValueError(
-        "image: expected pictures of one size to train on, found several: set --data.crop_size, or --data.batch_size 1 "
-        "for whole pictures"
-    )

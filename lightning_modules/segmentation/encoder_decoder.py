@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.detection.dilated_vgg import convolution
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, sizes_of, to_maps
+from lightning_modules.segmentation.scores import cross_entropy, of_each, of_one_size, sizes_of, to_maps
 from lightning_modules.segmentation.upsampling import Upsample, Upsampling
 
 # --- network --------------------------------------------------------------------------------------------------------
@@ -99,13 +99,13 @@ class EncoderDecoder(VisionModule):
         self.network = EncoderDecoderNetwork(num_classes, upsampling, tuple(channels))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"cross_entropy": cross_entropy(self.network(self.preprocess(batch["image"])), batch["mask"])}
+        return {
+            "cross_entropy": cross_entropy(self.network(self.preprocess(of_one_size(batch["image"]))), batch["mask"])
+        }
 
     def scores(self, images: Tensor | list[Tensor]) -> list[Tensor]:
         """Logits float32 (C,h,w) of each image, uint8 (B,3,h,w) or a list of (3,h,w)."""
-        if isinstance(images, Tensor):
-            return list(self.network(self.preprocess(images)))
-        return [self.network(self.preprocess(image[None]))[0] for image in images]
+        return of_each(lambda x: self.network(self.preprocess(x)), images)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[Tensor]:
         return to_maps(self.scores(images))

@@ -23,7 +23,7 @@ from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.dilated_vgg import VGG16, convolution
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, sizes_of, to_maps
+from lightning_modules.segmentation.scores import cross_entropy, of_each, of_one_size, sizes_of, to_maps
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
 
@@ -234,19 +234,12 @@ class FCN(VisionModule):
             load_weights(self.network, find_weights(name, weights), name, *free, convert=convert)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images, mask = batch["image"], batch["mask"]
-        if not isinstance(images, Tensor):
-            raise ValueError(
-                "image: expected pictures of one size to train on, found several: set --data.crop_size, or "
-                "--data.batch_size 1 for whole pictures"
-            )
-        return {"cross_entropy": cross_entropy(self.network(self.preprocess(images)), mask, self.summed)}
+        scores = self.network(self.preprocess(of_one_size(batch["image"])))
+        return {"cross_entropy": cross_entropy(scores, batch["mask"], self.summed)}
 
     def scores(self, images: Tensor | list[Tensor]) -> list[Tensor]:
         """Logits float32 (C,h,w) of each image, uint8 (B,3,h,w) or a list of (3,h,w)."""
-        if isinstance(images, Tensor):
-            return list(self.network(self.preprocess(images)))
-        return [self.network(self.preprocess(image[None]))[0] for image in images]
+        return of_each(lambda x: self.network(self.preprocess(x)), images)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[Tensor]:
         return to_maps(self.scores(images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,26 @@ def cross_entropy(scores: Tensor, mask: Tensor, summed: bool = False) -> Tensor:
     """
     total = F.cross_entropy(scores.float(), mask, ignore_index=VOID, reduction="sum")
     return total if summed else total / (mask != VOID).sum().clamp_min(1)
+
+
+def of_one_size(images: Tensor | list[Tensor]) -> Tensor:
+    """The images (B,3,H,W) of a training batch; a list of them, which differ in size, is an error."""
+    if isinstance(images, Tensor):
+        return images
+    raise ValueError(
+        "image: expected pictures of one size to train on, found several: set --data.crop_size, or --data.batch_size 1 "
+        "for whole pictures"
+    )
+
+
+def of_each(network: Callable[[Tensor], Tensor], images: Tensor | list[Tensor]) -> list[Tensor]:
+    """Scores (C,h,w) of each image: of a tensor (B,3,H,W) at once, of a list of (3,H,W), which may differ, one by one.
+
+    Args:
+        network: images (B,3,H,W) to scores (B,C,h,w).
+        images: uint8, as in the batch contract.
+    """
+    return list(network(images)) if isinstance(images, Tensor) else [network(image[None])[0] for image in images]
 
 
 def sizes_of(batch: dict[str, Any]) -> list[tuple[int, int]] | None:
