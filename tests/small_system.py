@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+import cli
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.metrics_file import MetricsFile, read_metrics
 from callbacks.resume import LastCheckpoint, StepSeed
@@ -140,6 +142,20 @@ def outcome(folder: Path) -> dict[str, Any]:
         {k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(folder / "metrics.csv")
     ]
     return {"metrics": logged, "file": final.name, **{key: checkpoint[key] for key in keys if key in checkpoint}}
+
+
+def kill_and_resume(run: Path, step: int) -> Path:
+    """A copy of a finished run, killed some steps after a checkpoint, that has been resumed with ``--resume``.
+
+    A kill leaves that checkpoint as the last one, and a log that went further.
+    """
+    killed = run.parent.parent / f"killed_{step}" / run.name
+    shutil.copytree(run, killed)
+    for path in killed.glob("checkpoints/step=*.ckpt"):
+        if path.name > f"step={step:08d}.ckpt":
+            path.unlink()
+    cli.run(["fit", "--resume", str(killed)])
+    return killed
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -5,7 +5,6 @@ The optima that the second and third stage must find come from a solver of anoth
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from lightning_modules.detection.rcnn import RCNN, Candidates, decode, encode, m
 from lightning_modules.detection.readouts import Readout, Whitening, ridge_objective, svm_objective
 from lightning_modules.detection.selective_search import selective_search
 from tests.processes import finish, train_ranks
-from tests.small_system import differences, outcome
+from tests.small_system import differences, kill_and_resume, outcome
 
 NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 # What a module sees of a trainer: 5 batches an epoch, one rank.
@@ -519,12 +518,7 @@ def test_a_fit_and_its_resumes(
     last = checkpoint(run, 15)["rcnn"]
     assert last["moments"][:, 21].tolist() == [5] * 20
     for step in (3, 5, 7, 10, 12):
-        killed = tmp_path / f"killed{step}"
-        shutil.copytree(run, killed)
-        for path in killed.glob("checkpoints/step=*.ckpt"):
-            if path.name > f"step={step:08d}.ckpt":
-                path.unlink()
-        cli.run(["fit", "--resume", str(killed)])
+        killed = kill_and_resume(run, step)
         assert differences(expected, outcome(killed)) == [], step
         assert differences(last, checkpoint(killed, 15)["rcnn"]) == [], step
 

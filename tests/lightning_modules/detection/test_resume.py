@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import cli
 from benchmarks.detection_fps import system_of
 from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.voc import write_voc
-from tests.small_system import differences, outcome
+from tests.small_system import differences, kill_and_resume, outcome
 
 # The augmentation of each system, and the smallest network that has all that makes a resume hard.
 DETECTORS = {
@@ -100,14 +99,7 @@ def test_resume_in_mid_epoch(
     (whole,) = Path("runs/run").iterdir()
     expected = outcome(whole)
     assert expected["file"] == "step=00000015.ckpt"
-    # As a kill after step 9 leaves it: the checkpoint of step 7, and a log that went further.
-    killed = tmp_path / "killed"
-    shutil.copytree(whole, killed)
-    for path in killed.glob("checkpoints/step=*.ckpt"):
-        if path.name > "step=00000007.ckpt":
-            path.unlink()
-    cli.run(["fit", "--resume", str(killed)])
-    assert differences(expected, outcome(killed)) == []
+    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
     # A checkpoint makes its system again.
     system, _ = system_of(str(whole / "checkpoints" / expected["file"]))
     again = system.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-import cli
-from datamodules.synthetic.segmentation import write_voc_segmentation
 from lightning_modules.detection.backbones import maps_of
 from lightning_modules.detection.boxes import corners
 from lightning_modules.detection.fast_rcnn import draw_regions
@@ -31,7 +28,6 @@ from lightning_modules.segmentation.mask_rcnn import (
     own_channel,
     paste,
 )
-from tests.small_system import differences, outcome
 
 PYRAMID = {"backbone": "resnet50_fpn", "batch_norm": False, "anchor_sizes": (32, 64, 128, 256, 512)}
 
@@ -433,33 +429,3 @@ def test_perfect_predictions_have_an_average_precision_of_one() -> None:
     results = metrics.compute()
     assert results["apr_50"] == results["apr_70"] == 1
     assert results["coco/mask_map"] == pytest.approx(1)
-
-
-def test_resume_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of pictures of several sizes, with anchors and regions that are drawn in the training step."""
-    write_voc_segmentation(str(tmp_path), classes=2, train=5, val=2, size=48)
-    options = [
-        "fit", "--model", "MaskRCNN", "--model.backbone", "vgg16", "--model.width", "0.03",
-        "--model.batch_norm", "true", "--model.anchor_sizes", "[16, 32]", "--model.least", "2",
-        "--model.regions", "8", "--model.test_proposals", "[100, 20]", "--model.eval_size", "[64, 80]",
-        "--data", "VOCInstance", "--data.root", str(tmp_path / "VOCdevkit"), "--data.image_size", "[64, 80]",
-        "--data.batch_size", "2", "--data.num_workers", "0",
-        "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu",
-        "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
-        "--wandb.mode", "disabled", "--last.every_n_steps", "7", "--last.keep", "9", "--experiment", "run",
-        "--model.schedule", "lightning_modules.schedules.Cosine",
-    ]  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    cli.run(options)
-    (whole,) = Path("runs/run").iterdir()
-    expected = outcome(whole)
-    assert expected["file"] == "step=00000015.ckpt"
-    assert list(whole.glob("pictures/val_step=*.png"))
-    # As a kill after step 9 leaves it: the checkpoint of step 7, and a log that went further.
-    killed = tmp_path / "killed"
-    shutil.copytree(whole, killed)
-    for path in killed.glob("checkpoints/step=*.ckpt"):
-        if path.name > "step=00000007.ckpt":
-            path.unlink()
-    cli.run(["fit", "--resume", str(killed)])
-    assert differences(expected, outcome(killed)) == []

@@ -1,0 +1,68 @@
+"""A segmentation run resumed in the middle of an epoch ends in the same bits, with all that is random in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cli
+from benchmarks.detection_fps import system_of
+from datamodules.synthetic.segmentation import write_voc_segmentation
+from tests.small_system import differences, kill_and_resume, outcome
+
+SEMANTIC = ["--data", "VOCSegmentation", "--data.crop_size", "64", "--data.color_jitter", "0.3"]
+
+# The smallest network of each that has all that makes a resume hard.
+SEGMENTERS = {
+    # With dropout.
+    "fcn": ["--model", "FCN", "--model.width", "0.03", "--model.batch_norm", "true", "--model.pad", "1", *SEMANTIC],
+    "encoder_decoder": ["--model", "EncoderDecoder", "--model.channels", "[8, 8, 8]", *SEMANTIC],
+    "deeplab": [
+        "--model", "DeepLab", "--model.variant", "aspp", "--model.width", "0.03", "--model.batch_norm", "true",
+        "--model.scales", "[1, 0.5]", *SEMANTIC,
+    ],
+    "deeplab_v3": [
+        "--model", "DeepLabV3", "--model.backbone", "resnet18", "--model.width", "0.1", "--model.multi_grid", "[1, 2]",
+        *SEMANTIC,
+    ],
+    # Anchors and regions are drawn in the training step, and pictures differ in size.
+    "mask_rcnn": [
+        "--model", "MaskRCNN", "--model.backbone", "vgg16", "--model.width", "0.03", "--model.batch_norm", "true",
+        "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
+        "--model.test_proposals", "[100, 20]", "--data", "VOCInstance", "--data.image_size", "[64, 80]",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten training pictures and four for validation, of two classes and the background."""
+    folder = tmp_path_factory.mktemp("masks")
+    write_voc_segmentation(str(folder), classes=2, train=5, val=2, size=64)
+    (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
+    return folder
+
+
+@pytest.mark.parametrize("segmenter", SEGMENTERS)
+def test_resume_in_mid_epoch(segmenter: str, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SEGMENTERS[segmenter]
+    classes = "[disc, square]" if "VOCInstance" in own else str(devkit / "classes.txt")
+    options = [
+        "fit", *own, "--data.root", str(devkit / "VOCdevkit"), "--data.classes", classes,
+        "--data.train", "[VOC2012/train]", "--data.batch_size", "2",
+        "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+        "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--last.every_n_steps", "7",
+        "--last.keep", "9", "--experiment", "run", "--model.schedule", "lightning_modules.schedules.Cosine",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    cli.run(options)
+    (whole,) = Path("runs/run").iterdir()
+    expected = outcome(whole)
+    assert expected["file"] == "step=00000015.ckpt"
+    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
+    # A checkpoint makes its system again.
+    system, _ = system_of(str(whole / "checkpoints" / expected["file"]))
+    again = system.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
+    assert type(again).__name__ == own[1]
