@@ -61,7 +61,7 @@ class PredictionWriter(pl.Callback):
     pixels of the picture on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
     ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class.
 
-    Masks are written to ``<run>/masks/<path of the picture in its folder>.png``, named as ``mask`` in the line of JSON:
+    Masks are written to ``<run>/masks/<path of the annotated copy>``, with ``.png`` for ``.jpg``, named as ``mask`` in the line of JSON:
     PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the classes' ids, of
     detections with masks 1 for the first detection and so on, those with a score of .3 or more.
 
@@ -107,7 +107,8 @@ class PredictionWriter(pl.Callback):
                 continue
             is_frame = "fps" in truth
             file, suffix = (source.rpartition("#")[0], ".mp4") if is_frame else (source, ".jpg")
-            target = Path("predictions") / annotated_name(file, folder, suffix)
+            copy = annotated_name(file, folder, suffix)
+            target = Path("predictions") / copy
             with harmless("annotated pictures", self._told):
                 (run / target).parent.mkdir(parents=True, exist_ok=True)
                 if is_frame:
@@ -116,8 +117,9 @@ class PredictionWriter(pl.Callback):
                     annotate(read_original(source, image), image, prediction, names).save(run / target, quality=92)
             line = {"file": source, "annotated": target.as_posix()}
             if (ids := ids_of(prediction)) is not None:
-                # Of the frame 3 of film.avi: film.avi#3.png
-                mask = Path("masks") / annotated_name(file, folder, f"{source.removeprefix(file)}.png")
+                # Of a.jpg a.png, which is what VOC's evaluation server takes; of the frame 3 of film.avi film.avi#3.png.
+                frame = f"{source.removeprefix(file)}.png"
+                mask = Path("masks") / (annotated_name(file, folder, frame) if is_frame else copy.with_suffix(".png"))
                 save_ids(ids, (round(image.shape[-1] * scale[0]), round(image.shape[-2] * scale[1])), run / mask)
                 line["mask"] = mask.as_posix()
             line |= record

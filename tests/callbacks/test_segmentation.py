@@ -144,7 +144,8 @@ def test_prediction_writes_masks_in_the_pictures_own_pixels(tmp_path: Path) -> N
     t.predict(Segments(), DataLoader(Files(paths), batch_size=2), return_predictions=False)  # type: ignore[arg-type]
     records = json.loads((run / "predictions.json").read_text())
     assert [record["file"] for record in records] == [str(path) for path in paths]
-    assert len({record["mask"] for record in records}) == 4
+    # Of a.jpg as VOC's evaluation server takes it, and no two pictures share a file.
+    assert [record["mask"][6:] for record in records] == ["a.png", "sub/a.png", "b.png.png", "a.jpg.png.png"]
     for record in records:
         with Image.open(run / record["mask"]) as mask:
             assert (mask.mode, mask.size) == ("P", (50, 30))
