@@ -7,6 +7,7 @@ def import_all() -> None:
     import datamodules.food101
     import datamodules.image_folder
     import datamodules.imagenet
+    import datamodules.instance_crops
     import datamodules.places365
     import datamodules.segmentation
     import datamodules.voc

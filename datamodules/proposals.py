@@ -42,8 +42,8 @@ MAGIC = b"boxes 1\n"
 
 
 def path_of(folder: str, name: str) -> str:
-    """Where the boxes of a picture lie, whose path relative to the devkit is ``name``."""
-    return os.path.join(folder, f"{name}.boxes")
+    """Where the boxes of a picture lie, whose path relative to the devkit is ``name``; SBD lies beside the devkit."""
+    return os.path.join(folder, f"{name.replace('../', '')}.boxes")
 
 
 def write_boxes(path: str, boxes: np.ndarray, top: int) -> None:
@@ -219,7 +219,8 @@ def summary(folder: str, annotations: Annotations) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Computes what is missing; returns the exit status."""
-    from datamodules.voc import VOCDetection  # which reads these files, and so imports this one
+    from datamodules.segmentation import VOCSegmentation  # these read such files, and so import this one
+    from datamodules.voc import VOCDetection
 
     parser = argparse.ArgumentParser(prog="python -m datamodules.proposals", description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the folder VOCdevkit, or the one that it lies in")
@@ -228,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", nargs="+", help="names in label order, or a file of them; default: VOC's")
     parser.add_argument("--top", type=int, default=2000, help="boxes of a picture at most; default: %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
+    parser.add_argument("--masks", action="store_true", help="sets of ImageSets/Segmentation and SBD, for DeconvNet")
+    parser.add_argument("--sbd", help="with --masks: benchmark_RELEASE; default: the one beside VOCdevkit")
     parser.add_argument("--picture", help="PNG to draw the first picture's regions in, as they grow")
     options = parser.parse_args(arguments)
     classes = options.classes
@@ -237,15 +240,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("top", "workers"):
             if getattr(options, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, found {getattr(options, name)}")
-        data = VOCDetection(options.root, train=options.sets, classes=classes)
-        annotations = data.annotations("train")
-        names = list(dict.fromkeys(annotations.images[i] for i in range(len(annotations.images))))
+        annotations: Annotations | None = None
+        if options.masks:
+            masks = VOCSegmentation(options.root, train=options.sets, sbd=options.sbd)
+            devkit, images = masks.devkit, masks.files("train").pictures
+        else:
+            data = VOCDetection(options.root, train=options.sets, classes=classes)
+            annotations = data.annotations("train")
+            devkit, images = data.devkit, annotations.images
+        names = list(dict.fromkeys(images[i] for i in range(len(images))))
         if options.picture:
-            draw(os.path.join(data.devkit, names[0]), options.picture)
+            draw(os.path.join(devkit, names[0]), options.picture)
         left, remarks = left_to_do(options.out, names, options.top)
         for line in remarks:
             print(f"computed anew: {line}", file=sys.stderr)
-        jobs = [(os.path.join(data.devkit, name), path_of(options.out, name), options.top) for name in left]
+        jobs = [(os.path.join(devkit, name), path_of(options.out, name), options.top) for name in left]
         print(f"{len(names)} pictures, {len(names) - len(left)} have their boxes in {options.out} already")
         broken = 0
         try:
@@ -256,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped: the same command goes on", file=sys.stderr)
             return 130
-        print(summary(options.out, annotations))
+        if annotations is not None:
+            print(summary(options.out, annotations))
     except (OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

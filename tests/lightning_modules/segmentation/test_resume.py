@@ -15,9 +15,18 @@ SEMANTIC = ["--data", "VOCSegmentation", "--data.crop_size", "64", "--data.color
 
 # The smallest network of each that has all that makes a resume hard.
 SEGMENTERS = {
+    # Pixels to train on are drawn in the training step.
+    "patch_classifier": [
+        "--model", "PatchClassifier", "--model.width", "0.1", "--model.patch", "24",
+        "--model.patches_per_image", "4", *SEMANTIC,
+    ],
     # With dropout.
     "fcn": ["--model", "FCN", "--model.width", "0.03", "--model.batch_norm", "true", "--model.pad", "1", *SEMANTIC],
     "encoder_decoder": ["--model", "EncoderDecoder", "--model.channels", "[8, 8, 8]", *SEMANTIC],
+    # Objects to cut out are drawn in the workers.
+    "deconvnet": [
+        "--model", "DeconvNet", "--model.width", "0.01", "--model.inference", "image", "--data", "VOCInstanceCrops",
+    ],
     "deeplab": [
         "--model", "DeepLab", "--model.variant", "aspp", "--model.width", "0.03", "--model.batch_norm", "true",
         "--model.scales", "[1, 0.5]", *SEMANTIC,
