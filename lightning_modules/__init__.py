@@ -15,8 +15,10 @@ def import_all() -> None:
     import lightning_modules.detection.ssd
     import lightning_modules.detection.yolo_v1
     import lightning_modules.detection.yolo_v2
+    import lightning_modules.segmentation.deconvnet
     import lightning_modules.segmentation.deeplab
     import lightning_modules.segmentation.deeplab_v3
     import lightning_modules.segmentation.encoder_decoder
     import lightning_modules.segmentation.fcn
-    import lightning_modules.segmentation.mask_rcnn  # noqa: F401
+    import lightning_modules.segmentation.mask_rcnn
+    import lightning_modules.segmentation.patch_classifier  # noqa: F401

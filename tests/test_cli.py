@@ -389,6 +389,11 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
 # What makes the full networks small; a narrow variant for real data is small as it is.
 UNTRAINED = ["--model.weights", "null", "--model.width", "0.1"]
 SMALL_SEGMENTERS = {
+    "deconvnet_camvid": ["--data.crop_size", "224"],
+    "deconvnet_stage1_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224"],
+    "deconvnet_stage2_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224",
+                             "--model.inference", "image", "--data.crops", "objects", "--data.proposals", "null"],
+    "patch_classifier_voc": [*UNTRAINED, "--model.patch", "32"],
     "deeplab_largefov_voc": UNTRAINED,
     "deeplab_v2_resnet101_voc": UNTRAINED,
     "deeplab_v3_voc": UNTRAINED,
@@ -422,7 +427,7 @@ def test_every_segmentation_config_trains_on_generated_data(config: str, masks: 
     if instances:
         options = [*options, "--data.classes", "[disc, square, triangle]"]
     else:
-        options = [*options, "--data.crop_size", "64", "--data.classes", str(masks / "classes.txt")]
+        options = ["--data.crop_size", "64", *options, "--data.classes", str(masks / "classes.txt")]
     cli.run([
         "fit", "--config", str(path), *QUICK, *options, "--data.root", str(masks / "VOCdevkit"),
         "--data.train", "[VOC2012/train]", "--data.batch_size", "4", "--data.eval_batch_size", "4",
