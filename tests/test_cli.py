@@ -389,7 +389,7 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
 # What makes the full networks small; a narrow variant for real data is small as it is.
 UNTRAINED = ["--model.weights", "null", "--model.width", "0.1"]
 SMALL_SEGMENTERS = {
-    "deconvnet_camvid": ["--data.crop_size", "224"],
+    "deconvnet_camvid": ["--data.crop_size", "160"],
     "deconvnet_stage1_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224"],
     "deconvnet_stage2_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224",
                              "--model.inference", "image", "--data.crops", "objects", "--data.proposals", "null"],

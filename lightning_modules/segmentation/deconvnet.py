@@ -31,8 +31,6 @@ from lightning_modules.segmentation.upsampling import max_unpooling
 
 Inference = Literal["image", "proposals"]
 
-SIDE = 224  # of what the network looks at, in pixels
-LEAST = 193  # of which five poolings leave the seven cells of fc6
 CONTEXT = 1.2  # by which boxes are enlarged
 AT_ONCE = 10  # crops that go through the network together in evaluation
 
@@ -67,27 +65,30 @@ def normalised(layer: nn.Module, channels: int, norm: bool) -> list[nn.Module]:
 class DeconvNetwork(nn.Module):
     """Figure 2's network: normalised images float (B,3,H,W), 193 pixels or more, to logits float32 (B,C,H,W).
 
-    Parameters, for 21 classes: 251,805,653; without batch normalisation 251,772,245. Of 224 pixels fc6 leaves one cell.
-    Of larger pictures it leaves several, and where their parts overlap in the decoder they add up, which only a network
-    that was trained on them knows.
+    Parameters, for 21 classes: 251,805,653; without batch normalisation 251,772,245. Of 224 pixels fc6 leaves one cell,
+    which has to say all: what the object is and where its parts are. Of larger pictures, or with a smaller kernel, it
+    leaves several, and where their parts overlap in the decoder they add up, which only a network that was trained on
+    them knows.
 
     Args:
         num_classes: C.
         width: multiplies all channels.
         batch_norm: after each convolution.
+        fc6_kernel: side of fc6 and of its deconvolution. Least pictures have 32 (fc6_kernel - 1) + 1 pixels.
     """
 
-    def __init__(self, num_classes: int = 21, width: float = 1.0, batch_norm: bool = True) -> None:
+    def __init__(self, num_classes: int = 21, width: float = 1.0, batch_norm: bool = True, fc6_kernel: int = 7) -> None:
         super().__init__()
+        self.least = 32 * (fc6_kernel - 1) + 1
 
         def scaled(channels: int) -> int:
             return max(1, round(channels * width))
 
         plan: list[int | str] = [scaled(c) if isinstance(c, int) else c for c in VGG16]
         self.features = make_layers(plan, batch_norm)
-        self.fc6 = nn.Sequential(*convolution(scaled(512), scaled(4096), 7, batch_norm))
+        self.fc6 = nn.Sequential(*convolution(scaled(512), scaled(4096), fc6_kernel, batch_norm))
         self.fc7 = nn.Sequential(*convolution(scaled(4096), scaled(4096), 1, batch_norm))
-        up = nn.ConvTranspose2d(scaled(4096), scaled(512), 7)
+        up = nn.ConvTranspose2d(scaled(4096), scaled(512), fc6_kernel)
         self.fc6_deconv = nn.Sequential(*normalised(up, scaled(512), batch_norm))
         self.decoder = nn.ModuleList()
         into = 512
@@ -108,10 +109,10 @@ class DeconvNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < LEAST:
+        if min(x.shape[2:]) < self.least:
             raise ValueError(
-                f"DeconvNet: expected {LEAST} pixels or more to either side, found {x.shape[3]}x{x.shape[2]}: "
-                f"resize them to {SIDE} (--data.image_size, --data.crop_size)"
+                f"DeconvNet: expected {self.least} pixels or more to either side, found {x.shape[3]}x{x.shape[2]}: "
+                "take larger ones (--data.image_size, --data.crop_size, --model.side) or a smaller --model.fc6_kernel"
             )
         passed = []
         for layer in self.features:
@@ -130,9 +131,9 @@ class DeconvNetwork(nn.Module):
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-def to_side(pixels: Tensor) -> Tensor:
-    """Images float (B,3,h,w) as large as the network's, whatever their aspect: (B,3,224,224)."""
-    return F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
+def to_side(pixels: Tensor, side: int) -> Tensor:
+    """Images float (B,3,h,w) as large as the network's, whatever their aspect: (B,3,side,side)."""
+    return F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
 
 
 def windows(boxes: Tensor, count: int, least: int) -> list[list[int]]:
@@ -151,16 +152,19 @@ def windows(boxes: Tensor, count: int, least: int) -> list[list[int]]:
     return edges[(edges[:, 2:] - edges[:, :2] >= least).all(1)][:count].tolist()
 
 
-def score_windows(network: nn.Module, pixels: Tensor, boxes: Sequence[Sequence[int]], num_classes: int) -> Tensor:
+def score_windows(
+    network: nn.Module, pixels: Tensor, boxes: Sequence[Sequence[int]], num_classes: int, side: int
+) -> Tensor:
     """For each pixel and class the highest score in any window, and no less than 0: float32 (C,h,w) (section 4.4).
 
     Those are the network's logits, as in the authors' code, not their softmax.
 
     Args:
-        network: float (B,3,224,224) to logits (B,C,224,224).
+        network: float (B,3,side,side) to logits (B,C,side,side).
         pixels: a normalised image, float (3,h,w); beyond it there is the mean colour.
         boxes: see `windows`.
         num_classes: C.
+        side: of what the network looks at.
     """
     height, width = pixels.shape[1:]
     scores = pixels.new_zeros(num_classes, height, width, dtype=torch.float32)
@@ -169,7 +173,7 @@ def score_windows(network: nn.Module, pixels: Tensor, boxes: Sequence[Sequence[i
         for left, top, right, bottom in boxes[first : first + AT_ONCE]:
             rows, columns = slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right))
             beyond = (columns.start - left, right - columns.stop, rows.start - top, bottom - rows.stop)
-            crops.append(to_side(F.pad(pixels[:, rows, columns], beyond)[None]))
+            crops.append(to_side(F.pad(pixels[:, rows, columns], beyond)[None], side))
             places.append((rows, columns, beyond, (bottom - top, right - left)))
         for found, (rows, columns, beyond, size) in zip(network(torch.cat(crops)), places, strict=True):
             inner = F.pad(resize(found, size), [-side for side in beyond])
@@ -190,11 +194,12 @@ class DeconvNet(VisionModule):
     Args:
         num_classes: C; ``train.py`` takes it from the data.
         class_names: one name a class; ``train.py`` takes them from the data.
-        width, batch_norm: see `DeconvNetwork`.
+        width, batch_norm, fc6_kernel: see `DeconvNetwork`.
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights of VGG16, of which fc6 and fc7
             are taken too; or a file: of these, or the checkpoint of the stage before.
-        inference: ``proposals`` is the paper's, see `score_windows`; ``image`` looks at the whole image once, at
-            224x224, for a network that was trained so.
+        inference: ``proposals`` is the paper's, see `score_windows`; ``image`` looks at the whole image once, for a
+            network that was trained so.
+        side: what it looks at in inference is warped to side x side pixels.
         proposals: how many proposals are looked at; the paper's 50.
         least_side: proposals that are smaller, with the context around them, are passed over; the authors' 112 pixels.
         ensemble: checkpoint of an `FCN`, whose class probabilities are multiplied with this network's. The paper takes
@@ -212,8 +217,10 @@ class DeconvNet(VisionModule):
         class_names: list[str] | None = None,
         width: float = 1.0,
         batch_norm: bool = True,
+        fc6_kernel: int = 7,
         weights: str | None = None,
         inference: Inference = "proposals",
+        side: int = 224,
         proposals: int = 50,
         least_side: int = 112,
         ensemble: str | None = None,
@@ -225,11 +232,13 @@ class DeconvNet(VisionModule):
         self.save_arguments(inspect.currentframe())
         if inference not in ("image", "proposals"):
             raise ValueError(f"inference: expected image or proposals, found {inference}")
+        if not 1 <= fc6_kernel <= 7:
+            raise ValueError(f"fc6_kernel: expected 1 to 7, found {fc6_kernel}")
         if proposals < 1 or least_side < 1:
             raise ValueError(f"proposals, least_side: expected 1 or more, found {proposals} and {least_side}")
-        self.num_classes, self.class_names = num_classes, class_names
+        self.num_classes, self.class_names, self.side = num_classes, class_names, side
         self.inference, self.proposals, self.least_side, self.crf = inference, proposals, least_side, crf
-        self.network = DeconvNetwork(num_classes, width, batch_norm)
+        self.network = DeconvNetwork(num_classes, width, batch_norm, fc6_kernel)
         if weights is not None:
             name = "vgg16_bn" if batch_norm else "vgg16"
             free = ["fc6", "fc7", "fc6_deconv", "decoder", "score"]
@@ -258,12 +267,14 @@ class DeconvNet(VisionModule):
         """
         pixels = [self.preprocess(image[None]) for image in images]
         if self.inference == "image":
-            found = list(self.network(torch.cat([to_side(p) for p in pixels])))
+            found = list(self.network(torch.cat([to_side(p, self.side) for p in pixels])))
         else:
             boxes, there = external_proposals(images, proposals)
             chosen = [windows(b[t], self.proposals, self.least_side) for b, t in zip(boxes, there, strict=True)]
             pairs = zip(pixels, chosen, strict=True)
-            found = [score_windows(self.network, p[0], looked_at, self.num_classes) for p, looked_at in pairs]
+            found = [
+                score_windows(self.network, p[0], looked_at, self.num_classes, self.side) for p, looked_at in pairs
+            ]
         sizes = [(image.shape[1], image.shape[2]) for image in images] if sizes is None else sizes
         found = [resize(scores, size) for scores, size in zip(found, sizes, strict=True)]
         for other in self.others:

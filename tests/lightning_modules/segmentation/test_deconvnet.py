@@ -74,10 +74,17 @@ def test_a_score_for_every_pixel(size: tuple[int, int]) -> None:
         assert network(torch.randn(1, 3, *size)).shape == (1, 3, *size)
 
 
+def test_a_smaller_fc6_leaves_more_cells() -> None:
+    network = DeconvNetwork(3, 0.02, fc6_kernel=3).eval()
+    cells = []
+    network.fc7.register_forward_hook(lambda *args: cells.append(tuple(args[2].shape[2:])))
+    with torch.inference_mode():
+        assert network(torch.randn(1, 3, 160, 65)).shape == (1, 3, 160, 65)
+    assert cells == [(3, 1)]
+
+
 def test_a_picture_that_is_too_small() -> None:
-    with pytest.raises(
-        ValueError, match="expected 193 pixels or more to either side, found 192x300: resize them to 224"
-    ):
+    with pytest.raises(ValueError, match="expected 193 pixels or more to either side, found 192x300: take larger ones"):
         DeconvNetwork(3, 0.02)(torch.zeros(1, 3, 300, 192))
 
 
@@ -174,7 +181,6 @@ def blend(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def test_windows_put_together_as_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against loops over windows and pixels; the side is 16, so that crops are enlarged and no filter is needed."""
-    monkeypatch.setattr(deconvnet, "SIDE", 16)
     monkeypatch.setattr(deconvnet, "AT_ONCE", 3)
     torch.manual_seed(0)
     network = nn.Conv2d(3, 4, 3, padding=1)
@@ -196,7 +202,7 @@ def test_windows_put_together_as_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch)
                 for x in range(max(0, left), min(24, right)):
                     expected[:, y, x] = np.maximum(expected[:, y, x], scores[:, y - top, x - left])
         with torch.inference_mode():
-            found = score_windows(network, image, boxes, 4)
+            found = score_windows(network, image, boxes, 4, 16)
         np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
         assert (found >= 0).all()
 
@@ -242,7 +248,7 @@ def test_whole_pictures_of_any_size() -> None:
     images = pictures((60, 80), (300, 250))
     with torch.inference_mode():
         scores = module.scores(images)
-        one = module.network(deconvnet.to_side(module.preprocess(images[0][None])))
+        one = module.network(deconvnet.to_side(module.preprocess(images[0][None]), 224))
         maps = module.predict(images)
         same = module.predict(torch.stack([images[0]] * 2))
     assert [tuple(s.shape) for s in scores] == [(3, 60, 80), (3, 300, 250)]
