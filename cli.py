@@ -46,7 +46,7 @@ RUNS = Path("runs")
 # What a run's config.yaml holds for its own command only, and what must not be carried to the next one.
 NOT_INHERITED = ("ckpt_path", "weights_only", "verbose", "return_predictions", "resume")
 # What a model takes from its data, where both know it.
-LINKED = ("num_classes", "class_names", "attributes", "ingredient_names")
+LINKED = ("num_classes", "class_names", "attributes", "ingredient_names", "joint_names")
 
 
 class SaveRunConfig(SaveConfigCallback):

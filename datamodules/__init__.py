@@ -8,6 +8,8 @@ def import_all() -> None:
     import datamodules.image_folder
     import datamodules.imagenet
     import datamodules.instance_crops
+    import datamodules.lsp
+    import datamodules.mpii
     import datamodules.places365
     import datamodules.segmentation
     import datamodules.voc

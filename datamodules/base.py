@@ -16,8 +16,12 @@ detection             ``target`` list of {boxes float32 (N,4) xyxy pixels, label
                       list of float32 (N,4) xyxy pixels, best first: boxes that may hold objects
 segmentation          ``mask`` int64 (B,H,W), 255 = void, in training, a list where sizes differ; in evaluation
                       ``original_mask``, list of int64 (h,w) at the pictures' own sizes
-pose                  ``keypoints`` float32 (B,K,2) pixels, ``labelled`` bool (B,K), ``head_size`` float32 (B,),
-                      ``to_original`` float32 (B,2,3)
+pose                  ``keypoints`` float32 (B,K,2) in the image's pixels, centres at whole numbers, maybe outside, 0
+                      where not labelled; ``labelled`` bool (B,K); ``head_size`` float32 (B,) in pixels of the picture
+                      on disk, nan where unknown; ``to_original`` float32 (B,2,3), from the image to the picture on
+                      disk; an ``id`` is <path>#<person>. Whole pictures: ``target``, list of {boxes float32 (N,4) xyxy
+                      edges, labels int64 (N,) of 0, keypoints (N,K,2), labelled (N,K), head_size (N,)}, and
+                      ``to_original``. Prediction: ``to_original`` alone
 style                 ``content``, ``style`` uint8 (B,3,H,W)
 ====================  =========================================================================================
 

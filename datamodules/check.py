@@ -1,8 +1,8 @@
 """Examines a dataset before a long run: ``python -m datamodules.check --data ImageNet --data.root DIR``.
 
-Every picture is read, and every mask. The report counts pictures, objects or pixels a class and split, kinds and sizes;
-it names what cannot be read, what lies in two splits and what differs from the expected tree. The exit status is 1
-where there is a problem.
+Every picture is read, and every mask. The report counts pictures, objects or pixels a class and split, people and their
+joints, kinds and sizes; it names what cannot be read, what lies in two splits and what differs from the expected tree.
+The exit status is 1 where there is a problem.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from datamodules import import_all
 from datamodules.base import Split
 from datamodules.image_folder import ClassificationData, PackedStrings
 from datamodules.images import BrokenImageError, DatasetError, EncodedImage, image_size
+from datamodules.pose import PoseData
 from datamodules.segmentation import Files, MaskTree, count_ids, masks_and_boxes, read_mask, read_objects
 from datamodules.transforms import VOID
 from datamodules.voc import VOCDetection
@@ -79,10 +80,13 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
+Sizes = list[tuple[int, int]]  # (height, width)
 Owners = dict[bytes, list[tuple[str, str, str]]]  # of a digest: split, class, name
 
 
-def check(data: ClassificationData | VOCDetection | MaskTree, workers: int = 1, progress: bool = False) -> Report:
+def check(
+    data: ClassificationData | VOCDetection | MaskTree | PoseData, workers: int = 1, progress: bool = False
+) -> Report:
     """Examines all splits of a dataset.
 
     Args:
@@ -100,13 +104,15 @@ def check(data: ClassificationData | VOCDetection | MaskTree, workers: int = 1, 
         _check_objects(data, report, read)
     elif isinstance(data, MaskTree):
         _check_masks(data, report, read, workers, progress)
+    elif isinstance(data, PoseData):
+        _check_people(data, report, read)
     else:
         _check_classes(data, report, read)
     _check_duplicates(owners, report)
     return report
 
 
-def _check_classes(data: ClassificationData, report: Report, read: Callable[..., None]) -> None:
+def _check_classes(data: ClassificationData, report: Report, read: Callable[..., Sizes]) -> None:
     report.notes.append(f"{len(data.classes or ())} classes")
     seen: set[str] = set()
     for split in SPLITS:
@@ -127,7 +133,7 @@ def _check_classes(data: ClassificationData, report: Report, read: Callable[...,
             read(data.folder, listing.names, classes, title)
 
 
-def _check_objects(data: VOCDetection, report: Report, read: Callable[..., None]) -> None:
+def _check_objects(data: VOCDetection, report: Report, read: Callable[..., Sizes]) -> None:
     report.notes.append(f"{len(data.class_names)} classes")
     seen: set[tuple[str, ...]] = set()
     for split in SPLITS:
@@ -181,7 +187,7 @@ def examine_masks(files: Files, root: str, classes: int) -> MaskFinding:
         return MaskFinding(nothing, str(error))
 
 
-def _check_masks(data: MaskTree, report: Report, read: Callable[..., None], workers: int, progress: bool) -> None:
+def _check_masks(data: MaskTree, report: Report, read: Callable[..., Sizes], workers: int, progress: bool) -> None:
     names = data.class_names
     report.notes.append(f"{len(names)} classes")
     seen: set[tuple[str, ...]] = set()
@@ -220,6 +226,42 @@ def _check_masks(data: MaskTree, report: Report, read: Callable[..., None], work
         read(data.devkit, files.pictures, [""] * len(files), title)
 
 
+def _check_people(data: PoseData, report: Report, read: Callable[..., Sizes]) -> None:
+    names = data.joint_names
+    report.notes.append(f"{len(names)} joints")
+    # MPII's test split is its val, and LSP's usually is: what is the same is examined once.
+    seen: set[tuple[str, ...]] = set()
+    for split in SPLITS:
+        try:
+            people = data.people(split)
+        except DatasetError as error:
+            report.problems.append(str(error))
+            continue
+        held = tuple(people.name(i) for i in range(len(people)))
+        if held in seen or not held:
+            report.notes += [] if held else [f"{split}: no people"]
+            continue
+        seen.add(held)
+        counts, each = people.labelled.sum(0), people.labelled.sum(1)
+        heads = np.isfinite(people.head_size).sum()
+        report.notes.append(
+            f"{split}: {len(people.images)} pictures, {len(people)} people, {counts.sum()} labelled joints, "
+            f"{each.min()} to {each.max()} a person, {heads} people with a head box"
+        )
+        report.notes += _counts(counts, names)
+        report.notes += [f"{split}: {line}" for line in people.remarks()]
+        sizes = np.array(read(data.folder, people.images, [""] * len(people.images), split))[people.picture]
+        # What a picture shows reaches half a pixel beyond the centres of its outermost ones.
+        limits = sizes[:, None, ::-1] - 0.5
+        outside = (
+            people.labelled
+            & ((people.keypoints < -0.5) | (people.keypoints > limits)).any(-1)
+            & (sizes > 0).any(1)[:, None]
+        )
+        if outside.any():
+            report.notes.append(f"  {outside.sum()} joints of {outside.any(1).sum()} people lie outside of the picture")
+
+
 def _spread(counts: np.ndarray, classes: Sequence[str]) -> str:
     few, many = int(np.argmin(counts)), int(np.argmax(counts))
     least, most = (f"{counts[i]} ({classes[i]})" for i in (few, many))
@@ -241,14 +283,17 @@ def _read_pictures(
     owners: Owners,
     workers: int,
     progress: bool,
-) -> None:
+) -> Sizes:
+    """Examines pictures; gives the (height, width) of each, (0, 0) where it cannot be read."""
     modes: Counter[str] = Counter()
-    sizes: list[tuple[int, int]] = []
+    sizes: Sizes = []
+    each: Sizes = []
     broken: list[str] = []
     odd: list[str] = []
     paths = [os.path.join(folder, names[i]) for i in range(len(names))]
     for i, finding in enumerate(_bar(_examine_all(paths, workers, examine), len(paths), f"reading {title}", progress)):
         name = names[i]
+        each.append((finding.height, finding.width))
         if finding.error:
             broken.append(f"{name}: {finding.error}")
             continue
@@ -264,6 +309,7 @@ def _read_pictures(
         heights, widths = np.array(sizes).T
         spread = f"{widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}"
         report.notes.append(f"  width x height: {spread}, median {np.median(widths):g}x{np.median(heights):g}")
+    return each
 
 
 def _check_duplicates(owners: Owners, report: Report) -> None:
@@ -312,7 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_all()
     parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
     parser.add_subclass_arguments(
-        (ClassificationData, VOCDetection, MaskTree), "data", required=True, help="the dataset, as for train.py"
+        (ClassificationData, VOCDetection, MaskTree, PoseData),
+        "data",
+        required=True,
+        help="the dataset, as for train.py",
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
     options = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from functools import partial
 from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.places365 import write_places365
 from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.voc import write_voc
@@ -23,6 +25,7 @@ WRITERS: dict[str, Callable[..., object]] = {
     "fer2013": write_fer2013,
     "food101": write_food101,
     "imagenet": write_imagenet,
+    "mpii": write_mpii,
     "voc": write_voc,
     "voc_segmentation": write_voc_segmentation,
     "yummly": write_yummly,
@@ -94,13 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DIR", help="where to write it")
     own = argparse.SUPPRESS  # the writer's default
     parser.add_argument("--classes", type=int, default=own, help="number of classes")
-    parser.add_argument("--train", type=int, default=own, help="training pictures a class")
-    parser.add_argument("--val", type=int, default=own, help="validation pictures a class")
+    parser.add_argument("--train", type=int, default=own, help="training pictures a class; of mpii in all")
+    parser.add_argument("--val", type=int, default=own, help="validation pictures a class; of mpii in all")
     parser.add_argument("--size", type=int, default=own, help="shorter side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
     parser.add_argument("--force", action="store_true", help="write among other files too")
     options = vars(parser.parse_args(arguments))
     layout, folder, force = options.pop("layout"), options.pop("folder"), options.pop("force")
+    strange = [name for name in options if name not in inspect.signature(WRITERS[layout]).parameters]
+    if strange:
+        parser.error(f"{layout} has no --{strange[0]}")
     try:
         entries = write(layout, folder, force, **options)
     except (ValueError, OSError) as error:

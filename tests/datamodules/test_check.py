@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,8 +13,10 @@ from PIL import Image
 
 from datamodules.check import check, main
 from datamodules.image_folder import ImageFolder
+from datamodules.mpii import MPII
 from datamodules.segmentation import VOCInstance, VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.voc import write_voc
 from datamodules.voc import VOCDetection
@@ -149,3 +152,29 @@ def test_pixels_and_objects_are_counted_and_wrong_masks_named(
         ("the same picture in several splits", "found RGB", "no mask", "found 6x5", "found id 99", "not a picture")
     ):
         assert any(expected in line and train[i] in line for line in problems), expected
+
+
+def test_people_and_their_joints_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mpii(str(tmp_path), train=5, val=3, size=32)
+    assert main(["--data", "MPII", "--data.root", str(tmp_path), "--workers", "1"]) == 0
+    report = capsys.readouterr().out
+    people = MPII(str(tmp_path)).people("train")
+    assert (
+        f"train: {len(people.images)} pictures, {len(people)} people, {people.labelled.sum()} labelled joints" in report
+    )
+    assert f"  left_wrist: {people.labelled[:, 15].sum()}\n" in report
+    assert "test: " not in report, "what is the same is examined once"
+
+    path = tmp_path / "annot" / "train.json"
+    path.parent.mkdir()
+    joints = [[5.0 + k, 9.0] for k in range(16)]
+    person = {"image": "000000001.jpg", "center": [9, 9], "scale": 0.1, "joints": joints, "joints_vis": [1] * 16}
+    far = {**person, "image": "000000002.jpg", "joints": [[900.0, 5.0], [0.2, 5.0], *joints[2:]]}
+    path.write_text(json.dumps([person, far]))
+    (tmp_path / "annot" / "valid.json").write_text(json.dumps([{**person, "image": "gone.jpg"}]))
+    (tmp_path / "mpii_human_pose_v1_u12_1.mat").unlink()
+    with pytest.warns(UserWarning, match="no head boxes"):
+        report_of = check(MPII(str(tmp_path)))
+    assert "  2 joints of 1 people lie outside of the picture" in report_of.notes
+    assert any("kept 1 person (images/000000002.jpg#0) with a joint more than" in line for line in report_of.notes)
+    assert report_of.problems == ["images/gone.jpg: No such file or directory"]
