@@ -61,9 +61,9 @@ class PredictionWriter(pl.Callback):
     pixels of the picture on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
     ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class.
 
-    Masks are written to ``<run>/masks/<path of the annotated copy>``, with ``.png`` for ``.jpg``, named as ``mask`` in the line of JSON:
-    PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the classes' ids, of
-    detections with masks 1 for the first detection and so on, those with a score of .3 or more.
+    Masks are written to ``<run>/masks/<path of the annotated copy>``, with ``.png`` for ``.jpg``, named as ``mask`` in
+    the line of JSON: PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the
+    classes' ids, of detections with masks 1 for the first detection and so on, those with a score of .3 or more.
 
     The frames of a video (``original`` and ``fps`` in the batch) become one annotated video,
     ``<run>/predictions/<name>.mp4``; ``file`` is ``name#frame``, frames counted from 0.
@@ -117,7 +117,7 @@ class PredictionWriter(pl.Callback):
                     annotate(read_original(source, image), image, prediction, names).save(run / target, quality=92)
             line = {"file": source, "annotated": target.as_posix()}
             if (ids := ids_of(prediction)) is not None:
-                # Of a.jpg a.png, which is what VOC's evaluation server takes; of the frame 3 of film.avi film.avi#3.png.
+                # Of a.jpg a.png, which is what VOC's evaluation server takes; of film.avi's frame 3 film.avi#3.png.
                 frame = f"{source.removeprefix(file)}.png"
                 mask = Path("masks") / (annotated_name(file, folder, frame) if is_frame else copy.with_suffix(".png"))
                 save_ids(ids, (round(image.shape[-1] * scale[0]), round(image.shape[-2] * scale[1])), run / mask)
