@@ -196,7 +196,8 @@ class DeconvNet(VisionModule):
         class_names: one name a class; ``train.py`` takes them from the data.
         width, batch_norm, fc6_kernel: see `DeconvNetwork`.
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights of VGG16, of which fc6 and fc7
-            are taken too; or a file: of these, or the checkpoint of the stage before.
+            are taken too; or a file: of these, the checkpoint of the stage before, or an `FCN`'s, of which all is taken
+            but its scores.
         inference: ``proposals`` is the paper's, see `score_windows`; ``image`` looks at the whole image once, for a
             network that was trained so.
         side: what it looks at in inference is warped to side x side pixels.
@@ -242,6 +243,7 @@ class DeconvNet(VisionModule):
         if weights is not None:
             name = "vgg16_bn" if batch_norm else "vgg16"
             free = ["fc6", "fc7", "fc6_deconv", "decoder", "score"]
+            free += ["score_fr", "up", "upscore"]  # an FCN's own
             load_weights(self.network, find_weights(name, weights), name, *free, convert=from_vgg16)
         # In a list it is no part of this module: neither trained nor written to checkpoints.
         self.others = [] if ensemble is None else [load_fcn(ensemble, num_classes)]

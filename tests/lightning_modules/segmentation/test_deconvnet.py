@@ -292,6 +292,15 @@ def test_the_ensemble_is_the_product_of_class_probabilities(fcn: Path) -> None:
     torch.testing.assert_close(scores.softmax(0), torch.tensor([0.12 / 0.44, 0.32 / 0.44]))
 
 
+def test_it_can_begin_with_what_an_fcn_has_learnt(fcn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, state = small(weights=str(fcn)), torch.load(fcn, weights_only=True)["state_dict"]
+    for name in ("features.0.weight", "features.41.running_var", "fc6.0.weight", "fc7.1.weight"):
+        assert torch.equal(module.network.state_dict()[name], state[f"network.{name}"])
+    printed = capsys.readouterr().out
+    assert "newly initialised: fc6_deconv.0.weight" in printed
+    assert "left out: score_fr.weight" in printed
+
+
 def test_what_can_be_wrong_with_an_ensemble(fcn: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="ensemble: no file"):
         small(ensemble=str(tmp_path / "none.ckpt"))
