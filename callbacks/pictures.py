@@ -28,6 +28,7 @@ from callbacks.drawing import (
     shorten,
     to_picture,
 )
+from callbacks.orientation import draw_orientation, is_orientation
 from callbacks.segmentation import draw_segmentation, is_segmentation
 
 TILE = 256  # pixels, the width of one picture on a contact sheet
@@ -114,6 +115,8 @@ def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], clas
         return draw_attributes(fit(image, WIDE_TILE), prediction, truth, class_names)
     if isinstance(prediction, dict) and "probabilities" in prediction:
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
+    if is_orientation(prediction):
+        return draw_orientation(fit(image, TILE), prediction, truth)
     if is_detections(prediction) or is_segmentation(prediction):
         size, scale = image.size, WIDE_TILE / max(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

@@ -26,6 +26,13 @@ from callbacks.detections import (
 )
 from callbacks.drawing import to_picture
 from callbacks.faces import FACE_COLUMNS, draw_faces, face_rows, faces_record, is_faces
+from callbacks.orientation import (
+    ORIENTATION_COLUMNS,
+    draw_orientation,
+    is_orientation,
+    orientation_record,
+    orientation_row,
+)
 from callbacks.pictures import (
     TOP,
     classification_record,
@@ -59,7 +66,9 @@ class PredictionWriter(pl.Callback):
     ``ingredients``, a list of ``{"name", "probability"}``; in the CSV one column each and its probability. Of a
     detector it is ``detections``, a list of ``{"box": [x1, y1, x2, y2], "label", "class", "score"}``, boxes in the
     pixels of the picture on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
-    ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class.
+    ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class. Of a body's rotation
+    it is ``orientation``, ``{"quaternion": [w, x, y, z], "degrees": {"yaw", "pitch", "roll"}}``; in the CSV one column
+    each.
 
     Masks are written to ``<run>/masks/<path of the annotated copy>``, with ``.png`` for ``.jpg``, named as ``mask`` in
     the line of JSON: PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the
@@ -170,6 +179,8 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
         return detections_record(prediction, class_names, scale)
     if is_segmentation(prediction):
         return segmentation_record(prediction, class_names)
+    if is_orientation(prediction):
+        return orientation_record(prediction)
     if is_attributes(prediction):
         return attributes_record(prediction, class_names)
     if is_faces(prediction):
@@ -189,6 +200,8 @@ def annotate(picture: Image.Image, image: Tensor, prediction: Any, class_names: 
         return draw_faces(picture, prediction, class_names, image.shape[-1])
     if is_attributes(prediction):
         return draw_attributes(picture, prediction, {}, class_names)
+    if is_orientation(prediction):
+        return draw_orientation(picture, prediction, {})
     return draw_classification(picture, prediction, {}, class_names)
 
 
@@ -227,6 +240,8 @@ def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
         return columns, [row]
     if "detections" in record:
         return DETECTION_COLUMNS, detection_rows(record)
+    if "orientation" in record:
+        return ORIENTATION_COLUMNS, [orientation_row(record)]
     if "classes" in record:
         return ["class", "share"], [[item["class"], repr(item["share"])] for item in record["classes"]]
     faces = "faces" in record

@@ -12,5 +12,6 @@ def import_all() -> None:
     import datamodules.mpii
     import datamodules.places365
     import datamodules.segmentation
+    import datamodules.solids
     import datamodules.voc
     import datamodules.yummly  # noqa: F401

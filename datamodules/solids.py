@@ -1,0 +1,201 @@
+"""Rendered solids of known orientation: nothing is downloaded, every training picture is a new one.
+
+The camera's axes are x to the right, y down, z away from it. A solid's own are x ahead, y to its right, z below it, as
+aircraft have them, so that yaw, pitch and roll have their usual signs (see lightning_modules/pose/rotations.py). Not
+turned, it is seen from above with its nose to the right. No turn but the identity maps one of them onto itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.base import Split, VisionDataModule
+from datamodules.image_folder import FolderDataset, PackedStrings
+from datamodules.images import predicted_images
+from datamodules.synthetic.imagenet import any_color, background, clutter, with_noise
+from datamodules.transforms import EvalTransform, to_tensor
+from lightning_modules.pose.rotations import quaternion_to_matrix
+
+Solid = Literal["aeroplane", "chair", "corner"]
+
+# Boxes that make a solid: x, y and z from .. to.
+SOLIDS: dict[Solid, tuple[tuple[float, ...], ...]] = {
+    "aeroplane": (
+        (-1.0, 1.0, -0.13, 0.13, -0.13, 0.13),  # fuselage
+        (-0.1, 0.35, -0.9, 0.9, 0.02, 0.1),  # wings, low
+        (-1.0, -0.72, -0.4, 0.4, -0.1, -0.02),
+        (-1.0, -0.72, -0.04, 0.04, -0.55, -0.1),  # fin
+    ),
+    "chair": (
+        (-0.5, 0.5, -0.5, 0.5, -0.05, 0.07),  # seat
+        (-0.62, -0.5, -0.5, 0.5, -1.0, 0.07),  # back, which shows from below too
+        (-0.5, -0.36, -0.5, -0.36, 0.07, 0.75),
+        (-0.5, -0.36, 0.36, 0.5, 0.07, 0.75),
+        (0.36, 0.5, -0.5, -0.36, 0.07, 0.75),
+        (0.36, 0.5, 0.36, 0.5, 0.07, 0.75),
+    ),
+    "corner": (
+        (-0.35, 1.0, -0.35, 0.05, -0.05, 0.35),
+        (-0.35, 0.05, -0.35, 0.7, -0.05, 0.35),
+        (-0.35, 0.05, -0.35, 0.05, -0.85, 0.35),
+    ),
+}
+
+DISTANCE = 4.0  # of the camera, in radii of the solid
+FILLS = 0.85  # of the picture's side, by the sphere around the solid
+SHIFT = 0.04  # of the picture's side, by which a solid lies off the middle at most
+SAMPLES = 2  # rays a pixel and direction: edges without steps
+EVALUATION = {"val": 1, "test": 2}
+
+
+def render(
+    rotation: np.ndarray,
+    solid: Solid,
+    picture: np.ndarray,
+    color: np.ndarray,
+    light: np.ndarray,
+    shift: tuple[float, float] = (0.0, 0.0),
+    ambient: float = 0.35,
+) -> np.ndarray:
+    """Draws a solid upon a picture: a ray a sample, shaded by Lambert's cosine law, in true perspective.
+
+    Args:
+        rotation: float (3,3), from the solid's axes to the camera's.
+        solid: which.
+        picture: float (S,S,3), the background, 0..255.
+        color: float (3,), 0..255.
+        light: float (3,), unit, from the solid to the light, in the camera's axes.
+        shift: x and y of the solid's middle off the picture's, in radii.
+        ambient: what a face that sees no light has of the colour.
+
+    Returns:
+        float (S,S,3).
+    """
+    size = len(picture)
+    boxes = np.array(SOLIDS[solid], np.float32).reshape(-1, 3, 2)
+    radius = np.linalg.norm(np.abs(boxes).max(-1), axis=-1).max()
+    turn = rotation.astype(np.float32)
+    # The sphere's outline is a cone about the axis whose sine is radius / distance.
+    half = math.tan(math.asin(1 / DISTANCE)) / FILLS
+    steps = ((np.arange(size * SAMPLES, dtype=np.float32) + 0.5) / (size * SAMPLES) * 2 - 1) * half
+    x, y = np.meshgrid(steps, steps)
+    rays = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3) @ turn
+    rays[np.abs(rays) < 1e-9] = 1e-9
+    eye = -radius * np.array([shift[0], shift[1], DISTANCE], np.float32) @ turn
+    # Where a ray enters and leaves the slabs between the planes of each box (Kay and Kajiya 1986): (3, N, rays).
+    inverse = (1 / rays.T)[:, None]
+    near, far = ((boxes[:, :, k].T - eye[:, None])[..., None] * inverse for k in (0, 1))
+    near, far = np.minimum(near, far), np.maximum(near, far)
+    # Several times faster than to reduce the first axis.
+    enters = np.maximum(np.maximum(near[0], near[1]), near[2])
+    leaves = np.minimum(np.minimum(far[0], far[1]), far[2])
+    depth = np.where(enters < leaves, enters, np.inf)
+    nearest, every = depth.argmin(0), np.arange(len(rays))
+    hit = np.isfinite(depth[nearest, every])
+    axis = near[:, nearest, every].argmax(0)
+    # The face that is entered looks back along the ray.
+    cosine = -np.sign(rays[every, axis]) * (light.astype(np.float32) @ turn)[axis]
+    bright = ambient + (1 - ambient) * cosine.clip(0)
+    samples = np.stack([hit, hit * bright], -1).astype(np.float32).reshape(len(steps), len(steps), 2)
+    covered, shade = np.split(cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA), 2, axis=-1)
+    return picture * (1 - covered) + shade * color
+
+
+class SolidsDataset(Dataset):
+    """One rendered solid a sample: ``image`` uint8 (3,S,S), ``rotation`` float32 (3,3), ``id``.
+
+    Args:
+        split: training samples are drawn anew each epoch; those of val and test are always the same.
+        size: how many.
+        solids: which, in turn.
+        image_size: S.
+    """
+
+    def __init__(self, split: Split, size: int, solids: Sequence[Solid], image_size: int) -> None:
+        self.split, self.size, self.solids, self.image_size = split, size, solids, image_size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        # In training by the generator that the loader has seeded for this sample of this epoch.
+        drawn = EVALUATION.get(self.split)
+        rng = np.random.default_rng(np.random.randint(2**31, size=4) if drawn is None else (drawn, index))
+        solid = self.solids[index % len(self.solids)]
+        # Four normal numbers have no preferred direction, so that all rotations are as likely.
+        rotation = quaternion_to_matrix(torch.from_numpy(rng.normal(size=4)))
+        picture = background(self.image_size, self.image_size, rng)
+        for _ in range(rng.integers(0, 4)):
+            clutter(picture, rng)
+        # Above the camera, to either side of it.
+        light = np.array([rng.uniform(-1, 1), rng.uniform(-1.2, -0.4), -1.0])
+        shift = rng.uniform(-SHIFT, SHIFT, 2) * 2 / FILLS
+        picture = render(
+            rotation.numpy(),
+            solid,
+            picture,
+            any_color(rng).clip(90),
+            light / np.linalg.norm(light),
+            (shift[0], shift[1]),
+        )
+        return {
+            "image": to_tensor(with_noise(picture, rng)),
+            "rotation": rotation.float(),
+            "id": f"{self.split}/{index}, {solid}",
+        }
+
+
+class RenderedSolids(VisionDataModule):
+    """Solids of known orientation, drawn when they are asked for; see the module.
+
+    Args:
+        solids: which of aeroplane, chair and corner.
+        image_size: side of the pictures in pixels.
+        train, val, test: pictures an epoch. Those of training are new ones in every epoch.
+        images: for prediction, a folder of pictures or one picture; of each the middle square is looked at.
+        **kwargs: see `VisionDataModule`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        solids: Sequence[Solid] = ("aeroplane", "chair", "corner"),
+        image_size: int = 64,
+        train: int = 9600,
+        val: int = 600,
+        test: int = 600,
+        images: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
+        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
+        if not solids or len(set(solids)) < len(solids) or not set(solids) <= SOLIDS.keys():
+            raise ValueError(f"solids: expected some of {', '.join(SOLIDS)}, each once, found {list(solids)}")
+        if image_size < 16:
+            raise ValueError(f"image_size: expected 16 or more, found {image_size}")
+        if min(train, val, test) < 1:
+            raise ValueError(f"train, val, test: expected 1 or more, found {train}, {val}, {test}")
+        self.solids, self.image_size, self.images = list(solids), image_size, images
+        self.sizes = {"train": train, "val": val, "test": test}
+
+    def dataset(self, split: Split) -> Dataset:
+        """The solids of one split; for ``predict``, pictures.
+
+        Raises:
+            DatasetError: there are no pictures to predict.
+        """
+        if split == "predict":
+            transform = EvalTransform(self.image_size, self.image_size, exif_orientation=True)
+            return FolderDataset("", PackedStrings(predicted_images(self.images)), None, transform)
+        return SolidsDataset(split, self.sizes[split], self.solids, self.image_size)

@@ -1,0 +1,1 @@
+"""Poses: orientation of rigid bodies, DeepPose, Stacked Hourglass, Keypoint R-CNN; what they share."""
