@@ -182,21 +182,30 @@ TORCHVISIONS = {
     r"roi_heads\.box_predictor\.bbox_pred\.": "roi.regressor.",
     **{rf"roi_heads\.mask_head\.mask_fcn{i + 1}\.": f"mask.head.{i}.0." for i in range(4)},
     r"roi_heads\.mask_": "mask.",
+    r"roi_heads\.keypoint_": "keypoint.",
 }
 
 
-def load_mask_rcnn(network: nn.Module, backbone: Backbone, batch_norm: bool, weights: str) -> None:
-    """Loads torchvision's Mask R-CNN, ImageNet's weights, or a checkpoint of ours, a Faster R-CNN's too.
+def load_rcnn(
+    network: nn.Module,
+    system: Literal["maskrcnn", "keypointrcnn"],
+    backbone: Backbone,
+    batch_norm: bool,
+    weights: str,
+) -> None:
+    """Loads torchvision's Mask or Keypoint R-CNN, ImageNet's weights, or a checkpoint of ours, a Faster R-CNN's too.
 
     Args:
         network: its other modules keep what they have where the file has nothing, or another number of classes.
+        system: which of torchvision's.
         backbone, batch_norm: see `make_trunk`.
-        weights: ``COCO_V1`` for torchvision's Mask R-CNN, else see `find_weights`.
+        weights: ``COCO_V1`` for torchvision's, else see `find_weights`.
     """
     name = backbone.removesuffix("_fpn") + ("_bn" if backbone == "vgg16" and batch_norm else "")
-    heads: tuple[str, ...] = ("rpn", "roi", "mask", "trunk.fpn")
+    branch = system.removesuffix("rcnn")
+    heads: tuple[str, ...] = ("rpn", "roi", branch, "trunk.fpn")
     if weights.startswith("COCO_"):
-        name, heads = f"maskrcnn_{backbone}", ("roi.classifier", "roi.regressor", "mask.predictor")
+        name, heads = f"{system}_{backbone}", ("roi.classifier", "roi.regressor", f"{branch}.predictor")
 
     def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
         theirs = any(key.startswith("roi_heads.") for key in state)
@@ -206,7 +215,7 @@ def load_mask_rcnn(network: nn.Module, backbone: Backbone, batch_norm: bool, wei
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names the weights of torchvision's Mask R-CNN, or Faster R-CNN, as ours, such that ours computes the same.
+    """Names the weights of torchvision's Mask, Keypoint or Faster R-CNN as ours, such that ours computes the same.
 
     - Its networks of COCO_V1 divide by the root of the variance with nothing added, ours add 1e-5: the factor that
       follows makes up for it.
@@ -311,7 +320,7 @@ class MaskRCNN(VisionModule):
         proposer = RegionProposalNetwork(trunk, anchor_sizes, anchor_ratios)
         self.network = MaskRCNNNetwork(backbone, trunk, proposer, num_classes, width, frozen)
         if weights is not None:
-            load_mask_rcnn(self.network, backbone, batch_norm, weights)
+            load_rcnn(self.network, "maskrcnn", backbone, batch_norm, weights)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         target = batch["target"]
