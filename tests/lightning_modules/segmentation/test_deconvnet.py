@@ -23,6 +23,7 @@ from lightning_modules.segmentation.deconvnet import (
     score_windows,
     windows,
 )
+from lightning_modules.segmentation.encoder_decoder import EncoderDecoder
 from lightning_modules.segmentation.fcn import FCN
 
 
@@ -140,10 +141,10 @@ def test_the_second_stage_begins_where_the_first_ended(tmp_path: Path) -> None:
     second = small(weights=str(tmp_path / "stage1.ckpt"))
     for key, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[key], value)
-    fcn = FCN(num_classes=3, width=0.02, batch_norm=True)
-    torch.save({"state_dict": fcn.state_dict()}, tmp_path / "fcn.ckpt")
+    other = EncoderDecoder(num_classes=3, channels=(8, 8))
+    torch.save({"state_dict": other.state_dict()}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="is not of vgg16_bn"):
-        small(weights=str(tmp_path / "fcn.ckpt"))
+        small(weights=str(tmp_path / "other.ckpt"))
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
