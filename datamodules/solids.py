@@ -25,6 +25,7 @@ from datamodules.transforms import EvalTransform, to_tensor
 from lightning_modules.pose.rotations import quaternion_to_matrix
 
 Solid = Literal["aeroplane", "chair", "corner"]
+Paint = Literal["faces", "plain"]
 
 # Boxes that make a solid: x, y and z from .. to.
 SOLIDS: dict[Solid, tuple[tuple[float, ...], ...]] = {
@@ -49,6 +50,10 @@ SOLIDS: dict[Solid, tuple[tuple[float, ...], ...]] = {
     ),
 }
 
+# Of the faces that look along -x, x, -y, y, -z and z, where they are painted.
+PAINT = np.array(
+    [[60, 200, 210], [210, 60, 50], [200, 60, 200], [60, 190, 70], [225, 205, 60], [60, 80, 215]], np.float32
+)
 DISTANCE = 4.0  # of the camera, in radii of the solid
 FILLS = 0.85  # of the picture's side, by the sphere around the solid
 SHIFT = 0.04  # of the picture's side, by which a solid lies off the middle at most
@@ -60,7 +65,7 @@ def render(
     rotation: np.ndarray,
     solid: Solid,
     picture: np.ndarray,
-    color: np.ndarray,
+    colors: np.ndarray,
     light: np.ndarray,
     shift: tuple[float, float] = (0.0, 0.0),
     ambient: float = 0.35,
@@ -71,10 +76,10 @@ def render(
         rotation: float (3,3), from the solid's axes to the camera's.
         solid: which.
         picture: float (S,S,3), the background, 0..255.
-        color: float (3,), 0..255.
+        colors: float (6,3), 0..255, of the faces that look along -x, x, -y, y, -z and z.
         light: float (3,), unit, from the solid to the light, in the camera's axes.
         shift: x and y of the solid's middle off the picture's, in radii.
-        ambient: what a face that sees no light has of the colour.
+        ambient: what a face that sees no light has of its colour.
 
     Returns:
         float (S,S,3).
@@ -92,8 +97,8 @@ def render(
     eye = -radius * np.array([shift[0], shift[1], DISTANCE], np.float32) @ turn
     # Where a ray enters and leaves the slabs between the planes of each box (Kay and Kajiya 1986): (3, N, rays).
     inverse = (1 / rays.T)[:, None]
-    near, far = ((boxes[:, :, k].T - eye[:, None])[..., None] * inverse for k in (0, 1))
-    near, far = np.minimum(near, far), np.maximum(near, far)
+    one, other = ((boxes[:, :, k].T - eye[:, None])[..., None] * inverse for k in (0, 1))
+    near, far = np.minimum(one, other), np.maximum(one, other)
     # Several times faster than to reduce the first axis.
     enters = np.maximum(np.maximum(near[0], near[1]), near[2])
     leaves = np.minimum(np.minimum(far[0], far[1]), far[2])
@@ -102,11 +107,13 @@ def render(
     hit = np.isfinite(depth[nearest, every])
     axis = near[:, nearest, every].argmax(0)
     # The face that is entered looks back along the ray.
-    cosine = -np.sign(rays[every, axis]) * (light.astype(np.float32) @ turn)[axis]
-    bright = ambient + (1 - ambient) * cosine.clip(0)
-    samples = np.stack([hit, hit * bright], -1).astype(np.float32).reshape(len(steps), len(steps), 2)
-    covered, shade = np.split(cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA), 2, axis=-1)
-    return picture * (1 - covered) + shade * color
+    side = -np.sign(rays[every, axis])
+    cosine = side * (light.astype(np.float32) @ turn)[axis]
+    bright = hit * (ambient + (1 - ambient) * cosine.clip(0))
+    seen = bright[:, None] * colors.astype(np.float32)[2 * axis + (side > 0)]
+    samples = np.concatenate([hit[:, None], seen], 1).astype(np.float32).reshape(len(steps), len(steps), 4)
+    pixels = cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA)
+    return picture * (1 - pixels[..., :1]) + pixels[..., 1:]
 
 
 class SolidsDataset(Dataset):
@@ -117,10 +124,13 @@ class SolidsDataset(Dataset):
         size: how many.
         solids: which, in turn.
         image_size: S.
+        paint: see `RenderedSolids`.
     """
 
-    def __init__(self, split: Split, size: int, solids: Sequence[Solid], image_size: int) -> None:
-        self.split, self.size, self.solids, self.image_size = split, size, solids, image_size
+    def __init__(
+        self, split: Split, size: int, solids: Sequence[Solid], image_size: int, paint: Paint = "faces"
+    ) -> None:
+        self.split, self.size, self.solids, self.image_size, self.paint = split, size, solids, image_size, paint
 
     def __len__(self) -> int:
         return self.size
@@ -138,14 +148,9 @@ class SolidsDataset(Dataset):
         # Above the camera, to either side of it.
         light = np.array([rng.uniform(-1, 1), rng.uniform(-1.2, -0.4), -1.0])
         shift = rng.uniform(-SHIFT, SHIFT, 2) * 2 / FILLS
-        picture = render(
-            rotation.numpy(),
-            solid,
-            picture,
-            any_color(rng).clip(90),
-            light / np.linalg.norm(light),
-            (shift[0], shift[1]),
-        )
+        colors = PAINT + rng.uniform(-25, 25, (6, 3)) if self.paint == "faces" else np.tile(any_color(rng), (6, 1))
+        light = light / np.linalg.norm(light)
+        picture = render(rotation.numpy(), solid, picture, colors.clip(60, 240), light, (shift[0], shift[1]))
         return {
             "image": to_tensor(with_noise(picture, rng)),
             "rotation": rotation.float(),
@@ -159,6 +164,8 @@ class RenderedSolids(VisionDataModule):
     Args:
         solids: which of aeroplane, chair and corner.
         image_size: side of the pictures in pixels.
+        paint: ``faces`` gives each of the six directions its colour; ``plain`` draws all of a solid in one, another in
+            each picture, so that shape and shading alone tell how it is turned. That takes far longer to learn.
         train, val, test: pictures an epoch. Those of training are new ones in every epoch.
         images: for prediction, a folder of pictures or one picture; of each the middle square is looked at.
         **kwargs: see `VisionDataModule`.
@@ -171,6 +178,7 @@ class RenderedSolids(VisionDataModule):
         self,
         solids: Sequence[Solid] = ("aeroplane", "chair", "corner"),
         image_size: int = 64,
+        paint: Paint = "faces",
         train: int = 9600,
         val: int = 600,
         test: int = 600,
@@ -182,11 +190,13 @@ class RenderedSolids(VisionDataModule):
         self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         if not solids or len(set(solids)) < len(solids) or not set(solids) <= SOLIDS.keys():
             raise ValueError(f"solids: expected some of {', '.join(SOLIDS)}, each once, found {list(solids)}")
+        if paint not in ("faces", "plain"):
+            raise ValueError(f"paint: expected faces or plain, found {paint}")
         if image_size < 16:
             raise ValueError(f"image_size: expected 16 or more, found {image_size}")
         if min(train, val, test) < 1:
             raise ValueError(f"train, val, test: expected 1 or more, found {train}, {val}, {test}")
-        self.solids, self.image_size, self.images = list(solids), image_size, images
+        self.solids, self.image_size, self.paint, self.images = list(solids), image_size, paint, images
         self.sizes = {"train": train, "val": val, "test": test}
 
     def dataset(self, split: Split) -> Dataset:
@@ -198,4 +208,4 @@ class RenderedSolids(VisionDataModule):
         if split == "predict":
             transform = EvalTransform(self.image_size, self.image_size, exif_orientation=True)
             return FolderDataset("", PackedStrings(predicted_images(self.images)), None, transform)
-        return SolidsDataset(split, self.sizes[split], self.solids, self.image_size)
+        return SolidsDataset(split, self.sizes[split], self.solids, self.image_size, self.paint)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 
@@ -25,6 +25,35 @@ from lightning_modules.pose.rotations import geodesic, quaternion_to_matrix, six
 
 # How many numbers a head gives, and what makes a matrix of them.
 HEADS = {"quaternion": (4, quaternion_to_matrix), "six": (6, six_to_matrix)}
+
+
+class SmallNetwork(nn.Module):
+    """Eight convolutions of 3x3, of which every other halves the side, and two fully connected layers.
+
+    Those see the last map cell by cell, 4x4 of an image of 64 pixels. The mean over the map, with which networks for
+    classes end, is made to forget what is where.
+
+    Args:
+        outputs: numbers that it gives.
+        width: channels of the first two convolutions, doubled every two.
+    """
+
+    def __init__(self, outputs: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for step in range(4):
+            out = width * 2**step
+            for c, stride in ((channels, 2), (out, 1)):
+                layers += [nn.Conv2d(c, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            channels = out
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
+        self.head = nn.Sequential(nn.Linear(16 * channels, 512), nn.ReLU(inplace=True), nn.Linear(512, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images float (B,3,H,W) to (B,outputs)."""
+        return self.head(self.features(x).flatten(1))
+
 
 # --- loss ---------------------------------------------------------------------------------------------------------
 
@@ -100,12 +129,12 @@ class OrientationRegressor(VisionModule):
     down, z away). Prediction: {``rotation``: float32 (B,3,3)}. Metrics: see `OrientationError`.
 
     Args:
-        network: any of `ImageClassifier`'s, whose last layer gives the head's numbers.
+        network: ``small`` (`SmallNetwork`), or any of `ImageClassifier`'s; its last layer gives the head's numbers.
         head: ``quaternion``, or ``six`` numbers (Zhou et al., CVPR 2019), which can follow every turn without a jump.
         loss: ``chordal``, sin^2 of half the angle, or ``geodesic``, the angle.
         weights: None to train from scratch; DEFAULT or a name of torchvision's ImageNet weights; or a file: a state
             dict, or the checkpoint of an `ImageClassifier` or of this.
-        width: channels of a CIFAR ResNet's first stage.
+        width: channels of the first stage of ``small``, None: 32, or of a CIFAR ResNet, None: 16.
         optimizer: see `VisionModule`.
         mean, std: None takes what the network was trained with.
         kwargs: schedule and channels_last of `VisionModule`.
@@ -115,22 +144,26 @@ class OrientationRegressor(VisionModule):
 
     def __init__(
         self,
-        network: Network = "resnet18",
+        network: Network | Literal["small"] = "small",
         head: Literal["quaternion", "six"] = "quaternion",
         loss: Literal["chordal", "geodesic"] = "chordal",
         weights: str | None = None,
-        width: int = 16,
+        width: int | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.05),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        own = traits(network)
+        own = {**traits(network), "head": "head.2"} if network == "small" else traits(network)
         super().__init__(optimizer=optimizer, mean=mean or own["mean"], std=std or own["std"], **kwargs)
         self.save_arguments(inspect.currentframe())
         numbers, self.to_matrix = HEADS[head]
         self.loss = LOSSES[loss]
-        self.network = build_network(network, numbers, width)
+        self.network: nn.Module
+        if network == "small":
+            self.network = SmallNetwork(numbers, width or 32)
+        else:
+            self.network = build_network(network, numbers, width or 16)
         if weights is not None:
             load_weights(self.network, find_weights(network, weights), network, own["head"], *AUXILIARY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from datamodules.images import DatasetError
 from datamodules.solids import DISTANCE, FILLS, SOLIDS, RenderedSolids, Solid, render
 from lightning_modules.pose.rotations import euler_to_matrix, geodesic
 
-WHITE, BLACK = np.full(3, 255.0), np.zeros((96, 96, 3))
+WHITE, BLACK = np.full((6, 3), 255.0), np.zeros((96, 96, 3))
 TO_CAMERA = np.array([0.0, 0.0, -1.0])
 
 
@@ -61,6 +62,16 @@ def test_corners_of_boxes_are_where_the_camera_projects_them(solid: Solid) -> No
         for axis, found in ((0, columns), (1, rows)):
             assert found.min() == pytest.approx(pixels[:, axis].min(), abs=1)
             assert found.max() == pytest.approx(pixels[:, axis].max(), abs=1)
+
+
+def test_each_direction_has_its_colour() -> None:
+    """The chair's largest faces, its seat's and its back's, or the only one that is seen."""
+    colors = np.eye(6, 3) * 150 + 20 * np.arange(6)[:, None]
+    for i, (axis, sign) in enumerate(itertools.product(range(3), (-1, 1))):
+        toward = Rotation.align_vectors([TO_CAMERA], [sign * np.eye(3)[axis]])[0].as_matrix()
+        seen = render(toward, "chair", BLACK, colors, TO_CAMERA)
+        values, counts = np.unique(seen[seen.sum(-1) > 0].round(3), axis=0, return_counts=True)
+        np.testing.assert_allclose(values[counts.argmax()], colors[i], atol=0.01)
 
 
 def test_the_whole_solid_is_on_the_picture_however_it_is_turned() -> None:
@@ -171,6 +182,7 @@ def test_a_users_pictures_are_cut_to_their_middle_square(tmp_path: Path) -> None
         ({"solids": []}, "solids: expected some of aeroplane, chair, corner, each once, found \\[\\]"),
         ({"solids": ["cube"]}, "found \\['cube'\\]"),
         ({"solids": ["chair", "chair"]}, "each once"),
+        ({"paint": "stripes"}, "paint: expected faces or plain, found stripes"),
         ({"image_size": 8}, "image_size: expected 16 or more, found 8"),
         ({"val": 0}, "expected 1 or more, found 9600, 0, 600"),
     ],

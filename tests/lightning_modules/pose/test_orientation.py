@@ -114,7 +114,7 @@ def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("head", "numbers"), [("quaternion", 4), ("six", 6)])
-@pytest.mark.parametrize("network", ["resnet18", "resnet20_cifar", "googlenet"])
+@pytest.mark.parametrize("network", ["small", "resnet18", "resnet20_cifar", "googlenet"])
 def test_predictions_are_rotations(head: str, numbers: int, network: str) -> None:
     torch.manual_seed(0)
     module = OrientationRegressor(network, head).eval()  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_a_small_network_learns_a_few_turns(head: str) -> None:
     torch.manual_seed(0)
     loader = RenderedSolids(["corner"], image_size=32, val=24, batch_size=24, num_workers=0).val_dataloader()
     batch = next(iter(loader))
-    module = OrientationRegressor("resnet20_cifar", head, width=8)  # type: ignore[arg-type]
+    module = OrientationRegressor("small", head, width=8)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-3)
     first = None
     for _ in range(60):
