@@ -37,7 +37,7 @@ WRITERS: dict[str, Callable[..., object]] = {
 MARKER = ".synthetic"
 
 
-def write(layout: str, folder: str, force: bool = False, **arguments: int) -> list[str]:
+def write(layout: str, folder: str, force: bool = False, **arguments: float) -> list[str]:
     """Draws a dataset, in place of one that was written there before.
 
     It is drawn beside and then moved, so that a failure or an interruption leaves the folder as it was.
@@ -100,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=own, help="training pictures a class; of mpii in all")
     parser.add_argument("--val", type=int, default=own, help="validation pictures a class; of mpii in all")
     parser.add_argument("--size", type=int, default=own, help="shorter side of the pictures in pixels")
+    parser.add_argument("--difficulty", type=float, default=own, help="of mpii, 0 to 1: how much people hide and turn")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
     parser.add_argument("--force", action="store_true", help="write among other files too")
     options = vars(parser.parse_args(arguments))
