@@ -33,6 +33,7 @@ from callbacks.checkpoint import (
 )
 from callbacks.class_iou import ClassIoU
 from callbacks.confusion_matrix import ConfusionMatrix
+from callbacks.joint_tables import JointTables
 from callbacks.metrics_file import MetricsFile
 from callbacks.pictures import Pictures
 from callbacks.prediction_writer import PredictionWriter
@@ -213,6 +214,8 @@ class VisionCLI(LightningCLI):
             ConfusionMatrix(),
             AveragePrecision(),
             ClassIoU(),
+            JointTables("pckh"),
+            JointTables("pck"),
             *([PredictionWriter()] if self.subcommand == "predict" else []),
             *([LearningRateMonitor("step")] if kwargs.get("logger") and self.subcommand == "fit" else []),
         ]

@@ -25,6 +25,8 @@ class ClassTables(pl.Callback):
     #: What it is called in messages, and the results without which there is nothing to write.
     title = ""
     takes: frozenset[str] = frozenset()
+    #: The module's attribute that names what the tables have a row for.
+    names = "class_names"
 
     def __init__(self, keep: int = 20) -> None:
         if keep < 2:
@@ -48,7 +50,7 @@ class ClassTables(pl.Callback):
         results = getattr(pl_module, "epoch_results", {}).get(split, {})
         if not self.takes <= results.keys():
             return
-        names = getattr(pl_module, "class_names", None)
+        names = getattr(pl_module, self.names, None)
         with harmless(self.title, self._told):
             self.write({name: value.detach().cpu() for name, value in results.items()}, names, split, trainer)
 

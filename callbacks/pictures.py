@@ -29,12 +29,15 @@ from callbacks.drawing import (
     to_picture,
 )
 from callbacks.orientation import draw_orientation, is_orientation
+from callbacks.pose_stages import draw_stages
+from callbacks.poses import draw_heatmaps, draw_people, draw_pose, is_pose
 from callbacks.segmentation import draw_segmentation, is_segmentation
 
 TILE = 256  # pixels, the width of one picture on a contact sheet
 WIDE_TILE = 384  # the same, where two names stand beside each other below it
 TOP = 5
 NOTHING = "\N{EN DASH}"
+PEOPLE = ["person"]  # what detectors with joints find
 
 
 class Pictures(pl.Callback):
@@ -42,7 +45,9 @@ class Pictures(pl.Callback):
 
     Writes ``<run>/pictures/<split>_step=<global step, 8 digits>.png``, split ``val`` or ``test``, and logs the same
     sheet to W&B as ``<split>/pictures``; classification adds a table ``<split>/predictions``. With several ranks they
-    are rank 0's samples. A prediction that no function of this file draws gives no picture.
+    are rank 0's samples. A prediction that no function of this file draws gives no picture. Of a network with heatmaps
+    ``<split>_heatmaps_step=...png`` has those of the first sample, ``<split>/heatmaps`` at W&B; of a cascade
+    ``<split>_stages_step=...png`` has what each stage found, ``<split>/stages`` at W&B.
 
     Args:
         count: samples on a sheet.
@@ -95,7 +100,7 @@ class Pictures(pl.Callback):
         samples, self._samples = self._samples, []
         if not samples or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        names = getattr(pl_module, "class_names", None)
+        names = names_of(pl_module)
         with harmless("pictures", self._told):
             drawn = [draw_sample(to_picture(image), prediction, truth, names) for image, prediction, truth in samples]
             tiles = [tile for tile in drawn if tile is not None]
@@ -104,12 +109,26 @@ class Pictures(pl.Callback):
             sheet = contact_sheet(tiles)
             save_picture(sheet, trainer, f"{split}_step=", self.keep)
             log_to_wandb(trainer, {f"{split}/pictures": sheet, f"{split}/predictions": _table(samples, names)})
+            image, prediction, _ = samples[0]
+            if is_pose(prediction) and "heatmaps" in prediction:
+                heatmaps = draw_heatmaps(to_picture(image), prediction["heatmaps"], names)
+                save_picture(heatmaps, trainer, f"{split}_heatmaps_step=", self.keep)
+                log_to_wandb(trainer, {f"{split}/heatmaps": heatmaps})
+            if is_pose(prediction) and "stages" in prediction:
+                stages = draw_stages([(to_picture(x), found["stages"], truth) for x, found, truth in samples], names)
+                save_picture(stages, trainer, f"{split}_stages_step=", self.keep)
+                log_to_wandb(trainer, {f"{split}/stages": stages})
+
+
+def names_of(pl_module: pl.LightningModule) -> Any:
+    """Names of the joints of a system that finds joints, else of the classes."""
+    return getattr(pl_module, "joint_names", None) or getattr(pl_module, "class_names", None)
 
 
 def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], class_names: Any) -> Image.Image | None:
     """The drawing that belongs to the prediction's keys, for a sheet; None where there is none.
 
-    ``class_names`` is the module's: a list, {attribute: list} or None.
+    ``class_names`` is the module's: a list, {attribute: list} or None; of joints, their names, see `names_of`.
     """
     if is_attributes(prediction):
         return draw_attributes(fit(image, WIDE_TILE), prediction, truth, class_names)
@@ -117,9 +136,13 @@ def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], clas
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
     if is_orientation(prediction):
         return draw_orientation(fit(image, TILE), prediction, truth)
-    if is_detections(prediction) or is_segmentation(prediction):
-        size, scale = image.size, WIDE_TILE / max(image.size)
+    if is_detections(prediction) or is_segmentation(prediction) or is_pose(prediction):
+        size, scale = image.size, (TILE if is_pose(prediction) else WIDE_TILE) / max(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        if is_pose(prediction):
+            return draw_pose(image, prediction, truth, class_names, size)
+        if is_detections(prediction) and "keypoints" in prediction:
+            return draw_detections(draw_people(image, prediction, class_names, size), prediction, truth, PEOPLE, size)
         if is_segmentation(prediction):
             return draw_segmentation(image, prediction, truth, class_names)
         drawn = draw_detections(image, prediction, truth, class_names, size)
@@ -372,7 +395,8 @@ def _detection_table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_na
     rows = []
     for image, prediction, truth in samples:
         picture = to_picture(image)
-        drawn = draw_detections(picture, prediction, truth, class_names, picture.size)
+        names = PEOPLE if "keypoints" in prediction else class_names
+        drawn = draw_detections(picture, prediction, truth, names, picture.size)
         rows.append([str(truth.get("id", "")), drawn, *count_found(prediction, truth.get("target"))])
     return ["id", "image", "objects", "found", "false"], rows
 

@@ -34,6 +34,7 @@ from callbacks.orientation import (
     orientation_row,
 )
 from callbacks.pictures import (
+    PEOPLE,
     TOP,
     classification_record,
     draw_attributes,
@@ -41,7 +42,18 @@ from callbacks.pictures import (
     harmless,
     is_attributes,
     likely_ingredients,
+    names_of,
     samples_of,
+)
+from callbacks.poses import (
+    KEYPOINT_COLUMNS,
+    add_joints,
+    draw_people,
+    draw_pose,
+    in_file_pixels,
+    is_pose,
+    pose_record,
+    pose_rows,
 )
 from callbacks.segmentation import draw_segmentation, ids_of, is_segmentation, save_ids, segmentation_record
 
@@ -68,7 +80,9 @@ class PredictionWriter(pl.Callback):
     pixels of the picture on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
     ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class. Of a body's rotation
     it is ``orientation``, ``{"quaternion": [w, x, y, z], "degrees": {"yaw", "pitch", "roll"}}``; in the CSV one column
-    each.
+    each. Of a person's joints it is ``keypoints``, a list of ``{"joint", "x", "y", "score"}`` in the pixels of the
+    picture on disk, the middle of whose first pixel is (0, 0); in the CSV one row a joint. Of detected people each
+    detection has such ``keypoints``, too.
 
     Masks are written to ``<run>/masks/<path of the annotated copy>``, with ``.png`` for ``.jpg``, named as ``mask`` in
     the line of JSON: PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the
@@ -104,10 +118,12 @@ class PredictionWriter(pl.Callback):
         assert self._lines is not None
         run = Path(trainer.default_root_dir)
         folder = self.folder or getattr(getattr(trainer, "datamodule", None), "images", None)
-        names = getattr(pl_module, "class_names", None)
+        names = names_of(pl_module)
         for image, prediction, truth in samples_of(outputs, batch, len(batch["id"])):
             source = str(truth["id"])
             scale = scale_of(source, image, truth)
+            if is_pose(prediction) and "to_original" in truth:
+                prediction = in_file_pixels(prediction, truth["to_original"])
             record = record_of(prediction, names, scale)
             if record is None:
                 if "kind" not in self._told:
@@ -123,7 +139,8 @@ class PredictionWriter(pl.Callback):
                 if is_frame:
                     self._append(annotate(to_picture(truth["original"]), image, prediction, names), truth, run / target)
                 else:
-                    annotate(read_original(source, image), image, prediction, names).save(run / target, quality=92)
+                    picture = read_original(source, image)
+                    annotate(picture, image, prediction, names, scale).save(run / target, quality=92)
             line = {"file": source, "annotated": target.as_posix()}
             if (ids := ids_of(prediction)) is not None:
                 # Of a.jpg a.png, which is what VOC's evaluation server takes; of film.avi's frame 3 film.avi#3.png.
@@ -176,11 +193,15 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
     ``scale`` brings x and y from the pixels of what the model saw to those of the picture on disk.
     """
     if is_detections(prediction):
+        if "keypoints" in prediction:
+            return add_joints(detections_record(prediction, PEOPLE, scale), prediction, class_names, scale)
         return detections_record(prediction, class_names, scale)
     if is_segmentation(prediction):
         return segmentation_record(prediction, class_names)
     if is_orientation(prediction):
         return orientation_record(prediction)
+    if is_pose(prediction):
+        return pose_record(prediction, class_names)
     if is_attributes(prediction):
         return attributes_record(prediction, class_names)
     if is_faces(prediction):
@@ -190,9 +211,20 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
     return None
 
 
-def annotate(picture: Image.Image, image: Tensor, prediction: Any, class_names: Any) -> Image.Image:
-    """The picture as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw."""
+def annotate(
+    picture: Image.Image, image: Tensor, prediction: Any, class_names: Any, scale: tuple[float, float] = (1.0, 1.0)
+) -> Image.Image:
+    """The picture as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw.
+
+    One person's joints are in the pixels of the file, which is ``scale`` times as wide and high as the tensor.
+    """
+    if is_pose(prediction):
+        size = round(image.shape[-1] * scale[0]), round(image.shape[-2] * scale[1])
+        return draw_pose(picture, prediction, {}, class_names, size)
     if is_detections(prediction):
+        if "keypoints" in prediction:
+            seen = (image.shape[-1], image.shape[-2])
+            return draw_detections(draw_people(picture, prediction, class_names, seen), prediction, {}, PEOPLE, seen)
         return draw_detections(picture, prediction, {}, class_names, (image.shape[-1], image.shape[-2]))
     if is_segmentation(prediction):
         return draw_segmentation(picture, prediction, {}, class_names)
@@ -240,6 +272,8 @@ def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
         return columns, [row]
     if "detections" in record:
         return DETECTION_COLUMNS, detection_rows(record)
+    if "keypoints" in record:
+        return KEYPOINT_COLUMNS, pose_rows(record)
     if "orientation" in record:
         return ORIENTATION_COLUMNS, [orientation_row(record)]
     if "classes" in record:

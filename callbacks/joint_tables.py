@@ -1,0 +1,93 @@
+"""How well each joint is found: PCKh or PCK as a table, and its curves over the distance."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+from PIL import Image
+from torch import Tensor
+
+from callbacks.class_tables import ClassTables, asked_for, write_csv
+from callbacks.drawing import class_name
+
+GROUPS = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "total")  # the rows of ``curve``
+PRINTED = {"pckh": "PCKh", "pck": "PCK"}
+
+
+class JointTables(ClassTables):
+    """Writes what PCKh or PCK says of each joint, after each evaluation.
+
+    It takes ``<metric>/curve`` (8,51), ``<metric>/joints`` and ``<metric>/instances`` (K,) of ``epoch_results[split]``,
+    see ``lightning_modules/pose/metrics.py``, and writes, split being ``val`` or ``test``:
+
+    - ``<run>/per_joint_<metric>_<split>.csv``: joint, instances and the metric; of the latest evaluation.
+      ``train.py validate`` and ``test`` print it too.
+    - ``<run>/pictures/<split>_<metric>_step=<global step, 8 digits>.png``: the curves; also to W&B.
+
+    Args:
+        metric: whose results.
+        keep: see `ClassTables`.
+    """
+
+    title = "joints"
+    names = "joint_names"
+
+    def __init__(self, metric: Literal["pckh", "pck"], keep: int = 20) -> None:
+        super().__init__(keep)
+        self.metric = metric
+        self.takes = frozenset(f"{metric}/{name}" for name in ("curve", "joints", "instances"))
+
+    def write(self, results: dict[str, Tensor], class_names: Any, split: str, trainer: pl.Trainer) -> None:
+        values, counts = (results[f"{self.metric}/{name}"].tolist() for name in ("joints", "instances"))
+        rows: list[dict[str, Any]] = [
+            {
+                "joint": class_name(k, class_names),
+                "instances": counts[k],
+                self.metric: "" if value != value else round(value, 4),
+            }
+            for k, value in enumerate(values)
+        ]
+        write_csv(Path(trainer.default_root_dir) / f"per_joint_{self.metric}_{split}.csv", rows)
+        title = f"{split}, step {trainer.global_step}"
+        picture = draw_curves(results[f"{self.metric}/curve"], self.metric, title)
+        self.save(picture, trainer, split, self.metric, f"{self.metric}_curve")
+        if asked_for(trainer):
+            width = max(len(row["joint"]) for row in rows)
+            for row in rows:
+                value = row[self.metric]
+                print(f"{row['joint']:{width}} {row['instances']:7d}  {value if value == '' else format(value, '.4f')}")
+
+
+def draw_curves(curve: Tensor, metric: Literal["pckh", "pck"], title: str) -> Image.Image:
+    """The part of the joints that are found within each distance, a line a group and a wide one in total.
+
+    Args:
+        curve: float (8,51), at distances 0, .01, ... .5, rows as in `GROUPS`.
+        metric: names the distances' unit.
+        title: put above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    distances, decided = np.arange(51) / 100, {"pckh": 50, "pck": 20}[metric]
+    for name, values in zip(GROUPS, curve.tolist(), strict=True):
+        total = name == "total"
+        label = f"{name} {values[decided]:.3f}"
+        style = {"color": "#1c1e22", "linewidth": 2.6} if total else {"linewidth": 1.2}
+        axes.plot(distances, values, label=label, **style)
+    axes.axvline(decided / 100, color="#c82328", linewidth=1, linestyle="--")
+    unit = {"pckh": "heads", "pck": "torsos"}[metric]
+    axes.set(xlim=(0, 0.5), ylim=(0, 1), xlabel=f"distance in {unit}", ylabel="joints found")
+    axes.set_title(f"{title}: {PRINTED[metric]}", fontsize=11, parse_math=False)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
