@@ -16,6 +16,7 @@ def import_all() -> None:
     import lightning_modules.detection.yolo_v1
     import lightning_modules.detection.yolo_v2
     import lightning_modules.pose.deeppose
+    import lightning_modules.pose.keypoint_rcnn
     import lightning_modules.pose.orientation
     import lightning_modules.pose.stacked_hourglass
     import lightning_modules.segmentation.deconvnet

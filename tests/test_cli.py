@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,12 +22,14 @@ from datamodules.fer2013 import EMOTIONS
 from datamodules.synthetic.fer2013 import write_fer2013
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.places365 import write_places365
 from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 from lightning_modules.classification.image_classifier import build_network
 from tests.callbacks.wandb_reader import read_run
+from tests.datamodules.test_lsp import write as write_lsp
 from tests.datamodules.test_video import write_video
 from tests.lightning_modules.detection.test_resume import write_any_proposals
 
@@ -444,6 +447,61 @@ def test_every_segmentation_config_trains_on_generated_data(config: str, masks: 
     assert list(run.glob("pictures/val_step=*.png"))
     table = "per_class_val.csv" if instances else "per_class_iou_val.csv"
     assert (run / table).read_text().count("\n") == (4 if instances else 5)
+
+
+# --- pose -------------------------------------------------------------------------------------------------------------
+
+NARROW_REGRESSORS = ["--model.width", "0.02", "--model.input_size", "64", "--data.image_size", "72",
+                     "--model.stage_epochs", "[1, 1, 1]", "--trainer.max_epochs", "3"]  # fmt: skip
+SMALL_POSES = {
+    "orientation_solids": ["--data.train", "64", "--data.val", "32"],
+    "stacked_hourglass_mpii": ["--model.features", "8", "--model.stacks", "2", "--data.image_size", "64"],
+    "deeppose_mpii": NARROW_REGRESSORS,
+    "deeppose_lsp": NARROW_REGRESSORS,
+    "deeppose_synthetic": NARROW_REGRESSORS,
+    "keypoint_rcnn_mpii": [*UNTRAINED, "--model.frozen", "false", "--model.eval_size", "[96, 160]",
+                           "--data.image_size", "[96, 160]", "--model.train_proposals", "[200, 50]",
+                           "--model.test_proposals", "[200, 20]"],
+    "keypoint_rcnn_synthetic": ["--model.test_proposals", "[200, 20]"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn people in MPII's layout, and in that of LSP and LSPET."""
+    folder = tmp_path_factory.mktemp("people")
+    write_mpii(str(folder), train=8, val=4, size=64)
+    joints = np.random.default_rng(0).uniform(1, 40, (2000, 14, 3))
+    for name, count, extended in (("lsp", 300, False), ("lsp_dataset", 2000, False), ("lspet_dataset", 4, True)):
+        write_lsp(folder / name, joints[:count], extended)
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "pose").glob("*.yaml")))
+def test_every_pose_config_trains_on_generated_data(config: str, people: Path) -> None:
+    path = ROOT / "configs" / "pose" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    options = ["--trainer.max_epochs", "1", *SMALL_POSES.get(config, []), "--data.batch_size", "4"]
+    if text["data"]["class_path"] != "RenderedSolids":
+        options += ["--data.root", str(people)]
+    cli.run([
+        "fit", "--config", str(path), *QUICK, *options, "--data.eval_batch_size", "4",
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+        "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    stages = len(text["model"]["init_args"].get("stage_epochs", [1]))
+    assert len(losses) == 2 * stages
+    assert all(loss == loss for loss in losses)
+    metric = text["model"]["init_args"].get("metric", "pckh")
+    of = "val/median_error" if config.startswith("orientation") else f"val/{metric}/total"
+    assert any(of in row for row in rows)
+    assert list(run.glob("pictures/val_step=*.png"))
+    assert (run / f"per_joint_{metric}_val.csv").exists() or config.startswith("orientation")
 
 
 def test_detections_of_pictures_and_of_a_video(
