@@ -18,7 +18,12 @@ from datamodules.base import Split
 from datamodules.image_folder import some, tree
 from datamodules.images import DatasetError
 from datamodules.pose import People, Person, PoseData, read_mat
-from lightning_modules.pose.metrics import MPII_JOINTS
+
+MPII_JOINTS = [
+    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
+    "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
+    "left_wrist",
+]  # fmt: skip
 
 MAT = "mpii_human_pose_v1_u12_1.mat"
 VAL_LIST = "val.txt"

@@ -28,7 +28,6 @@ from datamodules.base import Split, VisionDataModule
 from datamodules.image_folder import PackedStrings, some
 from datamodules.images import DatasetError, EncodedImage, predicted_images, resize
 from datamodules.transforms import fitted, is_size, to_tensor
-from lightning_modules.pose.keypoint_codec import mirror_partners
 
 FAR = 2  # sides of a person's box from its centre: a joint farther away than that is most likely a slip
 MARGIN = 0.15  # by which a box of joints is enlarged to each side: the part of its longer side that hands and feet take
@@ -130,6 +129,15 @@ class People:
                 f"kept {some(far, 'person', 'people')} with a joint more than {FAR} boxes away from its person"
             )
         return lines
+
+
+def mirror_partners(joint_names: Sequence[str]) -> np.ndarray:
+    """int64 (K,): the index of each joint's partner on the other side, its own where it has none."""
+    other = [
+        name.replace("left_", "right_") if name.startswith("left_") else name.replace("right_", "left_")
+        for name in joint_names
+    ]
+    return np.array([joint_names.index(name) if name in joint_names else i for i, name in enumerate(other)], np.int64)
 
 
 def read_mat(path: str, name: str, expected: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch.utils.data import Dataset
 
 from datamodules.base import Split, VisionDataModule
@@ -22,7 +23,6 @@ from datamodules.image_folder import FolderDataset, PackedStrings
 from datamodules.images import predicted_images
 from datamodules.synthetic.imagenet import any_color, background, clutter, with_noise
 from datamodules.transforms import EvalTransform, to_tensor
-from lightning_modules.pose.rotations import quaternion_to_matrix
 
 Solid = Literal["aeroplane", "chair", "corner"]
 Paint = Literal["faces", "plain"]
@@ -141,7 +141,7 @@ class SolidsDataset(Dataset):
         rng = np.random.default_rng(np.random.randint(2**31, size=4) if drawn is None else (drawn, index))
         solid = self.solids[index % len(self.solids)]
         # Four normal numbers have no preferred direction, so that all rotations are as likely.
-        rotation = quaternion_to_matrix(torch.from_numpy(rng.normal(size=4)))
+        rotation = Rotation.from_quat(rng.normal(size=4)[[1, 2, 3, 0]]).as_matrix()
         picture = background(self.image_size, self.image_size, rng)
         for _ in range(rng.integers(0, 4)):
             clutter(picture, rng)
@@ -150,10 +150,10 @@ class SolidsDataset(Dataset):
         shift = rng.uniform(-SHIFT, SHIFT, 2) * 2 / FILLS
         colors = PAINT + rng.uniform(-25, 25, (6, 3)) if self.paint == "faces" else np.tile(any_color(rng), (6, 1))
         light = light / np.linalg.norm(light)
-        picture = render(rotation.numpy(), solid, picture, colors.clip(60, 240), light, (shift[0], shift[1]))
+        picture = render(rotation, solid, picture, colors.clip(60, 240), light, (shift[0], shift[1]))
         return {
             "image": to_tensor(with_noise(picture, rng)),
-            "rotation": rotation.float(),
+            "rotation": torch.from_numpy(rotation).float(),
             "id": f"{self.split}/{index}, {solid}",
         }
 

@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from datamodules.mpii import MAT, PERSON, VAL_LIST
+from datamodules.mpii import MAT, MPII_JOINTS, PERSON, VAL_LIST
 from datamodules.synthetic.imagenet import any_color, background, clutter, color, save, with_noise
-from lightning_modules.pose.metrics import MPII_JOINTS
 
 TEST_PICTURES = 2  # without joints, as the benchmark's test pictures are
 

@@ -33,8 +33,8 @@ from callbacks.poses import (
 )
 from callbacks.prediction_writer import table_rows
 from datamodules.lsp import LSP_JOINTS
+from datamodules.mpii import MPII_JOINTS
 from datamodules.synthetic.mpii import write_mpii
-from lightning_modules.pose.metrics import MPII_JOINTS
 
 GREY = Image.new("RGB", (200, 160), (128, 128, 128))
 

@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from datamodules.images import DatasetError
 from datamodules.lsp import LSP, LSP_JOINTS, read_lsp
-from lightning_modules.pose.keypoint_codec import mirror_partners
+from datamodules.pose import mirror_partners
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -95,7 +95,7 @@ def test_people_without_two_joints_are_left_out(tmp_path: Path) -> None:
 
 def test_partners() -> None:
     # pose-hg-train's pairs for LSP, counted from 1: 1-6, 2-5, 3-4, 7-12, 8-11, 9-10.
-    assert mirror_partners(LSP_JOINTS) == [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13]
+    assert mirror_partners(LSP_JOINTS).tolist() == [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13]
 
 
 def test_what_is_refused(root: Path) -> None:

@@ -14,11 +14,9 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from datamodules.images import DatasetError
-from datamodules.mpii import MPII, read_head_sizes, read_release
-from datamodules.pose import apply_affine
+from datamodules.mpii import MPII, MPII_JOINTS, read_head_sizes, read_release
+from datamodules.pose import apply_affine, mirror_partners
 from datamodules.synthetic.mpii import write_mpii
-from lightning_modules.pose.keypoint_codec import mirror_partners
-from lightning_modules.pose.metrics import MPII_JOINTS
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 EMPTY = np.zeros((0, 0))

@@ -24,6 +24,7 @@ from datamodules.pose import (
     apply_affine,
     crop_matrix,
     joint_boxes,
+    mirror_partners,
     scale_channels,
     warp,
 )
@@ -227,6 +228,10 @@ def test_channels_get_factors_of_their_own() -> None:
     assert drawn.max() <= 140
     assert abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.2
     assert (scale_channels(np.full((1, 1, 3), 250, np.uint8), 1.0) >= 0).all()
+
+
+def test_partners() -> None:
+    assert mirror_partners(NAMES).tolist() == [2, 1, 0, 3], "a joint without a partner stays"
 
 
 # --- whole pictures ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from scipy.io import loadmat
 
 from datamodules.images import read_image
-from datamodules.mpii import MPII
+from datamodules.mpii import MPII, MPII_JOINTS
 from datamodules.synthetic.__main__ import main
 from datamodules.synthetic.imagenet import background
 from datamodules.synthetic.mpii import (
@@ -27,7 +27,6 @@ from datamodules.synthetic.mpii import (
     turn,
     write_mpii,
 )
-from lightning_modules.pose.metrics import MPII_JOINTS
 
 
 @pytest.fixture(scope="module")
