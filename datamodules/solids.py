@@ -85,33 +85,43 @@ def render(
         float (S,S,3).
     """
     size = len(picture)
+    count = size * SAMPLES
     boxes = np.array(SOLIDS[solid], np.float32).reshape(-1, 3, 2)
     radius = np.linalg.norm(np.abs(boxes).max(-1), axis=-1).max()
     turn = rotation.astype(np.float32)
     # The sphere's outline is a cone about the axis whose sine is radius / distance.
     half = math.tan(math.asin(1 / DISTANCE)) / FILLS
-    steps = ((np.arange(size * SAMPLES, dtype=np.float32) + 0.5) / (size * SAMPLES) * 2 - 1) * half
-    x, y = np.meshgrid(steps, steps)
-    rays = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3) @ turn
+    steps = ((np.arange(count, dtype=np.float32) + 0.5) / count * 2 - 1) * half
+    # Each ray's direction in the solid's axes, (3, rows, columns).
+    rays = turn[0, :, None, None] * steps + turn[1, :, None, None] * steps[:, None] + turn[2, :, None, None]
     rays[np.abs(rays) < 1e-9] = 1e-9
-    eye = -radius * np.array([shift[0], shift[1], DISTANCE], np.float32) @ turn
-    # Where a ray enters and leaves the slabs between the planes of each box (Kay and Kajiya 1986): (3, N, rays).
-    inverse = (1 / rays.T)[:, None]
-    one, other = ((boxes[:, :, k].T - eye[:, None])[..., None] * inverse for k in (0, 1))
-    near, far = np.minimum(one, other), np.maximum(one, other)
-    # Several times faster than to reduce the first axis.
-    enters = np.maximum(np.maximum(near[0], near[1]), near[2])
-    leaves = np.minimum(np.minimum(far[0], far[1]), far[2])
-    depth = np.where(enters < leaves, enters, np.inf)
-    nearest, every = depth.argmin(0), np.arange(len(rays))
-    hit = np.isfinite(depth[nearest, every])
-    axis = near[:, nearest, every].argmax(0)
+    inverse = 1 / rays
+    place = radius * np.array([shift[0], shift[1], DISTANCE], np.float32)
+    eye = -place @ turn
+    depth = np.full((count, count), np.inf, np.float32)
+    axis = np.zeros((count, count), np.intp)
+    for box in boxes:
+        # Only rays between a box's outermost corners can meet it.
+        corners = np.stack(np.meshgrid(*box, indexing="ij"), -1).reshape(-1, 3) @ turn.T + place
+        seen = (corners[:, :2] / corners[:, 2:] / half + 1) / 2 * count - 0.5
+        (left, top), (right, bottom) = np.floor(seen.min(0)).astype(int), np.ceil(seen.max(0)).astype(int) + 1
+        part = slice(max(0, top), max(0, bottom)), slice(max(0, left), max(0, right))
+        # Where a ray enters and leaves the slabs between the box's planes (Kay and Kajiya 1986).
+        one, other = ((box[:, k] - eye)[:, None, None] * inverse[:, *part] for k in (0, 1))
+        near, far = np.minimum(one, other), np.maximum(one, other)
+        enters = np.maximum(np.maximum(near[0], near[1]), near[2])
+        leaves = np.minimum(np.minimum(far[0], far[1]), far[2])
+        first = (enters < leaves) & (enters < depth[part])
+        depth[part] = np.where(first, enters, depth[part])
+        entered = np.where(near[0] == enters, 0, np.where(near[1] == enters, 1, 2))
+        axis[part] = np.where(first, entered, axis[part])
+    hit = np.isfinite(depth)
     # The face that is entered looks back along the ray.
-    side = -np.sign(rays[every, axis])
+    side = -np.sign(np.take_along_axis(rays, axis[None], 0)[0])
     cosine = side * (light.astype(np.float32) @ turn)[axis]
     bright = hit * (ambient + (1 - ambient) * cosine.clip(0))
-    seen = bright[:, None] * colors.astype(np.float32)[2 * axis + (side > 0)]
-    samples = np.concatenate([hit[:, None], seen], 1).astype(np.float32).reshape(len(steps), len(steps), 4)
+    shaded = bright[..., None] * colors.astype(np.float32)[2 * axis + (side > 0)]
+    samples = np.concatenate([hit[..., None], shaded], -1).astype(np.float32)
     pixels = cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA)
     return picture * (1 - pixels[..., :1]) + pixels[..., 1:]
 
