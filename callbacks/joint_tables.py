@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ class JointTables(ClassTables):
 
     - ``<run>/per_joint_<metric>_<split>.csv``: joint, instances and the metric; of the latest evaluation.
       ``train.py validate`` and ``test`` print it too.
-    - ``<run>/pictures/<split>_<metric>_step=<global step, 8 digits>.png``: the curves; also to W&B.
+    - ``<run>/pictures/<split>_<metric>_step=<global step, 8 digits>.png``: the curves and the table; also to W&B.
 
     Args:
         metric: whose results.
@@ -53,7 +54,7 @@ class JointTables(ClassTables):
         ]
         write_csv(Path(trainer.default_root_dir) / f"per_joint_{self.metric}_{split}.csv", rows)
         title = f"{split}, step {trainer.global_step}"
-        picture = draw_curves(results[f"{self.metric}/curve"], self.metric, title)
+        picture = draw_curves(results[f"{self.metric}/curve"], rows, self.metric, title)
         self.save(picture, trainer, split, self.metric, f"{self.metric}_curve")
         if asked_for(trainer):
             width = max(len(row["joint"]) for row in rows)
@@ -62,20 +63,23 @@ class JointTables(ClassTables):
                 print(f"{row['joint']:{width}} {row['instances']:7d}  {value if value == '' else format(value, '.4f')}")
 
 
-def draw_curves(curve: Tensor, metric: Literal["pckh", "pck"], title: str) -> Image.Image:
-    """The part of the joints that are found within each distance, a line a group and a wide one in total.
+def draw_curves(
+    curve: Tensor, rows: Sequence[dict[str, Any]], metric: Literal["pckh", "pck"], title: str
+) -> Image.Image:
+    """The part of the joints that are found within each distance, a line a group and a wide one in total; and a table.
 
     Args:
         curve: float (8,51), at distances 0, .01, ... .5, rows as in `GROUPS`.
+        rows: ``joint``, ``instances`` and the metric of each joint, as `JointTables` writes them.
         metric: names the distances' unit.
         title: put above.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, beside = figure.subplots(1, 2, width_ratios=(7, 3))
     distances, decided = np.arange(51) / 100, {"pckh": 50, "pck": 20}[metric]
     for name, values in zip(GROUPS, curve.tolist(), strict=True):
         total = name == "total"
@@ -88,6 +92,15 @@ def draw_curves(curve: Tensor, metric: Literal["pckh", "pck"], title: str) -> Im
     axes.set_title(f"{title}: {PRINTED[metric]}", fontsize=11, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    beside.axis("off")
+    cells = [[row["joint"], row["instances"], "" if row[metric] == "" else f"{row[metric]:.3f}"] for row in rows]
+    table = beside.table(
+        cells, colLabels=["joint", "labelled", PRINTED[metric]], colWidths=(0.5, 0.25, 0.25), bbox=(0, 0, 1, 1)
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    for cell in table.get_celld().values():
+        cell.set_linewidth(0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")

@@ -142,7 +142,8 @@ def test_heatmaps_have_a_row_a_stack_and_are_red_at_the_peak() -> None:
 def test_curves_are_drawn_where_nothing_was_labelled() -> None:
     curve = torch.linspace(0, 1, 51).repeat(8, 1)
     curve[3] = torch.nan
-    assert draw_curves(curve, "pckh", "val").size == (840, 552)
+    rows = [{"joint": "nose", "instances": 0, "pckh": ""}, {"joint": "left_ear", "instances": 3, "pckh": 0.5}]
+    assert draw_curves(curve, rows, "pckh", "val").size == (1200, 552)
 
 
 def test_records_are_in_the_pixels_of_the_file() -> None:
