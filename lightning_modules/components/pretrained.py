@@ -12,9 +12,13 @@ import torchvision
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+SCRATCH = "train from scratch: --model.weights null, or a config whose name ends in _scratch, where there is one"
 
-def find_weights(network: str, weights: str) -> Path:
+
+def find_weights(network: str, weights: str, instead: str = SCRATCH) -> Path:
     """The file that ``weights`` names: a path, or a name among torchvision's weights of ``network``, then downloaded.
+
+    ``instead`` is what a failed download advises as the way without.
 
     Raises:
         ValueError: there are no weights of that name.
@@ -43,8 +47,7 @@ def find_weights(network: str, weights: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix[1] if hash_prefix else None)
         except (OSError, RuntimeError) as error:
             raise RuntimeError(
-                f"weights: no download ({error}): fetch {url} and put it at {path}, or train from scratch: "
-                "--model.weights null, or a config whose name ends in _scratch, where there is one"
+                f"weights: no download ({error}): fetch {url} and put it at {path}, or {instead}"
             ) from None
     return path
 
