@@ -1,0 +1,1 @@
+"""Images learnt from features, and networks that paint: inversion, texture, neural, fast and arbitrary style."""
