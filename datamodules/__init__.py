@@ -13,5 +13,6 @@ def import_all() -> None:
     import datamodules.places365
     import datamodules.segmentation
     import datamodules.solids
+    import datamodules.style_images
     import datamodules.voc
     import datamodules.yummly  # noqa: F401

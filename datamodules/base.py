@@ -23,7 +23,7 @@ pose                  ``keypoints`` float32 (B,K,2) in the image's pixels, centr
                       edges, labels int64 (N,) of 0, keypoints (N,K,2), labelled (N,K), head_size (N,)}, and
                       ``to_original``. Prediction: ``to_original`` alone
 orientation           ``rotation`` float32 (B,3,3), from the body's axes to the camera's (x right, y down, z away)
-style                 ``content``, ``style`` uint8 (B,3,H,W)
+style                 ``style`` uint8 (B,3,H,W), what the image is to look like; ``image`` is its content
 ====================  =========================================================================================
 
 Exact resume

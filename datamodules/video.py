@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.box_transforms import BoxTransform
 from datamodules.images import BrokenImageError, DatasetError
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -19,6 +18,12 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".m
 def is_video(name: str | None) -> bool:
     """Whether a file's name ends like a video's, in any case of letters."""
     return name is not None and name.lower().endswith(VIDEO_EXTENSIONS)
+
+
+class Transform(Protocol):
+    """What makes a frame, uint8 (H,W,3), and its boxes (N,4) what the model takes."""
+
+    def apply(self, pixels: np.ndarray, boxes: np.ndarray) -> tuple[Any, ...]: ...
 
 
 class VideoDataset(Dataset):
@@ -36,7 +41,7 @@ class VideoDataset(Dataset):
         BrokenImageError: a frame cannot be read.
     """
 
-    def __init__(self, path: str, transform: BoxTransform) -> None:
+    def __init__(self, path: str, transform: Transform) -> None:
         self.path, self.transform = path, transform
         if not os.path.isfile(path):
             raise DatasetError(f"{path}: expected a video, found nothing there")

@@ -18,6 +18,7 @@ from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.places365 import write_places365
 from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 
@@ -26,6 +27,7 @@ WRITERS: dict[str, Callable[..., object]] = {
     "food101": write_food101,
     "imagenet": write_imagenet,
     "mpii": write_mpii,
+    "style_images": write_style_images,
     "voc": write_voc,
     "voc_segmentation": write_voc_segmentation,
     "yummly": write_yummly,
@@ -99,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, default=own, help="number of classes")
     parser.add_argument("--train", type=int, default=own, help="training pictures a class; of mpii in all")
     parser.add_argument("--val", type=int, default=own, help="validation pictures a class; of mpii in all")
+    parser.add_argument("--contents", type=int, default=own, help="of style_images: scenes")
+    parser.add_argument("--styles", type=int, default=own, help="of style_images: textures")
     parser.add_argument("--size", type=int, default=own, help="shorter side of the pictures in pixels")
     parser.add_argument("--difficulty", type=float, default=own, help="of mpii, 0 to 1: how much people hide and turn")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
