@@ -38,6 +38,7 @@ from callbacks.metrics_file import MetricsFile
 from callbacks.pictures import Pictures
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.resume import EXIT_INTERRUPTED, EXIT_RESUMABLE, LastCheckpoint, StepSeed
+from callbacks.style import Film
 from callbacks.throughput import Throughput
 from callbacks.wandb_run import make_wandb_logger
 from cli_errors import FriendlyParser
@@ -216,6 +217,7 @@ class VisionCLI(LightningCLI):
             ClassIoU(),
             JointTables("pckh"),
             JointTables("pck"),
+            Film(),
             *([PredictionWriter()] if self.subcommand == "predict" else []),
             *([LearningRateMonitor("step")] if kwargs.get("logger") and self.subcommand == "fit" else []),
         ]

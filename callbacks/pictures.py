@@ -32,6 +32,7 @@ from callbacks.orientation import draw_orientation, is_orientation
 from callbacks.pose_stages import draw_stages
 from callbacks.poses import draw_heatmaps, draw_people, draw_pose, is_pose
 from callbacks.segmentation import draw_segmentation, is_segmentation
+from callbacks.style import draw_stylised, is_stylised
 
 TILE = 256  # pixels, the width of one picture on a contact sheet
 WIDE_TILE = 384  # the same, where two names stand beside each other below it
@@ -136,6 +137,8 @@ def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], clas
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
     if is_orientation(prediction):
         return draw_orientation(fit(image, TILE), prediction, truth)
+    if is_stylised(prediction):
+        return draw_stylised(fit(image, WIDE_TILE), prediction, truth)
     if is_detections(prediction) or is_segmentation(prediction) or is_pose(prediction):
         size, scale = image.size, (TILE if is_pose(prediction) else WIDE_TILE) / max(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

@@ -56,6 +56,7 @@ from callbacks.poses import (
     pose_rows,
 )
 from callbacks.segmentation import draw_segmentation, ids_of, is_segmentation, save_ids, segmentation_record
+from callbacks.style import is_stylised, style_record
 
 LONG_SIDE = 1280  # pixels
 PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr")
@@ -200,6 +201,8 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
         return segmentation_record(prediction, class_names)
     if is_orientation(prediction):
         return orientation_record(prediction)
+    if is_stylised(prediction):
+        return style_record(prediction)
     if is_pose(prediction):
         return pose_record(prediction, class_names)
     if is_attributes(prediction):
@@ -226,6 +229,8 @@ def annotate(
             seen = (image.shape[-1], image.shape[-2])
             return draw_detections(draw_people(picture, prediction, class_names, seen), prediction, {}, PEOPLE, seen)
         return draw_detections(picture, prediction, {}, class_names, (image.shape[-1], image.shape[-2]))
+    if is_stylised(prediction):
+        return to_picture(prediction["stylised"])
     if is_segmentation(prediction):
         return draw_segmentation(picture, prediction, {}, class_names)
     if is_faces(prediction):
@@ -276,6 +281,8 @@ def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
         return KEYPOINT_COLUMNS, pose_rows(record)
     if "orientation" in record:
         return ORIENTATION_COLUMNS, [orientation_row(record)]
+    if "stylised" in record:
+        return ["width", "height", "random_features"], [[*record["stylised"], record["random_features"]]]
     if "classes" in record:
         return ["class", "share"], [[item["class"], repr(item["share"])] for item in record["classes"]]
     faces = "faces" in record

@@ -25,6 +25,7 @@ from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.places365 import write_places365
 from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 from lightning_modules.classification.image_classifier import build_network
@@ -502,6 +503,39 @@ def test_every_pose_config_trains_on_generated_data(config: str, people: Path) -
     assert any(of in row for row in rows)
     assert list(run.glob("pictures/val_step=*.png"))
     assert (run / f"per_joint_{metric}_val.csv").exists() or config.startswith("orientation")
+
+
+# --- style ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("styles")
+    write_style_images(str(folder), contents=4, styles=2, size=48)
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "style").glob("*.yaml")))
+def test_every_style_config_trains_on_generated_data(config: str, styles: Path) -> None:
+    path = ROOT / "configs" / "style" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    content, style = (str(min((styles / name).iterdir())) for name in ("content", "style"))
+    options = ["--data.content", content, "--data.image_size", "64"]
+    if config == "neural_style":
+        options += ["--data.style", style]
+    cli.run([
+        "fit", "--config", str(path), *QUICK, "--model.weights", "random", *options, "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1",
+        "--trainer.num_sanity_val_steps", "0", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)
+    assert any("val/loss" in row for row in rows)
+    assert list(run.glob("pictures/val_step=*.png"))
 
 
 def test_detections_of_pictures_and_of_a_video(

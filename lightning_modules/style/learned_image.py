@@ -44,6 +44,8 @@ class LearnedImage(VisionModule):
     """
 
     monitor = ("val/loss", "min")
+    #: Its predictions are the frames of a film.
+    film = True
 
     def __init__(
         self,
