@@ -210,7 +210,7 @@ class ImagePair(VisionDataModule):
         image_size: pixels of the content's longer side at most; None: as it is.
         style_size: the same of the style; its strokes come out as large as they are in these pixels. None: as content.
         steps: of an epoch, after each of which the image is drawn.
-        **kwargs: see `VisionDataModule`; a batch is the one pair.
+        num_workers: see `VisionDataModule`. A batch is the one pair, read once.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -223,12 +223,10 @@ class ImagePair(VisionDataModule):
         image_size: int | None = 256,
         style_size: int | None = None,
         steps: int = 50,
-        **kwargs: Any,
+        num_workers: int | None = 0,
     ) -> None:
-        super().__init__(**{"batch_size": 1, "num_workers": 0, **kwargs})
+        super().__init__(batch_size=1, num_workers=num_workers)
         self.save_hyperparameters(logger=False, frame=inspect.currentframe())
-        if self.batch_size != 1:
-            raise ValueError(f"batch_size: expected 1, the one pair, found {self.batch_size}")
         if steps < 1:
             raise ValueError(f"steps: expected 1 or more an epoch, found {steps}")
         for name, size in (("image_size", image_size), ("style_size", style_size)):

@@ -511,7 +511,7 @@ def test_every_pose_config_trains_on_generated_data(config: str, people: Path) -
 @pytest.fixture(scope="module")
 def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("styles")
-    write_style_images(str(folder), contents=4, styles=2, size=48)
+    write_style_images(str(folder), contents=4, styles=2, size=64)
     return folder
 
 
@@ -521,7 +521,7 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     text = yaml.safe_load(path.read_text())
     assert text["experiment"] == config
     content, style = (str(min((styles / name).iterdir())) for name in ("content", "style"))
-    options = ["--data.content", content, "--data.image_size", "64"]
+    options = ["--data.content", content, "--data.image_size", "96"]
     if config == "neural_style":
         options += ["--data.style", style]
     cli.run([
