@@ -521,13 +521,16 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     text = yaml.safe_load(path.read_text())
     assert text["experiment"] == config
     content, style = (str(min((styles / name).iterdir())) for name in ("content", "style"))
-    options = ["--data.content", content, "--data.image_size", "96"]
+    folders = text["data"]["class_path"] == "StyleImages"
+    options = ["--data.content", str(styles / "content") if folders else content, "--data.image_size", "96"]
     if config == "neural_style":
         options += ["--data.style", style]
+    elif config.startswith("fast_style"):
+        options += ["--model.style", style, "--model.width", "0.1", "--data.batch_size", "2", "--data.resize", "null"]
     cli.run([
         "fit", "--config", str(path), *QUICK, "--model.weights", "random", *options, "--trainer.max_epochs", "1",
         "--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1",
-        "--trainer.num_sanity_val_steps", "0", "--trainer.enable_checkpointing", "false",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.enable_checkpointing", "false",
     ])  # fmt: skip
     (run,) = Path("runs", config).iterdir()
     rows = read_metrics(run / "metrics.csv")
