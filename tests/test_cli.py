@@ -530,7 +530,8 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     cli.run([
         "fit", "--config", str(path), *QUICK, "--model.weights", "random", *options, "--trainer.max_epochs", "1",
         "--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1",
-        "--trainer.check_val_every_n_epoch", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.enable_checkpointing", "false",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.num_sanity_val_steps", "0",
+        "--trainer.enable_checkpointing", "false",
     ])  # fmt: skip
     (run,) = Path("runs", config).iterdir()
     rows = read_metrics(run / "metrics.csv")
