@@ -26,6 +26,7 @@ def import_all() -> None:
     import lightning_modules.segmentation.fcn
     import lightning_modules.segmentation.mask_rcnn
     import lightning_modules.segmentation.patch_classifier
+    import lightning_modules.style.adain
     import lightning_modules.style.fast_style
     import lightning_modules.style.feature_inversion
     import lightning_modules.style.neural_style

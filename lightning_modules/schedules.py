@@ -114,6 +114,22 @@ class Polynomial(_Schedule):
         super().__init__(optimizer, total_steps, factor, warmup_steps)
 
 
+class InverseTime(_Schedule):
+    """1 / (1 + decay t) after t steps, as Torch7's optimisers had it and AdaIN's authors use it.
+
+    Args:
+        optimizer: the optimiser whose rates move.
+        total_steps: steps of the whole run.
+        decay: of AdaIN 5e-5.
+        warmup_steps: steps over which the rate rises in a line.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, decay: float = 5e-5, warmup_steps: int = 0) -> None:
+        if decay < 0:
+            raise ValueError(f"decay: expected 0 or more, found {decay}")
+        super().__init__(optimizer, total_steps, lambda step, total: 1 / (1 + decay * step), warmup_steps)
+
+
 class Staircase(_Schedule):
     """Multiplied by ``gamma`` at the end of each of ``stairs`` equal parts of the run.
 

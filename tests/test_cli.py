@@ -525,6 +525,17 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     options = ["--data.content", str(styles / "content") if folders else content, "--data.image_size", "96"]
     if config == "neural_style":
         options += ["--data.style", style]
+    elif config.startswith("adain"):
+        options += [
+            "--data.style",
+            str(styles / "style"),
+            "--data.image_size",
+            "32",
+            "--data.resize",
+            "null",
+            "--data.batch_size",
+            "2",
+        ]
     elif config.startswith("fast_style"):
         options += ["--model.style", style, "--model.width", "0.1", "--data.batch_size", "2", "--data.resize", "null"]
     cli.run([

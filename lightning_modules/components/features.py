@@ -120,7 +120,7 @@ class Features(nn.Module):
         else:
             if "fc8" in self.layers and not self.layers["fc8"][-1].weight.isfinite().all():  # type: ignore[index]
                 raise ValueError(f"layers: expected some before fc8, of which {weights} has another number of classes")
-        # Plain attributes: buffers would be averaged, broadcast and saved.
+        # Plain attributes: buffers would be averaged and broadcast.
         self._mean, self._std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
         self.eval().requires_grad_(False)
 
@@ -141,6 +141,15 @@ class Features(nn.Module):
             if name in self.wanted:
                 found[name] = last(x.float(), 1)
         return {name: found[name] for name in self.wanted}
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of pixels on 0..1, with which the weights were trained; no part of the state dict."""
+        return self._mean.flatten().tolist(), self._std.flatten().tolist()
+
+    @normalisation.setter
+    def normalisation(self, given: tuple[Sequence[float], Sequence[float]]) -> None:
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in given)
 
     # --- weights --------------------------------------------------------------------------------------------------
 
