@@ -21,13 +21,13 @@ from torchvision.models.vgg import make_layers
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.upsampling import max_unpooling
 from lightning_modules.detection.dilated_vgg import VGG16, convolution
 from lightning_modules.detection.external_proposals import external_proposals
 from lightning_modules.segmentation.crf import DenseCRF
 from lightning_modules.segmentation.fcn import FCN, from_vgg16
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from lightning_modules.segmentation.scores import cross_entropy, of_one_size, resize, sizes_of
-from lightning_modules.segmentation.upsampling import max_unpooling
 
 Inference = Literal["image", "proposals"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lightning_modules.components.upsampling import Upsample, bed_of_nails, max_unpooling, nearest
 from lightning_modules.segmentation.encoder_decoder import EncoderDecoder, EncoderDecoderNetwork
-from lightning_modules.segmentation.upsampling import Upsample, bed_of_nails, max_unpooling, nearest
 
 KINDS = ("nearest", "bed_of_nails", "max_unpooling", "transposed_convolution")
 SMALL = torch.tensor([[[[1.0, 2], [3, 4]]]])

@@ -1,0 +1,132 @@
+"""What switches bring, layer by layer: SAE against SWWAE, trained alike, their PSNR as a table and the lecture's row.
+
+``python -m benchmarks.inversion_by_layer --content PHOTOGRAPHS`` trains a decoder of each layer twice, with and without
+the encoder's switches: the same pictures in the same order, the same parameters, the same steps. It prints a table of the
+PSNR of held-out pictures, and writes one of them and what each layer gives of it to inversion_by_layer.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageDraw
+from rich.progress import Progress
+
+from callbacks.drawing import INK, PAPER, load_font, to_picture
+from cli_errors import FriendlyParser
+from datamodules.style_images import StyleImages
+from lightning_modules.style.inversion_network import PSNR, InversionNetwork
+
+LAYERS = ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7", "fc8")
+
+
+def train(layer: str, switches: bool, data: StyleImages, options: argparse.Namespace, tick: object) -> InversionNetwork:
+    """A decoder after ``options.steps`` steps."""
+    pl.seed_everything(0, verbose=False)
+    module = InversionNetwork(
+        layer, switches, weights=options.weights, image_size=options.size, network=options.network  # type: ignore[arg-type]
+    ).to(options.device)  # fmt: skip
+    module.setup("fit")
+    optimizer = torch.optim.Adam(module.parameters(), options.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    loader, step, epoch = data.train_dataloader(), 0, 0
+    while step < options.steps:
+        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        for batch in loader:
+            with torch.autocast(options.device, torch.bfloat16):
+                loss = torch.stack(list(module.losses({"image": batch["image"].to(options.device)}).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            tick()  # type: ignore[operator]
+            if step == options.steps:
+                break
+        epoch += 1
+    return module.eval()
+
+
+@torch.no_grad()
+def measure(module: InversionNetwork, data: StyleImages, device: str) -> tuple[float, Image.Image]:
+    """PSNR of the held-out pictures in dB, and the first of them as it comes back."""
+    metric, first = PSNR().to(device), None
+    for batch in data.val_dataloader():
+        images = batch["image"].to(device)
+        found = module.predict(images)["stylised"]
+        metric.update(found, images)
+        first = first or to_picture(found[0].cpu())
+    assert first is not None
+    return float(metric.compute()), first
+
+
+def row_of_pictures(original: Image.Image, rows: dict[str, list[Image.Image]], layers: Sequence[str]) -> Image.Image:
+    """The picture, then a column a layer and a row for each way."""
+    tile, gap, head, side = 128, 4, 24, 72
+    canvas = Image.new("RGB", (side + (len(layers) + 1) * (tile + gap), head + len(rows) * (tile + gap)), PAPER)
+    draw, font = ImageDraw.Draw(canvas), load_font(13)
+    for column, title in enumerate(["picture", *layers]):
+        draw.text((side + column * (tile + gap) + 4, head / 2), title, fill=INK, font=font, anchor="lm")
+    for i, (name, pictures) in enumerate(rows.items()):
+        top = head + i * (tile + gap)
+        draw.text((4, top + tile / 2), name, fill=INK, font=font, anchor="lm")
+        for column, picture in enumerate([original, *pictures]):
+            canvas.paste(picture.resize((tile, tile)), (side + column * (tile + gap), top))
+    return canvas
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = FriendlyParser(prog="python -m benchmarks.inversion_by_layer", description=__doc__.splitlines()[0])
+    parser.add_argument("--content", required=True, help="folder of pictures; one of ten is held out")
+    parser.add_argument("--layers", nargs="+", default=list(LAYERS), choices=LAYERS, metavar="LAYER", help="which")
+    parser.add_argument("--network", default="vgg16", choices=("vgg16", "vgg19"), help="the encoder")
+    parser.add_argument("--weights", default="DEFAULT", help="of the encoder: DEFAULT, a file, or random")
+    parser.add_argument("--steps", type=int, default=500, help="of each training")
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
+    parser.add_argument("--size", type=int, default=64, help="side of the squares in pixels, 32 or more")
+    parser.add_argument("--rate", type=float, default=1e-3, help="Adam's first rate, which falls as a cosine")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--picture", default="inversion_by_layer.png", help="where the row of pictures goes")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", message=".*none is held out")
+    try:
+        data = StyleImages(
+            content=options.content,
+            styled=False,
+            image_size=options.size,
+            batch_size=options.batch,
+            num_workers=0,
+            seed=0,
+        )
+        original = to_picture(next(iter(data.val_dataloader()))["image"][0])
+        rows: dict[str, list[Image.Image]] = {"SAE": [], "SWWAE": []}
+        print(
+            f"{'layer':6} {'parameters':>12} {'SAE':>7} {'SWWAE':>7} {'gain':>7}   PSNR in dB, {options.steps} steps",
+            flush=True,
+        )
+        with Progress(transient=True) as progress:
+            task = progress.add_task("training", total=2 * len(options.layers) * options.steps)
+            for layer in options.layers:
+                found = []
+                for name, switches in (("SAE", False), ("SWWAE", True)):
+                    module = train(layer, switches, data, options, lambda: progress.advance(task))
+                    value, picture = measure(module, data, options.device)
+                    found.append(value)
+                    rows[name].append(picture)
+                count = sum(p.numel() for p in module.parameters())
+                print(f"{layer:6} {count:12,} {found[0]:7.2f} {found[1]:7.2f} {found[1] - found[0]:+7.2f}", flush=True)
+        row_of_pictures(original, rows, options.layers).save(options.picture)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"pictures: {options.picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""SAE and SWWAE: mirrored, alike but for the switches, odd sizes, the loss, PSNR, resume, what switches bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import cli
+from callbacks.metrics_file import read_metrics
+from datamodules.synthetic.style_images import write_style_images
+from lightning_modules.style.inversion_network import PSNR, Decoder, InversionNetwork
+from tests.small_system import differences, kill_and_resume, outcome
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_style_images(str(folder), contents=12, styles=1, size=40)
+    return folder
+
+
+def made(layer: Any, switches: bool = True, size: int = 32, **options: Any) -> InversionNetwork:
+    torch.manual_seed(0)
+    module = InversionNetwork(layer, switches, weights="random", image_size=size, **options)
+    module.setup("fit")
+    return module
+
+
+def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
+    return torch.randint(
+        0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
+def test_the_decoder_mirrors_the_encoder(network: Any) -> None:
+    """As many weights as the encoder's convolutions; biases differ by the first layer's 64 and the last one's 3."""
+    import torchvision
+
+    with torch.device("meta"):
+        decoder = sum(p.numel() for p in Decoder(network, 5).parameters() if p.ndim == 4)
+        theirs = torchvision.models.get_model(network).features.parameters()
+    assert decoder == sum(p.numel() for p in theirs if p.ndim == 4)
+
+
+@pytest.mark.parametrize("switches", [False, True])
+@pytest.mark.parametrize(("layer", "size"), [("pool1", (33, 47)), ("pool3", (45, 61)), ("pool2", (2, 90))])
+def test_pictures_of_odd_sizes_come_back_as_large(layer: str, size: tuple[int, int], switches: bool) -> None:
+    module = made(layer, switches)
+    if min(size) < 4:
+        with pytest.raises(RuntimeError):
+            module.predict(images(1, 1, 1))
+        size = (4, 90)
+    with torch.no_grad():
+        assert module.predict(images(1, *size))["stylised"].shape == (1, 3, *size)
+
+
+def test_switches_add_no_parameter() -> None:
+    for layer in ("pool2", "fc6", "fc8"):
+        counts = {sum(p.numel() for p in made(layer, switches).parameters()) for switches in (False, True)}
+        assert len(counts) == 1
+
+
+def test_a_pixel_goes_where_the_maximum_was() -> None:
+    """Unpool(pool(x)) is x at the maxima and 0 elsewhere; without switches the values stand in the corners."""
+    decoder = Decoder("vgg16", 1)
+    decoder.blocks[0] = torch.nn.Identity()
+    x = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    values, places = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+    (found,) = decoder(values, [places], [(6, 8)])
+    assert ((found == x) | (found == 0)).all()
+    assert (found > 0).sum() == values.numel()
+    (fixed,) = decoder(values, None, [(6, 8)])
+    assert torch.equal(fixed[..., ::2, ::2], values)
+    assert (fixed > 0).sum() == values.numel()
+
+
+def test_the_loss_is_of_pixels_and_of_the_levels_between() -> None:
+    module = made("pool3", intermediate=0.5)
+    levels, pooled = module.decode(images())
+    terms = module.losses({"image": images()})
+    true = module.preprocess(images()).double().numpy()
+    assert terms["image"].item() == pytest.approx(((levels[-1].detach().double().numpy() - true) ** 2).mean(), rel=1e-4)
+    total = 0.0
+    for level, maps in ((levels[0], pooled[1]), (levels[1], pooled[0])):
+        assert level.shape == maps.shape
+        found, wanted = (x.detach().double().numpy() for x in (level, maps))
+        total += np.mean([((f - w) ** 2).mean() / (w**2).mean() for f, w in zip(found, wanted, strict=True)])
+    assert terms["features"].item() == pytest.approx(0.5 * total, rel=1e-3)
+    assert list(made("pool3").losses({"image": images()})) == ["image"]
+
+
+def test_psnr_is_of_all_pixels_together() -> None:
+    one, other = images(3), images(3).flip(0)
+    metric = PSNR()
+    for i in range(3):
+        metric.update(one[i : i + 1], other[i : i + 1])
+    error = ((one.double() - other.double()) ** 2).mean()
+    assert metric.compute().item() == pytest.approx(10 * np.log10(255**2 / error.item()), rel=1e-4)
+    perfect = PSNR()
+    perfect.update(one, one)
+    assert perfect.compute() > 90
+
+
+def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.run([
+        "fit", "--model", "InversionNetwork", "--model.weights", "random", "--model.layer", "pool2",
+        "--model.intermediate", "0.1", "--data", "StyleImages", "--data.styled", "false", "--data.root", str(root),
+        "--data.image_size", "32", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "3",
+        "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+        "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--experiment", "run",
+        "--last.every_n_steps", "7", "--last.keep", "9",
+    ])  # fmt: skip
+    (whole,) = Path("runs/run").iterdir()
+    expected = outcome(whole)
+    assert expected["global_step"] // 3 != 7
+    assert not any("features" in key for key in expected["state_dict"])
+    rows = [row for row in read_metrics(whole / "metrics.csv") if "val/psnr" in row]
+    assert rows[-1]["val/psnr"] > rows[0]["val/psnr"]
+    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
+
+
+def test_switches_bring_places() -> None:
+    """The same steps on the same pictures: with switches more of the pixels comes back."""
+    found = {}
+    for switches in (False, True):
+        module = made("pool2", switches)
+        optimizer = torch.optim.Adam(module.parameters(), 2e-3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = module.losses({"image": images(4)})["image"]
+            loss.backward()
+            optimizer.step()
+        found[switches] = loss.item()
+    assert found[True] < 0.8 * found[False]
+
+
+def test_bad_input() -> None:
+    for options, message in (
+        ({"layer": "pool6"}, "layer: expected pool1 to pool5, fc6, fc7 or fc8, found pool6"),
+        ({"network": "alexnet"}, "network: expected vgg16 or vgg19, found alexnet"),
+        ({"layer": "fc6", "image_size": 20}, "image_size: expected 32 or more for fc6, found 20"),
+        ({"intermediate": -1}, "intermediate: expected 0 or more, found -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InversionNetwork(weights="random", **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected images of 32 pixels for fc7, found 64x64"):
+        made("fc7").losses({"image": images(1, 64, 64)})
