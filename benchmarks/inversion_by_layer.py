@@ -1,8 +1,8 @@
 """What switches bring, layer by layer: SAE against SWWAE, trained alike, their PSNR as a table and the lecture's row.
 
 ``python -m benchmarks.inversion_by_layer --content PHOTOGRAPHS`` trains a decoder of each layer twice, with and without
-the encoder's switches: the same pictures in the same order, the same parameters, the same steps. It prints a table of the
-PSNR of held-out pictures, and writes one of them and what each layer gives of it to inversion_by_layer.png.
+the encoder's switches: the same pictures in the same order, the same parameters, the same steps. It prints a table of
+the PSNR of held-out pictures, and writes one of them and what each layer gives of it to inversion_by_layer.png.
 """
 
 from __future__ import annotations
@@ -95,20 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*none is held out")
     try:
-        data = StyleImages(
-            content=options.content,
-            styled=False,
-            image_size=options.size,
-            batch_size=options.batch,
-            num_workers=0,
-            seed=0,
-        )
+        size = {"image_size": options.size, "batch_size": options.batch}
+        data = StyleImages(content=options.content, styled=False, num_workers=0, seed=0, **size)
         original = to_picture(next(iter(data.val_dataloader()))["image"][0])
         rows: dict[str, list[Image.Image]] = {"SAE": [], "SWWAE": []}
-        print(
-            f"{'layer':6} {'parameters':>12} {'SAE':>7} {'SWWAE':>7} {'gain':>7}   PSNR in dB, {options.steps} steps",
-            flush=True,
-        )
+        print(f"PSNR in dB after {options.steps} steps", flush=True)
+        print(f"{'layer':6} {'parameters':>12} {'SAE':>7} {'SWWAE':>7} {'gain':>7}", flush=True)
         with Progress(transient=True) as progress:
             task = progress.add_task("training", total=2 * len(options.layers) * options.steps)
             for layer in options.layers:
