@@ -31,4 +31,5 @@ def import_all() -> None:
     import lightning_modules.style.feature_inversion
     import lightning_modules.style.inversion_network
     import lightning_modules.style.neural_style
+    import lightning_modules.style.style_prediction
     import lightning_modules.style.texture_synthesis  # noqa: F401

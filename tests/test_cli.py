@@ -525,17 +525,11 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     options = ["--data.content", str(styles / "content") if folders else content, "--data.image_size", "96"]
     if config == "neural_style":
         options += ["--data.style", style]
-    elif config.startswith("adain"):
-        options += [
-            "--data.style",
-            str(styles / "style"),
-            "--data.image_size",
-            "32",
-            "--data.resize",
-            "null",
-            "--data.batch_size",
-            "2",
-        ]
+    elif config.startswith(("adain", "style_prediction")):
+        options += ["--data.style", str(styles / "style"), "--data.image_size", "32", "--data.resize", "null"]
+        options += ["--data.batch_size", "2"]
+        if config == "style_prediction":
+            options += ["--model.predictor_weights", "null"]
     elif config == "inversion_network":
         options += ["--data.batch_size", "2"]
     elif config.startswith("fast_style"):

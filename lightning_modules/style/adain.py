@@ -13,15 +13,24 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
-from lightning_modules.style.fast_style import read_style
 from lightning_modules.style.losses import feature_distance, moments, moments_distance
+from lightning_modules.style.painting import (
+    check_weights,
+    enlarged,
+    painting_metrics,
+    read_style,
+    score_paintings,
+    shares_of,
+    stacked,
+    to_pixels,
+)
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
-LEAST = 16  # pixels a side: the deepest map has an eighth of them, and is reflected at its border
+MULTIPLE = 8  # of pixels a side: the deepest map has an eighth of them
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
@@ -44,13 +53,13 @@ class Decoder(nn.Sequential):
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
-        # Where the channels of a block end, the map is enlarged.
-        for channels, out, enlarged in (
+        # Where the channels of a block end, the map is doubled.
+        for channels, out, doubled in (
             (512, 256, True), (256, 256, False), (256, 256, False), (256, 256, False), (256, 128, True),
             (128, 128, False), (128, 64, True), (64, 64, False),
         ):  # fmt: skip
             layers += [nn.Conv2d(channels, out, 3, padding=1, padding_mode="reflect"), nn.ReLU(inplace=True)]
-            layers += [nn.Upsample(scale_factor=2, mode="nearest")] if enlarged else []
+            layers += [nn.Upsample(scale_factor=2, mode="nearest")] if doubled else []
         super().__init__(*layers, nn.Conv2d(64, 3, 3, padding=1, padding_mode="reflect"))
         for layer in self:
             if isinstance(layer, nn.Conv2d):
@@ -112,15 +121,13 @@ class AdaIN(VisionModule):
         self.save_arguments(inspect.currentframe())
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected 0 to 1, found {alpha}")
-        if style_weight is not None and style_weight < 0:
-            raise ValueError(f"style_weight: expected 0 or more, found {style_weight}")
-        if mix is not None and (len(mix) != len(styles or ()) or min(mix) < 0 or sum(mix) <= 0):
-            raise ValueError(f"mix: expected one number of 0 or more a style, {len(styles or ())}, found {list(mix)}")
+        check_weights(style_weight=style_weight or 0)
         if mask is not None and len(styles or ()) != 2:
             raise ValueError(f"mask: expected two styles, found {len(styles or ())}")
         self.convention, self.relative, self.alpha = convention, relative, alpha
         self.style_weight = style_weight if style_weight is not None else {"authors": 0.01, "mean": 10.0}[convention]
-        self.styles, self.mix, self.mask, self.style_size = list(styles or ()), mix, mask, style_size
+        self.styles, self.mask, self.style_size = list(styles or ()), mask, style_size
+        self.shares = shares_of(self.styles, mix)
         # A checkpoint brings its own encoder: whether it is a random one it says as well.
         self.encoder = Features(LAYERS, "vgg19", weights or "random", padding="reflect")
         self.decoder = Decoder()
@@ -173,40 +180,34 @@ class AdaIN(VisionModule):
         """Painted with ``styles``."""
         if not self.styles:
             raise ValueError("styles: expected pictures of style: --model.styles '[painting.jpg]'")
-        if isinstance(images, list):
-            if len({image.shape for image in images}) > 1:
-                raise ValueError("image: expected pictures of one size, found several: --data.batch_size 1")
-            images = torch.stack(images)
         if not self._style_maps:
             for path in self.styles:
-                picture = enlarged(read_style(path, self.style_size).to(self.device))
+                picture = enlarged(read_style(path, self.style_size).to(self.device), MULTIPLE)
                 self._style_maps.append(self.encoder(picture)[LAYERS[-1]])
-        return self._paint(images, self._style_maps)
+        return self._paint(stacked(images), self._style_maps, self.shares)
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "style" not in batch:
             return self.predict(batch["image"])
-        return self._paint(batch["image"], [self.encoder(enlarged(batch["style"].float() / 255))[LAYERS[-1]]])
+        maps = self.encoder(enlarged(batch["style"].float() / 255, MULTIPLE))[LAYERS[-1]]
+        return self._paint(batch["image"], [maps], [1.0])
 
-    def _paint(self, images: Tensor, styles: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _paint(self, images: Tensor, styles: Sequence[Tensor], parts: Sequence[float]) -> dict[str, Tensor]:
         height, width = images.shape[-2:]
-        content = self.encoder(enlarged(images.float() / 255))[LAYERS[-1]].float()
+        content = self.encoder(enlarged(images.float() / 255, MULTIPLE))[LAYERS[-1]].float()
         painted = [adain(content, style.expand(len(content), -1, -1, -1)) for style in styles]
-        if self.mask is not None:
+        if self.mask is not None and len(styles) == 2:
             size = content.shape[2:]
             part = F.interpolate(read_style(self.mask, None)[:, :1], size, mode="bilinear", antialias=True)
             shares = [part.to(content.device), 1 - part.to(content.device)]
         else:
-            mix = self.mix or [1.0] * len(styles)
-            shares = [content.new_tensor(share / sum(mix)) for share in mix]
+            shares = [content.new_tensor(part) for part in parts]
         mixed = torch.stack([share * maps for share, maps in zip(shares, painted, strict=True)]).sum(0)
-        pixels = self.decode(self.alpha * mixed + (1 - self.alpha) * content)[..., :height, :width]
-        pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = to_pixels(self.decode(self.alpha * mixed + (1 - self.alpha) * content)[..., :height, :width])
         return {"stylised": pixels, "random": torch.full((len(pixels),), self.encoder.random)}
 
     def build_metrics(self) -> MetricCollection:
-        names = ["content", "style", "loss", "style_ratio"]
-        return MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)  # type: ignore[arg-type]
+        return painting_metrics("content", "style")
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         if "style" not in batch:
@@ -215,9 +216,7 @@ class AdaIN(VisionModule):
         found = self.encoder(predictions["stylised"].float() / 255)
         terms = self.distances(found, adain(content[LAYERS[-1]], style[LAYERS[-1]]), style)
         unchanged = self.style_weight * self.style_distance(content, style)
-        values = {**terms, "loss": torch.stack(list(terms.values())).sum(0), "style_ratio": terms["style"] / unchanged}
-        for name, value in values.items():
-            metrics[name].update(value)
+        score_paintings(metrics, terms, unchanged)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -225,9 +224,3 @@ class AdaIN(VisionModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.encoder.random, self.encoder.normalisation = (checkpoint["adain"][k] for k in ("random", "normalisation"))
-
-
-def enlarged(images: Tensor) -> Tensor:
-    """Images (B,3,H,W), their last rows and columns repeated: sides are multiples of 8, and `LEAST` at least."""
-    add = [max(LEAST, -(-side // 8) * 8) - side for side in (images.shape[-1], images.shape[-2])]
-    return F.pad(images, (0, add[0], 0, add[1]), mode="replicate")

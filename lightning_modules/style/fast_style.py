@@ -10,18 +10,22 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, total_variation
-
-LEAST = 16  # pixels a side: what is smaller is repeated at its border first
+from lightning_modules.style.painting import (
+    check_weights,
+    enlarged,
+    painting_metrics,
+    read_style,
+    score_paintings,
+    stacked,
+    to_pixels,
+)
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
@@ -70,31 +74,10 @@ class TransformNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        # Sides become multiples of 4, and large enough to be reflected; what is added is cut off again.
-        add = [max(LEAST, -(-side // 4) * 4) - side for side in (width, height)]
-        padded = F.pad(x, (0, add[0], 0, add[1]), mode="replicate")
-        return self.layers(padded)[..., :height, :width]
+        return self.layers(enlarged(x, 4))[..., :height, :width]
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
-
-
-def read_style(path: str, longest: int | None) -> Tensor:
-    """A picture as float (1,3,H,W) in 0..1, its longer side at most so many pixels.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"style: expected a picture, found {path}: {error}") from None
-    if longest is not None and max(picture.size) > longest:
-        scale = longest / max(picture.size)
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
 
 
 class FastStyle(VisionModule):
@@ -145,13 +128,7 @@ class FastStyle(VisionModule):
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
         self.save_arguments(inspect.currentframe())
-        for name, value in (
-            ("content_weight", content_weight),
-            ("style_weight", style_weight),
-            ("tv_weight", tv_weight),
-        ):
-            if value < 0:
-                raise ValueError(f"{name}: expected 0 or more, found {value}")
+        check_weights(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
         self.style, self.style_size = style, style_size
         self.content_layer, self.style_layers = content_layer, list(style_layers)
         self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
@@ -209,36 +186,24 @@ class FastStyle(VisionModule):
         return torch.stack(total).sum(0)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = self._stacked(batch["image"])
+        images = stacked(batch["image"])
         terms = self.distances(self.paint(images), images.float() / 255)
         return {name: term.mean() for name, term in terms.items()}
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _stacked(images: Tensor | list[Tensor]) -> Tensor:
-        if isinstance(images, Tensor):
-            return images
-        if len({image.shape for image in images}) > 1:
-            raise ValueError("image: expected pictures of one size, found several: --data.batch_size 1")
-        return torch.stack(images)
-
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        images = self._stacked(images)
-        pixels = (self.paint(images).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = to_pixels(self.paint(stacked(images)))
         return {"stylised": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
 
     def build_metrics(self) -> MetricCollection:
-        names = ["content", "style", *(["tv"] if self.tv_weight else []), "loss", "style_ratio"]
-        return MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)  # type: ignore[arg-type]
+        return painting_metrics("content", "style", *(["tv"] if self.tv_weight else []))
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        content = self._stacked(batch["image"]).float() / 255
+        content = stacked(batch["image"]).float() / 255
         terms = self.distances(predictions["stylised"].float() / 255, content)
         unchanged = self.style_weight * self.style_distance(self.features(content))
-        values = {**terms, "loss": torch.stack(list(terms.values())).sum(0), "style_ratio": terms["style"] / unchanged}
-        for name, value in values.items():
-            metrics[name].update(value)
+        score_paintings(metrics, terms, unchanged)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the name of the weights: they are not in the checkpoint."""

@@ -16,6 +16,7 @@ from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, ScheduleFact
 from lightning_modules.components.features import FeatureNetwork
 from lightning_modules.style.learned_image import LearnedImage, Start
 from lightning_modules.style.losses import alpha_norm, total_variation
+from lightning_modules.style.painting import check_weights
 
 # The authors' x0sigma, 27098.1, is the norm of an image of 227x227 pixels without their mean: of a pixel's each value,
 SIGMA = 27098.1 / (3 * 227 * 227) ** 0.5
@@ -64,9 +65,7 @@ class FeatureInversion(LearnedImage):
             schedule=schedule, channels_last=channels_last,
         )  # fmt: skip
         self.save_arguments(inspect.currentframe())
-        for name, value in (("tv_weight", tv_weight), ("alpha_weight", alpha_weight)):
-            if value < 0:
-                raise ValueError(f"{name}: expected 0 or more, found {value}")
+        check_weights(tv_weight=tv_weight, alpha_weight=alpha_weight)
         if beta <= 0:
             raise ValueError(f"beta: expected more than 0, found {beta}")
         self.layer, self.tv_weight, self.beta, self.alpha_weight = layer, tv_weight, beta, alpha_weight

@@ -22,6 +22,7 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
 from lightning_modules.components.upsampling import bed_of_nails, max_unpooling
 from lightning_modules.style.losses import feature_distance
+from lightning_modules.style.painting import check_weights, stacked
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -124,8 +125,7 @@ class InversionNetwork(VisionModule):
         self.save_arguments(inspect.currentframe())
         if network not in CONVOLUTIONS:
             raise ValueError(f"network: expected vgg16 or vgg19, found {network}")
-        if intermediate < 0:
-            raise ValueError(f"intermediate: expected 0 or more, found {intermediate}")
+        check_weights(intermediate=intermediate)
         if layer not in ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7", "fc8"):
             raise ValueError(f"layer: expected pool1 to pool5, fc6, fc7 or fc8, found {layer}")
         self.layer, self.switches, self.intermediate = layer, switches, intermediate
@@ -184,8 +184,7 @@ class InversionNetwork(VisionModule):
         return terms
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        if isinstance(images, list):
-            raise ValueError("image: expected pictures of one size, found several: --data.batch_size 1")
+        images = stacked(images)
         levels, _ = self.decode(images)
         self.preprocess(images[:1])  # brings the mean to the device
         pixels = (levels[-1].float() * self._pixel_std + self._pixel_mean).clamp(0, 255).round().to(torch.uint8)

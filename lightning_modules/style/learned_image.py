@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
+from lightning_modules.style.painting import to_pixels
 
 NOISE = 0.27  # deviation of natural images' pixels about ImageNet's mean, on 0..1
 SEED = 1  # of the noise that an image begins with
@@ -163,7 +164,7 @@ class LearnedImage(VisionModule):
         """The image, whatever is given."""
         if self.image is None:
             raise ValueError(f"{type(self).__name__}: no image was learnt: --ckpt_path CHECKPOINT")
-        pixels = (self.image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = to_pixels(self.image.detach())
         return {"stylised": pixels, "random": torch.tensor([self.feature_options["weights"] == "random"])}
 
     def build_metrics(self) -> MetricCollection:

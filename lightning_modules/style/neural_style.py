@@ -17,6 +17,7 @@ from lightning_modules.base import OptimizerFactory, ScheduleFactory
 from lightning_modules.components.features import FeatureNetwork
 from lightning_modules.style.learned_image import LearnedImage, Start
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, total_variation
+from lightning_modules.style.painting import check_weights
 
 CONTENT = ("relu4_2",)
 STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
@@ -63,13 +64,7 @@ class NeuralStyle(LearnedImage):
             schedule=schedule, channels_last=channels_last,
         )  # fmt: skip
         self.save_arguments(inspect.currentframe())
-        for name, value in (
-            ("content_weight", content_weight),
-            ("style_weight", style_weight),
-            ("tv_weight", tv_weight),
-        ):
-            if value < 0:
-                raise ValueError(f"{name}: expected 0 or more, found {value}")
+        check_weights(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
         self.content_layers, self.style_layers = list(content_layers), list(style_layers)
         self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
 

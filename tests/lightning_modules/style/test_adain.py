@@ -14,8 +14,9 @@ from torch import Tensor
 import cli
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
-from lightning_modules.style.adain import LAYERS, AdaIN, Decoder, adain, enlarged
+from lightning_modules.style.adain import LAYERS, MULTIPLE, AdaIN, Decoder, adain
 from lightning_modules.style.losses import moments
+from lightning_modules.style.painting import enlarged
 from tests.small_system import differences, kill_and_resume, outcome
 
 
@@ -116,7 +117,7 @@ def test_content_is_compared_with_what_was_decoded(module: AdaIN) -> None:
 
 def test_content_as_style_changes_nothing_before_the_decoder(module: AdaIN) -> None:
     picture = images(1, 48, 40)
-    maps = module.encoder(enlarged(picture.float() / 255))["relu4_1"]
+    maps = module.encoder(enlarged(picture.float() / 255, MULTIPLE))["relu4_1"]
     with torch.no_grad():
         plain = (module.decode(maps)[..., :48, :40].clamp(0, 1) * 255).round()
         found = module.predict_batch({"image": picture, "style": picture})["stylised"]

@@ -1,0 +1,94 @@
+"""What the systems that paint share: styles read and mixed, sizes, pixels, and how painted pictures are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+
+LEAST = 16  # pixels a side: the deepest maps have a quarter or an eighth of them, and are reflected at their borders
+
+
+def read_style(path: str, longest: int | None) -> Tensor:
+    """A picture as float (1,3,H,W) in 0..1, its longer side at most so many pixels.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"style: expected a picture, found {path}: {error}") from None
+    if longest is not None and max(picture.size) > longest:
+        scale = longest / max(picture.size)
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+
+
+def shares_of(styles: Sequence[str], mix: Sequence[float] | None) -> list[float]:
+    """Each style's part of a mixture, 1 in all; equal parts where nothing is said.
+
+    Raises:
+        ValueError: ``mix`` is not one number of 0 or more a style.
+    """
+    if mix is None:
+        return [1 / max(1, len(styles))] * len(styles)
+    if len(mix) != len(styles) or min(mix) < 0 or sum(mix) <= 0:
+        raise ValueError(f"mix: expected one number of 0 or more a style, {len(styles)}, found {list(mix)}")
+    return [part / sum(mix) for part in mix]
+
+
+def check_weights(**weights: float) -> None:
+    """Raises a ValueError unless all weights of a loss are 0 or more."""
+    for name, value in weights.items():
+        if value < 0:
+            raise ValueError(f"{name}: expected 0 or more, found {value}")
+
+
+def stacked(images: Tensor | list[Tensor]) -> Tensor:
+    """Images (B,3,H,W), which may be a list of (3,H,W).
+
+    Raises:
+        ValueError: they are not of one size.
+    """
+    if isinstance(images, Tensor):
+        return images
+    if len({image.shape for image in images}) > 1:
+        raise ValueError("image: expected pictures of one size, found several: --data.batch_size 1")
+    return torch.stack(images)
+
+
+def enlarged(images: Tensor, multiple: int) -> Tensor:
+    """Images (B,3,H,W), their last rows and columns repeated: sides are multiples, and `LEAST` at least."""
+    add = [max(LEAST, -(-side // multiple) * multiple) - side for side in (images.shape[-1], images.shape[-2])]
+    return F.pad(images, (0, add[0], 0, add[1]), mode="replicate")
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images about 0..1 to uint8, what lies outside clamped."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def painting_metrics(*terms: str) -> MetricCollection:
+    """Means over a set's pictures of the loss's terms, of the loss, and of ``style_ratio``; see `score_paintings`."""
+    means = {name: MeanMetric() for name in (*terms, "loss", "style_ratio")}
+    return MetricCollection(means, compute_groups=False)  # type: ignore[arg-type]
+
+
+def score_paintings(metrics: MetricCollection, terms: dict[str, Tensor], unchanged: Tensor) -> None:
+    """Adds painted pictures to `painting_metrics`.
+
+    Args:
+        terms: of the loss, float (B,) each, among them ``style``.
+        unchanged: the term ``style`` of the pictures as they were. What is left of it is the picture's style_ratio.
+    """
+    values = {**terms, "loss": torch.stack(list(terms.values())).sum(0), "style_ratio": terms["style"] / unchanged}
+    for name, value in values.items():
+        metrics[name].update(value)

@@ -1,0 +1,165 @@
+"""Style prediction: the paper's counts, the loss, ways between styles, pictures of any size, resume, learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import cli
+from callbacks.metrics_file import read_metrics
+from datamodules.synthetic.style_images import write_style_images
+from lightning_modules.style.style_prediction import Predictor, StylePrediction, Transformer
+from tests.small_system import differences, kill_and_resume, outcome
+
+LAYERS: dict[str, Any] = {"content_layer": "relu1_2", "style_layers": ["relu1_1", "relu1_2"], "weights": "random"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_style_images(str(folder), contents=4, styles=3, size=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """Weights with which styles differ."""
+    torch.manual_seed(0)
+    module = StylePrediction(**LAYERS)
+    for name, parameter in module.transformer.named_parameters():
+        if "beta.weight" in name or "gamma.weight" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    # The statistics of batch normalisation: without them an untrained Inception sees nothing in evaluation.
+    for layer in module.predictor.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        module.predictor.train()(torch.rand(8, 3, 80, 80))
+    return module.state_dict()
+
+
+def made(state: dict[str, Tensor], root: Path, count: int = 0, **options: Any) -> StylePrediction:
+    styles = [str(path) for path in sorted((root / "style").iterdir())[:count]]
+    module = StylePrediction(**{**LAYERS, "styles": styles or None, **options})
+    module.load_state_dict(state)
+    module.setup("fit")
+    return module.eval()
+
+
+def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def test_the_papers_numbers_of_parameters() -> None:
+    with torch.device("meta"):
+        predictor, transformer = Predictor(), Transformer()
+    assert sum(p.numel() for p in predictor.inception.parameters()) == 8_965_856
+    heads = [p for name, p in transformer.named_parameters() if "beta" in name or "gamma" in name]
+    assert sum(p.numel() for p in heads if p.ndim == 1) == 2758
+    assert sum(p.numel() for p in [*heads, *predictor.embed.parameters()]) == 355_458
+
+
+def test_the_loss_is_the_papers(state: dict[str, Tensor], root: Path) -> None:
+    module = made(state, root, content_weight=2.0, style_weight=3.0, tv_weight=5.0)
+    painted, content, style = (torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    found, true, wanted = (module.features(x) for x in (painted, content, style))
+    terms = {k: v.item() for k, v in module.distances(painted, true["relu1_2"], wanted).items()}
+    energy = 0.0
+    for name in ("relu1_1", "relu1_2"):
+        flat = [x[name][0].double().flatten(1).numpy() for x in (found, wanted)]
+        energy += ((flat[0] @ flat[0].T / 576 - flat[1] @ flat[1].T / 576) ** 2).mean()
+    x = painted[0].double().numpy()
+    assert terms["style"] == pytest.approx(3 * energy, rel=1e-3)
+    assert terms["content"] == pytest.approx(2 * (found["relu1_2"] - true["relu1_2"]).square().mean().item(), rel=1e-4)
+    squares = (np.diff(x, axis=1) ** 2).sum() + (np.diff(x, axis=2) ** 2).sum()
+    assert terms["tv"] == pytest.approx(5 * squares / 2 / x.size, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
+def test_pictures_of_any_size_keep_theirs(state: dict[str, Tensor], root: Path, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        assert made(state, root, 1).predict(images(1, *size))["stylised"].shape == (1, 3, *size)
+
+
+def test_a_flat_picture_stays_flat() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = Transformer().eval()(torch.full((1, 3, 40, 48), 0.7), torch.randn(1, 100))
+    assert found.std((2, 3)).max() < 1e-4
+
+
+def painted(module: StylePrediction) -> Tensor:
+    with torch.no_grad():
+        return module.predict(images(1, 48, 48))["stylised"].float()
+
+
+def test_ways_between_styles(state: dict[str, Tensor], root: Path) -> None:
+    first, second, middle = (painted(made(state, root, 2, mix=mix)) for mix in ([1, 0], [0, 2], None))
+    assert torch.equal(first, painted(made(state, root, 1)))
+    assert (first - second).square().mean() > 1
+    assert (first - middle).square().mean() < (first - second).square().mean()
+
+
+def test_the_way_to_the_picture_itself(state: dict[str, Tensor], root: Path) -> None:
+    """At w = 0 a picture is painted in its own style, whatever the style that is given."""
+    none, whole = (painted(made(state, root, 1, alpha=alpha)) for alpha in (0.0, 1.0))
+    with torch.no_grad():
+        own = made(state, root).predict_batch({"image": images(1, 48, 48), "style": images(1, 48, 48)})["stylised"]
+    assert (none - own.float()).abs().max() <= 1
+    assert not torch.equal(none, whole)
+
+
+def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.run([
+        "fit", "--model", "StylePrediction", "--model.weights", "random", "--model.content_layer", "relu1_2",
+        "--model.style_layers", "[relu1_1, relu2_1]", "--model.relative", "true", "--model.tv_weight", "0",
+        "--data", "StyleImages", "--data.root", str(root), "--data.image_size", "16", "--data.batch_size", "2",
+        "--data.num_workers", "0", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+        "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--experiment", "run",
+        "--last.every_n_steps", "1", "--last.keep", "9",
+    ])  # fmt: skip
+    (whole,) = Path("runs/run").iterdir()
+    expected = outcome(whole)
+    assert expected["global_step"] == 4
+    assert not any("features" in key for key in expected["state_dict"])
+    assert any("val/style_ratio" in row for row in read_metrics(whole / "metrics.csv"))
+    assert differences(expected, outcome(kill_and_resume(whole, 3))) == []
+
+
+def test_it_learns_two_styles(state: dict[str, Tensor], root: Path) -> None:
+    torch.manual_seed(0)
+    module = StylePrediction(**LAYERS, relative=True, content_weight=0.01, style_weight=1.0, tv_weight=0)
+    module.setup("fit")
+    optimizer = torch.optim.Adam(module.parameters(), 2e-3)
+    batch = {"image": images(), "style": torch.stack([images(1)[0] // 4, 255 - images(1)[0] // 3])}
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = torch.stack(list(module.losses(batch).values())).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+def test_bad_input() -> None:
+    for options, message in (
+        ({"alpha": -0.5}, "alpha: expected 0 to 1, found -0.5"),
+        ({"mix": [1]}, r"mix: expected one number of 0 or more a style, 0, found \[1\]"),
+        ({"tv_weight": -1}, "tv_weight: expected 0 or more, found -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StylePrediction(**{**LAYERS, **options})
+    module = StylePrediction(**LAYERS)
+    with pytest.raises(ValueError, match="styles: expected pictures of style: --model.styles"):
+        module.predict(images())
+    with pytest.raises(ValueError, match="expected pictures of style, found none: --data.styled true"):
+        module.losses({"image": images()})
