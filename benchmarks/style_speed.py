@@ -1,138 +1,57 @@
 """How fast pictures are painted: ``python -m benchmarks.style_speed``.
 
-Neural style: `NeuralStyle`, run by the Trainer, against the way of PyTorch's tutorial, in which losses are modules of a
-Sequential between the layers. Features, weights of the terms, start, optimiser and steps are the same, and so must the
-loss be in the end, which is checked. The peers, from the slowest on:
+``neural_style``: `NeuralStyle`, run by the Trainer, against the way of PyTorch's tutorial, `benchmarks.style_tutorial`.
+Features, weights of the terms, start, optimiser and steps are the same, and so must the loss be in the end, which is
+checked. The peers, from the slowest on:
 
 - ``targets recomputed``: the style goes through the network before each step;
 - ``tutorial``: targets are kept, and the network's weights get gradients that nobody uses, as the tutorial has it;
 - ``tutorial, frozen``: without those gradients.
 
 All take turns step by step, so that a disturbance of the machine meets all of them.
+
+``one_pass``: milliseconds a picture, from uint8 pixels to uint8 pixels, of the systems that paint in one pass, beside
+500 steps of neural style at the same size, and what the papers report of a Titan X.
+
+``curve``, with ``--fast_style CHECKPOINT``: how many steps of L-BFGS from noise it takes to get below the loss of what
+the network paints in one pass, on pictures that it has not seen (Johnson et al. 2016, figure 5).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.style_tutorial import Tutorial
+from datamodules.images import list_images
 from datamodules.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
-from lightning_modules.components.features import Features
-from lightning_modules.style.neural_style import CONTENT, STYLE, NeuralStyle
+from datamodules.transforms import EvalTransform
+from lightning_modules.style.adain import AdaIN
+from lightning_modules.style.fast_style import FastStyle
+from lightning_modules.style.neural_style import NeuralStyle
+from lightning_modules.style.style_prediction import StylePrediction
 
 WARM_UP = 2  # steps that are not timed
 APART = 0.05  # losses may differ by this share: rounding grows with the steps
 PEERS = {"targets recomputed": (True, False), "tutorial": (False, False), "tutorial, frozen": (False, True)}
-
-Mode = Literal["pass", "keep", "measure"]
-
-
-class LossModule(nn.Module):
-    """Gives on what it gets; ``loss`` is its distance from what it got while ``mode`` was ``keep``."""
-
-    def __init__(self, statistic: Callable[[Tensor], Tensor], weight: float) -> None:
-        super().__init__()
-        self.statistic, self.weight = statistic, weight
-        self.mode: Mode = "pass"
-        self.target = self.loss = torch.zeros(())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "keep":
-            self.target = self.statistic(x).detach()
-        elif self.mode == "measure":
-            self.loss = self.weight * F.mse_loss(self.statistic(x), self.target)
-        return x
-
-
-class Normalisation(nn.Module):
-    """The first layer of a `Tutorial`."""
-
-    def __init__(self, features: Features) -> None:
-        super().__init__()
-        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in features.normalisation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
-
-
-def gram_of_one(x: Tensor) -> Tensor:
-    """The Gram matrix of one image (1,N,h,w) by the number of places, as a product of matrices."""
-    flat = x.flatten(0, 1).flatten(1)
-    return torch.mm(flat, flat.t()) / flat.shape[1]
-
-
-class Tutorial:
-    """Neural style as the tutorial writes it.
-
-    Args:
-        features: of the module that it is compared with; they are copied.
-        content, style: float (1,3,H,W) in 0..1.
-        start: what the image begins as.
-        recompute: the style's targets before each step.
-        frozen: the weights get no gradients.
-    """
-
-    def __init__(
-        self, features: Features, content: Tensor, style: Tensor, start: Tensor, recompute: bool, frozen: bool
-    ) -> None:
-        self.style, self.recompute = style, recompute
-        self.content_losses, self.style_losses = nn.ModuleList(), nn.ModuleList()
-        network: list[nn.Module] = [Normalisation(features)]
-        for name, layer in copy.deepcopy(features).layers.items():
-            network.append(layer.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
-            if name in CONTENT:
-                self.content_losses.append(LossModule(lambda x: x, 1.0))
-                network.append(self.content_losses[-1])
-            if name in STYLE:
-                maps = next(p for p in reversed(list(nn.Sequential(*network).parameters()))).shape[0]
-                self.style_losses.append(LossModule(gram_of_one, 1000 / maps**2))
-                network.append(self.style_losses[-1])
-        self.network = nn.Sequential(*network).requires_grad_(not frozen)
-        self._keep(self.content_losses, content)
-        self._keep(self.style_losses, style)
-        self.image = nn.Parameter(start.clone())
-        self.optimizer = torch.optim.LBFGS([self.image], lr=1.0, max_iter=1, history_size=20)
-        self.loss = torch.zeros(())
-
-    def _keep(self, losses: nn.ModuleList, image: Tensor) -> None:
-        everything = [module for module in self.network if isinstance(module, LossModule)]
-        for module in everything:
-            module.mode = "keep" if module in losses else "pass"
-        with torch.no_grad():
-            self.network(image)
-        for module in everything:
-            module.mode = "measure"
-
-    def step(self) -> None:
-        """One iteration; ``loss`` is that of the image before it."""
-
-        def closure() -> float:
-            self.optimizer.zero_grad()
-            if self.recompute:
-                self._keep(self.style_losses, self.style)
-            self.network(self.image)
-            terms = [module.loss for module in (*self.content_losses, *self.style_losses)]
-            loss = torch.stack(terms).sum()
-            loss.backward()
-            self.loss = loss.detach()
-            return loss  # type: ignore[return-value]  # as the optimiser takes it
-
-        self.optimizer.step(closure)
-        with torch.no_grad():
-            self.image.clamp_(0, 1)
+#: Seconds a picture on a Titan X at 256, 512 and 1024 pixels, as the papers have them.
+PAPERS = {
+    "neural style, 500 steps": {256: 15.86, 512: 54.85, 1024: 214.44},
+    "FastStyle": {256: 0.015, 512: 0.05, 1024: 0.21},
+    "AdaIN": {256: 0.018, 512: 0.065},
+}
 
 
 class TakeTurns(pl.Callback):
@@ -211,7 +130,159 @@ def neural_style(options: argparse.Namespace) -> int:
     return 0
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"neural_style": neural_style}
+@torch.no_grad()
+def seconds_a_picture(predict: Callable[[], Any], repeats: int) -> float:
+    """Mean of ``repeats`` after one that is not counted."""
+    predict()
+    start = now()
+    for _ in range(repeats):
+        predict()
+    return (now() - start) / repeats
+
+
+def neural_style_seconds(size: int, options: argparse.Namespace) -> float:
+    """Of 500 steps, reckoned from a few: each takes as long as any other."""
+    content, style = (torch.rand(1, 3, size, size, device=device()) for _ in range(2))
+    module = NeuralStyle(network=options.network, weights=options.weights).to(device())
+    module.setup_features()
+    module.targets({"image": 255 * content, "style": 255 * style})
+    image = torch.nn.Parameter(content.clone())
+    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1, history_size=20)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack(list(module.distances(image).values())).sum()
+        loss.backward()
+        return loss
+
+    for step in range(WARM_UP + options.repeats):
+        if step == WARM_UP:
+            start = now()
+        optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
+    return 500 * (now() - start) / options.repeats
+
+
+def one_pass(options: argparse.Namespace) -> int:
+    """Prints the table of times."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_style_images(folder, contents=1, styles=1, size=256)
+        style = str(min(Path(folder, "style").iterdir()))
+        painters = {
+            "FastStyle": FastStyle(weights="random"),
+            "AdaIN": AdaIN(weights="random", styles=[style]),
+            "StylePrediction": StylePrediction(weights="random", styles=[style]),
+        }
+        for module in painters.values():
+            module.setup("predict")
+            module.eval().to(device())
+        print(f"ms a picture, one at a time, {device()}, {torch.get_num_threads()} threads; the style is read once")
+        columns = [f"{size} px" for size in options.sizes]
+        print(f"{'':26}" + "".join(f"{column:>12}" for column in columns) + "    papers, Titan X")
+        slow = {size: neural_style_seconds(size, options) for size in options.sizes}
+        found = {"neural style, 500 steps": slow}
+        for name, module in painters.items():
+            found[name] = {}
+            for size in options.sizes:
+                image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device())
+                found[name][size] = seconds_a_picture(lambda: module.predict(image), options.repeats)  # noqa: B023
+    for name, seconds in found.items():
+        paper = PAPERS.get(name, {})
+        told = ", ".join(f"{1e3 * paper[size]:g} ({size})" for size in options.sizes if size in paper) or "none"
+        print(f"{name:26}" + "".join(f"{1e3 * seconds[size]:12.1f}" for size in options.sizes) + f"    {told}")
+    for name in painters:
+        ratios = ", ".join(f"{slow[size] / found[name][size]:.0f} at {size}" for size in options.sizes)
+        print(f"ratio of neural style's 500 steps to {name}: {ratios}")
+    print("Johnson et al. 2016, table 1: 1060 at 256, 1026 at 512, 1042 at 1024")
+    return 0
+
+
+def curve(options: argparse.Namespace) -> int:
+    """Prints how many steps of L-BFGS are as good as one pass, and draws the curves."""
+    if options.fast_style is None or options.held_out is None:
+        print("curve: left out: it needs --fast_style CHECKPOINT and --held_out FOLDER, of pictures not trained on")
+        return 0
+    given = {} if options.style is None else {"style": options.style}
+    module = FastStyle.load_from_checkpoint(options.fast_style, weights=options.weights, map_location="cpu", **given)
+    module.setup("fit")
+    module.eval().to(device()).requires_grad_(False)
+    read = EvalTransform(options.size, options.size)
+    lines: list[tuple[list[float], float, float]] = []
+    steps = []
+    for path in list_images(options.held_out)[: options.pictures]:
+        content = read(path)[None].to(device())
+        plain = content.float() / 255
+        with torch.no_grad():
+            one, unchanged = (
+                float(sum(module.distances(x, plain).values())) for x in (module.paint(content).clamp(0, 1), plain)
+            )
+        losses = descend(module, plain, options.steps)
+        reached = next((step for step, loss in enumerate(losses) if loss <= one), None)
+        steps.append(reached)
+        lines.append((losses, one, unchanged))
+        name = Path(path).name
+        print(
+            f"{name}: as it is {unchanged:.4g}, one pass {one:.4g}, after {options.steps} steps {losses[-1]:.4g}; "
+            + (f"{reached} steps are as good" if reached is not None else "no number of these steps is as good"),
+            flush=True,
+        )
+    known = sorted(step for step in steps if step is not None)
+    if known:
+        print(f"as good as one pass: {known[len(known) // 2]} steps (median of {len(known)}), in the paper 50 to 100")
+    draw_curves(lines, options.picture)
+    print(f"curves: {options.picture}")
+    return 0
+
+
+def descend(module: FastStyle, content: Tensor, steps: int) -> list[float]:
+    """The loss before each step of L-BFGS from noise, pixels kept within 0..1, and after the last."""
+    noise = torch.rand(content.shape, generator=torch.Generator().manual_seed(0)).to(content.device)
+    image = torch.nn.Parameter(noise)
+    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1, history_size=20)
+    losses: list[Tensor] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack(list(module.distances(image, content).values())).sum()
+        loss.backward()
+        losses.append(loss.detach())
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
+        with torch.no_grad():
+            image.clamp_(0, 1)
+    with torch.no_grad():
+        losses.append(torch.stack(list(module.distances(image, content).values())).sum())
+    return torch.stack(losses).tolist()
+
+
+def draw_curves(lines: list[tuple[list[float], float, float]], path: str) -> None:
+    """The mean over the pictures of each kind: one pass, the picture as it is, L-BFGS step by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    curves, one, unchanged = (torch.tensor(values).mean(0) for values in zip(*lines, strict=True))
+    axes.plot(curves.tolist(), label="L-BFGS")
+    axes.axhline(float(one), color="tab:green", label="one pass")
+    axes.axhline(float(unchanged), color="tab:red", linestyle="--", label="the picture as it is")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"the same loss, mean of {len(lines)} pictures")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "neural_style": neural_style,
+    "one_pass": one_pass,
+    "curve": curve,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,11 +290,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.style_speed", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
     parser.add_argument("--content", help="a photograph; default: a drawn scene")
-    parser.add_argument("--style", help="a picture of style; default: a drawn texture")
+    parser.add_argument("--style", help="a picture of style; default: a drawn texture, in curve the checkpoint's")
     parser.add_argument("--size", type=int, default=128, help="longer side in pixels; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=500, help="of neural style; default: %(default)s")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="of one_pass")
+    parser.add_argument("--steps", type=int, default=500, help="of L-BFGS; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="timed pictures of one_pass; default: %(default)s")
     parser.add_argument("--network", choices=("vgg16", "vgg19"), default="vgg19", help="default: %(default)s")
     parser.add_argument("--weights", default="random", help="as --model.weights; default: %(default)s")
+    parser.add_argument("--fast_style", help="checkpoint of a FastStyle, for curve")
+    parser.add_argument("--held_out", help="folder of pictures that it has not seen, for curve")
+    parser.add_argument("--pictures", type=int, default=5, help="how many of them; default: %(default)s")
+    parser.add_argument("--picture", default="style_curve.png", help="where the curves go; default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
     options = parser.parse_args(arguments)
     if options.steps <= WARM_UP:

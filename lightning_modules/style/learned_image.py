@@ -88,9 +88,8 @@ class LearnedImage(VisionModule):
     # --- the image ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if not self._features and stage != "predict":
-            self._features = [Features(**self.feature_options)]  # type: ignore[arg-type]
-            self._features[0].to(memory_format=self.feature_format)  # type: ignore[call-overload]
+        if stage != "predict":
+            self.setup_features()
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit":
             if data is None:
@@ -100,6 +99,12 @@ class LearnedImage(VisionModule):
             if self.image is None:
                 self.image = nn.Parameter(self._begin(sample["image"][None].float() / 255))
         super().setup(stage)
+
+    def setup_features(self) -> None:
+        """Makes the features, once: they are needed to learn and to measure, not to predict."""
+        if not self._features:
+            self._features = [Features(**self.feature_options)]  # type: ignore[arg-type]
+            self._features[0].to(memory_format=self.feature_format)  # type: ignore[call-overload]
 
     def _begin(self, content: Tensor) -> Tensor:
         if self.start == "content":
