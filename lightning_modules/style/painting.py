@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -17,12 +17,20 @@ LEAST = 16  # pixels a side: the deepest maps have a quarter or an eighth of the
 def read_style(path: str, longest: int | None) -> Tensor:
     """A picture as float (1,3,H,W) in 0..1, its longer side at most so many pixels.
 
+    Turned as its camera says, white where it is transparent; of 16 bits the upper 8.
+
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"style: expected a picture, found {path}: {error}") from None
     if longest is not None and max(picture.size) > longest:
