@@ -77,6 +77,8 @@ class Step(_Schedule):
         gamma: what the rate is multiplied by.
         warmup_steps: steps over which the rate rises; the milestones stay where they are.
         warmup_power: of that rise: 1 is a line, 4 the "burn-in" of YOLOv2's authors (darknet, network.c).
+        forget_momentum: set momentum to 0 at each milestone (Mahendran and Vedaldi's code): what was gathered at the old
+            rate would go on for many steps of the new one.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Step(_Schedule):
         gamma: float = 0.1,
         warmup_steps: int = 0,
         warmup_power: float = 1.0,
+        forget_momentum: bool = False,
     ) -> None:
         if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
             raise ValueError(f"milestones: expected rising fractions of the run between 0 and 1, found {milestones}")
@@ -94,7 +97,16 @@ class Step(_Schedule):
         def factor(step: int, total: int) -> float:
             return gamma ** sum(step >= round(milestone * total) for milestone in milestones)
 
+        self.forgets_at = [round(milestone * total_steps) for milestone in milestones] if forget_momentum else []
         super().__init__(optimizer, total_steps, factor, warmup_steps, warmup_power)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """As ever; the momentum's tensors stay and become 0."""
+        super().step(*args, **kwargs)
+        if self.last_epoch in self.forgets_at:
+            for state in self.optimizer.state.values():
+                if state.get("momentum_buffer") is not None:
+                    state["momentum_buffer"].zero_()
 
 
 class Polynomial(_Schedule):

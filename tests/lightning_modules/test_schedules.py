@@ -143,6 +143,21 @@ def parse(*args):
         return parser.dump(config), parser.instantiate_classes(config).model
 
 
+def test_momentum_is_forgotten_at_milestones_alone():
+    weight = nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    schedule = Step(sgd, 10, [0.3, 0.7], forget_momentum=True)
+    found = []
+    for _ in range(9):
+        weight.grad = torch.ones(1)
+        sgd.step()
+        schedule.step()
+        found.append(sgd.state[weight]["momentum_buffer"].item())
+    assert [i + 1 for i, value in enumerate(found) if value == 0] == [3, 7]
+    assert found[3] == pytest.approx(1.0)
+    assert found[1] == pytest.approx(1.9)
+
+
 @pytest.mark.parametrize("name", ["lightning_modules.schedules.Cosine", "Cosine"])
 def test_jsonargparse_builds_a_schedule_from_optimiser_and_steps(name):
     _, module = parse(f"--model.schedule={name}", "--model.schedule.warmup_steps=100")
