@@ -77,8 +77,8 @@ class Step(_Schedule):
         gamma: what the rate is multiplied by.
         warmup_steps: steps over which the rate rises; the milestones stay where they are.
         warmup_power: of that rise: 1 is a line, 4 the "burn-in" of YOLOv2's authors (darknet, network.c).
-        forget_momentum: set momentum to 0 at each milestone (Mahendran and Vedaldi's code): what was gathered at the old
-            rate would go on for many steps of the new one.
+        forget_momentum: set momentum to 0 at each milestone (Mahendran and Vedaldi's code): what was gathered before
+            would go on for many steps of the new rate.
     """
 
     def __init__(
