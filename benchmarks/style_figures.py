@@ -29,6 +29,7 @@ from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.texture_synthesis import LAYERS, TextureSynthesis
 
 FIGURES = ("inversion", "textures", "row", "styles")
+NETWORKS = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 INVERTED = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1", "pool5", "logprob")
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of style to content
 TILE = 192  # pixels, the side of a picture in a figure
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--style", nargs="+", help="styles, the lecture has four; default: four drawn textures")
     parser.add_argument("--out", type=Path, default=Path("runs/style_figures"), help="folder; default: %(default)s")
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=FIGURES, help="default: all")
-    parser.add_argument("--network", choices=("vgg16", "vgg19"), default="vgg19", help="default: %(default)s")
+    parser.add_argument("--network", choices=NETWORKS, default="vgg19", help="default: %(default)s")
     parser.add_argument("--weights", default="DEFAULT", help="as --model.weights, or random; default: %(default)s")
     parser.add_argument("--layers", nargs="+", default=INVERTED, help="that are inverted; default: %(default)s")
     parser.add_argument("--style_weight", type=float, default=1.0, help="of styles.png; default: %(default)s")

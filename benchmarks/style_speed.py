@@ -33,6 +33,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from benchmarks.style_figures import NETWORKS
 from benchmarks.style_tutorial import Tutorial
 from datamodules.images import list_images
 from datamodules.style_images import ImagePair
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="of one_pass")
     parser.add_argument("--steps", type=int, default=500, help="of L-BFGS; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="timed pictures of one_pass; default: %(default)s")
-    parser.add_argument("--network", choices=("vgg16", "vgg19"), default="vgg19", help="default: %(default)s")
+    parser.add_argument("--network", choices=NETWORKS, default="vgg19", help="default: %(default)s")
     parser.add_argument("--weights", default="random", help="as --model.weights; default: %(default)s")
     parser.add_argument("--fast_style", help="checkpoint of a FastStyle, for curve")
     parser.add_argument("--held_out", help="folder of pictures that it has not seen, for curve")

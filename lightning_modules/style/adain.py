@@ -93,6 +93,7 @@ class AdaIN(VisionModule):
         mix: one number a style, which mixes them; None: equal parts.
         mask: path of a grey picture: of two styles the first where it is white, the second where it is black.
         style_size: pixels of the styles' longer sides at most, in prediction.
+        network: of the encoder; vgg19_bn is one whose weights were trained with batch normalisation, of our own.
         weights: of the encoder, see `Features`.
         optimizer: see `VisionModule`; the paper's, whose rate falls as 1 / (1 + 5e-5 t): `InverseTime`.
         kwargs: schedule and channels_last of `VisionModule`.
@@ -113,6 +114,7 @@ class AdaIN(VisionModule):
         mix: Sequence[float] | None = None,
         mask: str | None = None,
         style_size: int | None = 512,
+        network: Literal["vgg19", "vgg19_bn"] = "vgg19",
         weights: str | None = "DEFAULT",
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-4),
         **kwargs: Any,
@@ -129,7 +131,7 @@ class AdaIN(VisionModule):
         self.styles, self.mask, self.style_size = list(styles or ()), mask, style_size
         self.shares = shares_of(self.styles, mix)
         # A checkpoint brings its own encoder: whether it is a random one it says as well.
-        self.encoder = Features(LAYERS, "vgg19", weights or "random", padding="reflect")
+        self.encoder = Features(LAYERS, network, weights or "random", padding="reflect")
         self.decoder = Decoder()
         self._style_maps: list[Tensor] = []
 

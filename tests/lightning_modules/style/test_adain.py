@@ -58,6 +58,12 @@ def test_the_papers_numbers_of_parameters(module: AdaIN) -> None:
     assert sum(p.numel() for group in module.parameter_groups() for p in group["params"]) == 3_505_219
 
 
+def test_an_encoder_that_had_batch_normalisation_is_the_same_network(module: AdaIN) -> None:
+    normalised = AdaIN(network="vgg19_bn", weights="random")
+    shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (normalised, module))
+    assert shapes == expected
+
+
 def test_statistics_are_exchanged() -> None:
     """Against loops; and what has its own statistics stays as it is."""
     rng = np.random.default_rng(0)
