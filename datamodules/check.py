@@ -28,6 +28,7 @@ from datamodules.image_folder import ClassificationData, PackedStrings
 from datamodules.images import BrokenImageError, DatasetError, EncodedImage, image_size
 from datamodules.pose import PoseData
 from datamodules.segmentation import Files, MaskTree, count_ids, masks_and_boxes, read_mask, read_objects
+from datamodules.style_images import PairedDataset, StyleImages
 from datamodules.transforms import VOID
 from datamodules.voc import VOCDetection
 
@@ -85,7 +86,9 @@ Owners = dict[bytes, list[tuple[str, str, str]]]  # of a digest: split, class, n
 
 
 def check(
-    data: ClassificationData | VOCDetection | MaskTree | PoseData, workers: int = 1, progress: bool = False
+    data: ClassificationData | VOCDetection | MaskTree | PoseData | StyleImages,
+    workers: int = 1,
+    progress: bool = False,
 ) -> Report:
     """Examines all splits of a dataset.
 
@@ -106,10 +109,31 @@ def check(
         _check_masks(data, report, read, workers, progress)
     elif isinstance(data, PoseData):
         _check_people(data, report, read)
+    elif isinstance(data, StyleImages):
+        _check_styles(data, report, read)
     else:
         _check_classes(data, report, read)
     _check_duplicates(owners, report)
     return report
+
+
+def _check_styles(data: StyleImages, report: Report, read: Callable[..., Sizes]) -> None:
+    train, val = data.dataset("train"), data.dataset("val")
+    assert isinstance(train, PairedDataset)
+    assert isinstance(val, PairedDataset)
+    seen: set[str] = set()
+    for kind, title, paths in (
+        ("content", "contents to train on", train.contents),
+        ("content", "contents to validate on", val.contents),
+        ("style", "styles", train.styles),
+        ("style", "styles to validate on", val.styles),
+    ):
+        # Few contents, and styles as a rule, are the same in both.
+        new = [paths[i] for i in range(len(paths)) if paths[i] not in seen]
+        seen.update(new)
+        if new:
+            report.notes.append(f"{title}: {len(new)} pictures")
+            read("", PackedStrings(new), [kind] * len(new), title)
 
 
 def _check_classes(data: ClassificationData, report: Report, read: Callable[..., Sizes]) -> None:
@@ -358,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_all()
     parser = FriendlyParser(prog="python -m datamodules.check", description=__doc__, allow_abbrev=False)
     parser.add_subclass_arguments(
-        (ClassificationData, VOCDetection, MaskTree, PoseData),
+        (ClassificationData, VOCDetection, MaskTree, PoseData, StyleImages),
         "data",
         required=True,
         help="the dataset, as for train.py",

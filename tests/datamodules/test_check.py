@@ -18,6 +18,7 @@ from datamodules.segmentation import VOCInstance, VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
 from datamodules.voc import VOCDetection
 
@@ -178,3 +179,18 @@ def test_people_and_their_joints_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert "  2 joints of 1 people lie outside of the picture" in report_of.notes
     assert any("kept 1 person (images/000000002.jpg#0) with a joint more than" in line for line in report_of.notes)
     assert report_of.problems == ["images/gone.jpg: No such file or directory"]
+
+
+def test_contents_and_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_style_images(str(tmp_path), contents=12, styles=3, size=16)
+    arguments = ["--data", "StyleImages", "--data.root", str(tmp_path), "--workers", "1"]
+    assert main(arguments) == 0
+    counts = [int(n) for n in re.findall(r"^contents to \w+ on: (\d+) pictures", capsys.readouterr().out, re.M)]
+    assert sum(counts) == 12
+    (tmp_path / "style" / "text.jpg").write_text("text")
+    shutil.copy(tmp_path / "content" / "000.jpg", tmp_path / "style" / "stolen.jpg")
+    assert main(arguments) == 1
+    report = capsys.readouterr().out
+    assert "styles: 5 pictures" in report
+    assert re.search(r"PROBLEM .*text.jpg: not a picture", report)
+    assert "stolen.jpg" in report
