@@ -108,8 +108,8 @@ class StyleImages(VisionDataModule):
         val_content, val_style: folders for validation and test.
         styled: give a picture of style with each content.
         image_size: side of the squares in pixels.
-        resize: pixels of the shorter side before a square is cut at random in training; None: a quarter more than
-            ``image_size``. In evaluation it is the middle of the picture that is seen.
+        resize: pixels of the shorter side before a square is cut, in training at random, in evaluation in the middle,
+            so that strokes are as large in both; None: a quarter more than ``image_size``.
         images: for prediction, a picture, a folder or a video.
         longest: in prediction, pixels of the longer side at most; None: pictures are taken as they are.
         **kwargs: see `VisionDataModule`.
@@ -145,7 +145,7 @@ class StyleImages(VisionDataModule):
         self.root, self.styled, self.images = root, styled, images
         self.folders = {"content": content, "style": style, "val_content": val_content, "val_style": val_style}
         self.train_transform = CropTransform(image_size, resize)
-        self.eval_transform = EvalTransform(image_size, image_size)
+        self.eval_transform = EvalTransform(image_size, resize)
         self.predict_transform = WholeTransform(longest)
 
     def dataset(self, split: Split) -> Dataset:
