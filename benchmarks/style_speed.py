@@ -41,6 +41,7 @@ from datamodules.synthetic.style_images import write_style_images
 from datamodules.transforms import EvalTransform
 from lightning_modules.style.adain import AdaIN
 from lightning_modules.style.fast_style import FastStyle
+from lightning_modules.style.learned_image import keep_in_bounds
 from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.style_prediction import StylePrediction
 
@@ -249,9 +250,9 @@ def descend(module: FastStyle, content: Tensor, steps: int) -> list[float]:
         return loss
 
     for _ in range(steps):
+        before = image.detach().clone()
         optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
-        with torch.no_grad():
-            image.clamp_(0, 1)
+        keep_in_bounds(optimizer, image, before, before.new_zeros(()), before.new_ones(()))
     with torch.no_grad():
         losses.append(torch.stack(list(module.distances(image, content).values())).sum())
     return torch.stack(losses).tolist()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.components.features import Features
+from lightning_modules.style.learned_image import keep_in_bounds
 from lightning_modules.style.neural_style import CONTENT, STYLE
 
 Mode = Literal["pass", "keep", "measure"]
@@ -106,6 +107,6 @@ class Tutorial:
             self.loss = loss.detach()
             return loss  # type: ignore[return-value]  # as the optimiser takes it
 
+        before = self.image.detach().clone()
         self.optimizer.step(closure)
-        with torch.no_grad():
-            self.image.clamp_(0, 1)
+        keep_in_bounds(self.optimizer, self.image, before, before.new_zeros(()), before.new_ones(()))

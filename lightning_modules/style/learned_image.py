@@ -19,6 +19,7 @@ from lightning_modules.style.painting import to_pixels
 NOISE = 0.27  # deviation of natural images' pixels about ImageNet's mean, on 0..1
 SEED = 1  # of the noise that an image begins with
 SHARE = 0.8  # of the free memory that a run may take
+LONGEST = 0.25  # on 0..1: what a pixel moves in a step of L-BFGS at most
 
 Start = Literal["noise", "content"]
 
@@ -154,13 +155,13 @@ class LearnedImage(VisionModule):
         assert self.image is not None
         return self.distances(self.image)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        assert self.image is not None
+        before = self.image.detach().clone()
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here, since a checkpoint is written before the module's own end of a step.
-        if self.bounded:
-            assert self.image is not None
-            with torch.no_grad():
-                self.image.clamp_(self._low, self._high)
+        inner = getattr(optimizer, "optimizer", optimizer)
+        keep_in_bounds(inner, self.image, before, *((self._low, self._high) if self.bounded else (None, None)))
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.predict(batch["image"])
@@ -197,6 +198,34 @@ class LearnedImage(VisionModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.image is None:
             self.image = nn.Parameter(torch.zeros_like(checkpoint["state_dict"]["image"]))
+
+
+@torch.no_grad()
+def keep_in_bounds(
+    optimizer: torch.optim.Optimizer, image: Tensor, before: Tensor, low: Tensor | None, high: Tensor | None
+) -> None:
+    """Brings an image back between its bounds after a step, and keeps L-BFGS from running away.
+
+    L-BFGS without a line search takes the step that its picture of the curvature suggests, which early on may be a
+    hundred times too long and ends with every pixel at a bound. So that no pixel moves by more than `LONGEST` a step
+    is shortened. What it learns the curvature from is the step that was made and not the one that it wanted.
+
+    Args:
+        optimizer: that made the step.
+        image: float (1,3,H,W), changed in place.
+        before: what it was.
+        low, high: float, as `torch.clamp` takes them; None: there are no bounds.
+    """
+    newton = isinstance(optimizer, torch.optim.LBFGS)
+    if newton:
+        step = image - before
+        image.copy_(before + step * (LONGEST / step.abs().max().clamp(min=LONGEST)))
+    if low is not None:
+        image.clamp_(low, high)
+    if newton:
+        state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+        if "d" in state:
+            state["d"] = (image - before).flatten() / state["t"]
 
 
 def memory_of(features: Features, height: int, width: int) -> int:
