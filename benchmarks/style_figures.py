@@ -64,7 +64,7 @@ def inversion(options: argparse.Namespace) -> list[list[Titled]]:
 def prior_of(layer: str, weights: str) -> float:
     """The weight of the total variation: the authors', of AlexNet's layers, at the depth of VGG's.
 
-    Random features forget less: a thousandth is enough to take away the noise of the beginning, which deep ones do not see.
+    Random features forget less: a thousandth takes away the noise of the beginning, which deep ones do not see.
     """
     block = layer.removeprefix("relu").removeprefix("conv").removeprefix("pool")[:1]
     return 0.001 if weights == "random" else {"1": 1.0, "2": 1.0, "3": 10.0, "4": 10.0}.get(block, 100.0)

@@ -21,7 +21,7 @@ from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.components.features import Features
 from lightning_modules.style import learned_image
 from lightning_modules.style.feature_inversion import SIGMA, FeatureInversion
-from lightning_modules.style.learned_image import LearnedImage, memory_of
+from lightning_modules.style.learned_image import LONGEST, LearnedImage, keep_in_bounds, memory_of
 from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.texture_synthesis import TextureSynthesis
 from tests.small_system import differences, kill_and_resume, outcome
@@ -220,3 +220,34 @@ def test_bad_input(pictures: dict[str, str]) -> None:
         FeatureInversion(beta=0)
     with pytest.raises(ValueError, match="no image was learnt: --ckpt_path CHECKPOINT"):
         TextureSynthesis(**SMALL).predict(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_a_step_of_lbfgs_that_is_too_long_is_shortened_and_remembered_as_made(bounds: Any) -> None:
+    image = torch.nn.Parameter(torch.full((1, 3, 4, 4), 0.5))
+    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1)
+    slope = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (image * slope).sum() + 1e-3 * image.square().sum()
+        loss.backward()
+        return loss
+
+    low, high = (None, None) if bounds is None else (torch.tensor(bound) for bound in bounds)
+    for _ in range(6):
+        before = image.detach().clone()
+        optimizer.step(closure)  # type: ignore[arg-type]
+        keep_in_bounds(optimizer, image, before, low, high)
+        moved = (image - before).detach()
+        assert moved.abs().max() <= LONGEST + 1e-6
+        state = optimizer.state[image]
+        torch.testing.assert_close(state["d"] * state["t"], moved.flatten())
+    if bounds is None:
+        assert image.abs().max() > 1, "without bounds it goes on"
+    else:
+        assert image.min() >= 0
+        assert image.max() <= 1
+    plain = torch.nn.Parameter(torch.zeros(1, 3, 4, 4))
+    keep_in_bounds(torch.optim.SGD([plain], 1.0), plain, plain.detach() - 9, None, None)
+    assert (plain == 0).all(), "other optimisers make the steps that they are told to"
