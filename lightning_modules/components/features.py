@@ -18,6 +18,7 @@ FeatureNetwork = Literal["vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "alexnet"]
 RANDOM = "random"
 # Torchvision's VGG16 with the authors' own features takes pixels of 0..255 without their mean.
 CAFFE_MEAN, CAFFE_STD = (0.48235, 0.45882, 0.40784), (1 / 255,) * 3
+RARE = 0.05
 SEED = 2015  # of random weights: all processes, and all runs, have the same
 
 
@@ -173,7 +174,8 @@ class Features(nn.Module):
         """Gives each filter a mean activation of 1 over images and places (Gatys et al. 2015, section 3).
 
         What a layer has more its successor takes less, so that the network still computes the same. Filters that see
-        nothing in these images are left as they are. Convolutions only.
+        next to nothing in these images, less than a `RARE` part of their layer's mean, count as seeing that: they
+        would drown all others as soon as another image has what they look for. Convolutions only.
 
         Args:
             images: float (B,3,H,W) in 0..1; several, or one large one.
@@ -187,7 +189,7 @@ class Features(nn.Module):
             x = layer(x)
             if name in convolutions:
                 mean = x.clamp(min=0).mean((0, 2, 3))
-                scales.append(torch.where(mean > 1e-6, mean, 1))
+                scales.append(mean.clamp(min=max(RARE * float(mean.mean()), 1e-6)))
         for layer, scale in zip(convolutions.values(), scales, strict=True):
             layer.weight /= scale[:, None, None, None]
             assert layer.bias is not None

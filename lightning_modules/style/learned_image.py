@@ -37,7 +37,8 @@ class LearnedImage(VisionModule):
     Args:
         layers: of the features, see `Features`.
         network, weights, pooling: see `Features`.
-        rescaled: filters with a mean activation of 1 on the style, or else the content, see `Features.rescale`.
+        rescaled: filters with a mean activation of 1 on the style, or else the content, see `Features.rescale`. Random
+            ones stay as they are: they are of one scale already.
         start: what the image begins as.
         bounded: keep it within 0..1, or what a subclass says, after each step.
         optimizer: L-BFGS with one iteration a step, for which torch's own count is 20; or any other.
@@ -142,7 +143,7 @@ class LearnedImage(VisionModule):
         if not self._targets:
             pictures: dict[str, Tensor] = {k: batch[k].float() / 255 for k in ("image", "style") if k in batch}
             with torch.no_grad():
-                if self.rescaled:
+                if self.rescaled and not self.features.random:
                     self.features.rescale(pictures.get("style", pictures["image"]))
                 self._low, self._high = self.bounds(pictures["image"])
                 self._targets = self.make_targets(pictures)
