@@ -36,9 +36,17 @@ def _layers(network: FeatureNetwork, device: torch.device, weights: str | None =
     whole.to_empty(device=device)
     if weights is not None:
         path = find_weights(network, weights, "see it work with untrained features: --model.weights random")
-        # A classifier of ours may have another number of classes; then there is no fc8 of it, see `Features`.
+        # A file may lack the last layer; then there is no fc8 of it, see `Features`.
         nn.init.constant_(whole.classifier[6].weight, torch.nan)  # type: ignore[index]
-        load_weights(whole, path, network, "classifier.6")
+
+        def with_its_classes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """A classifier of ours has as many as its data had."""
+            last = state.get("classifier.6.weight")
+            if last is not None and last.ndim == 2:
+                whole.classifier[6] = nn.Linear(last.shape[1], last.shape[0], device=device)  # type: ignore[index,operator]
+            return state
+
+        load_weights(whole, path, network, "classifier.6", convert=with_its_classes)
     layers: dict[str, nn.Module] = {}
     block, number, last = 1, 0, ""
     for module in whole.features:  # type: ignore[union-attr]
@@ -120,7 +128,7 @@ class Features(nn.Module):
             self._randomise()
         else:
             if "fc8" in self.layers and not self.layers["fc8"][-1].weight.isfinite().all():  # type: ignore[index]
-                raise ValueError(f"layers: expected some before fc8, of which {weights} has another number of classes")
+                raise ValueError(f"layers: expected some before fc8, which {weights} does not have")
         # Plain attributes: buffers would be averaged and broadcast.
         self._mean, self._std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
         self.eval().requires_grad_(False)

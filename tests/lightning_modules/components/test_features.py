@@ -105,7 +105,7 @@ def test_pooling_and_padding() -> None:
 
 
 def test_our_own_classifier_gives_features_and_its_normalisation(tmp_path: Path) -> None:
-    """Of seven classes, with batch normalisation, its own mean and deviation; fc8 is not to be had of it."""
+    """Of seven classes, with batch normalisation, its own mean and deviation; without a last layer there is no fc8."""
     torch.manual_seed(2)
     classifier = ImageClassifier("vgg16_bn", num_classes=7, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7])
     for part in classifier.modules():
@@ -122,7 +122,12 @@ def test_our_own_classifier_gives_features_and_its_normalisation(tmp_path: Path)
         torch.testing.assert_close(found["relu2_2"], expected, atol=0.1, rtol=0.1)
         rounded = Features(["relu2_2"], "vgg16_bn", path)((images() * 255).round() / 255)["relu2_2"]
         torch.testing.assert_close(rounded, expected, atol=1e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match="expected some before fc8, of which .*best.ckpt has another number of cl"):
+        scores = Features(["fc8", "logprob"], "vgg16_bn", path)((images() * 255).round() / 255)
+        torch.testing.assert_close(scores["fc8"], classifier.network(x), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(scores["logprob"].exp().sum(1), torch.ones(len(x)))
+    headless = {k: v for k, v in classifier.state_dict().items() if "classifier.6" not in k}
+    torch.save(headless, path)
+    with pytest.raises(ValueError, match="expected some before fc8, which .*best.ckpt does not have"):
         Features(["fc8"], "vgg16_bn", path)
 
 
