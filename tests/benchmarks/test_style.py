@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def threads() -> object:
-    """The benchmarks set the number of threads for the whole process."""
-    count = torch.get_num_threads()
+def as_it_was() -> Iterator[None]:
+    """The benchmarks set the number of threads and what Lightning tells for the whole process."""
+    logger = logging.getLogger("pytorch_lightning")
+    count, level = torch.get_num_threads(), logger.level
     yield
     torch.set_num_threads(count)
+    logger.setLevel(level)
 
 
 def test_neural_style_and_its_peers_reach_the_same_loss(capsys: pytest.CaptureFixture[str]) -> None:
