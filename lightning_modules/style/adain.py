@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
-from lightning_modules.style.losses import feature_distance, moments, moments_distance
+from lightning_modules.style.losses import feature_distance, moments, moments_distance, relative_to
 from lightning_modules.style.painting import (
     check_weights,
     enlarged,
@@ -163,7 +163,7 @@ class AdaIN(VisionModule):
         """
         content = feature_distance(found[LAYERS[-1]], target)
         if self.relative:
-            content = content / target.square().mean((1, 2, 3)).clamp(min=1e-8)
+            content = relative_to(content, target)
         return {"content": content, "style": self.style_weight * self.style_distance(found, style)}
 
     def style_distance(self, found: dict[str, Tensor], style: dict[str, Tensor]) -> Tensor:
@@ -172,7 +172,7 @@ class AdaIN(VisionModule):
         for name in LAYERS:
             distance = moments_distance(found[name], style[name])
             if self.relative:
-                distance = distance / style[name].float().square().mean((1, 2, 3)).clamp(min=1e-8)
+                distance = relative_to(distance, style[name])
             total.append(distance * (style[name].shape[1] if self.convention == "authors" else 1))
         return torch.stack(total).sum(0)
 

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
-from lightning_modules.style.losses import feature_distance, gram, gram_distance, total_variation
+from lightning_modules.style.losses import feature_distance, gram, gram_distance, relative_to, total_variation
 from lightning_modules.style.painting import (
     check_weights,
     enlarged,
@@ -170,7 +170,7 @@ class FastStyle(VisionModule):
             true = self.features(content)[self.content_layer]
         content_term = feature_distance(found[self.content_layer], true)
         if self.relative:
-            content_term = content_term / true.float().square().mean((1, 2, 3)).clamp(min=1e-8)
+            content_term = relative_to(content_term, true)
         terms = {"content": self.content_weight * content_term, "style": self.style_weight * self.style_distance(found)}
         if self.tv_weight:
             terms["tv"] = self.tv_weight * total_variation(painted) / painted[0].numel()
@@ -182,7 +182,7 @@ class FastStyle(VisionModule):
         for name in self.style_layers:
             target = self._grams[name] = self._grams[name].to(found[name].device)
             distance = gram_distance(gram(found[name]), target)
-            total.append(distance / target.square().mean().clamp(min=1e-8) if self.relative else distance)
+            total.append(relative_to(distance, target) if self.relative else distance)
         return torch.stack(total).sum(0)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:

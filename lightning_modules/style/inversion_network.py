@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
 from lightning_modules.components.upsampling import bed_of_nails, max_unpooling
-from lightning_modules.style.losses import feature_distance
+from lightning_modules.style.losses import feature_distance, relative_to
 from lightning_modules.style.painting import check_weights, stacked
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -179,7 +179,7 @@ class InversionNetwork(VisionModule):
         if self.intermediate and len(levels) > 1:
             # What comes out of a block stands where the encoder's pooling before it stood.
             pairs = zip(levels[:-1], reversed(pooled[:-1]), strict=True)
-            distances = [feature_distance(a, b) / b.float().square().mean((1, 2, 3)).clamp(min=1e-8) for a, b in pairs]
+            distances = [relative_to(feature_distance(a, b), b) for a, b in pairs]
             terms["features"] = self.intermediate * torch.stack(distances).sum(0).mean()
         return terms
 

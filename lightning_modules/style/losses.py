@@ -49,6 +49,16 @@ def feature_distance(found: Tensor, target: Tensor) -> Tensor:
     return (found.float() - target.float()).square().flatten(1).mean(1)
 
 
+def relative_to(distance: Tensor, target: Tensor) -> Tensor:
+    """A distance in parts of the mean square of what was compared with, so that it knows no scale: float32 (B,).
+
+    Args:
+        distance: float32 (B,).
+        target: float (B, ...), or (1, ...) for all of them.
+    """
+    return distance / target.float().square().flatten(1).mean(1).clamp(min=1e-8)
+
+
 def moments_distance(found: Tensor, target: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Mean squares of the differences of each map's mean and deviation, added (Huang and Belongie 2017, equation 13).
 

@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.style.losses import feature_distance, gram, gram_distance, total_variation
+from lightning_modules.style.losses import feature_distance, gram, gram_distance, relative_to, total_variation
 from lightning_modules.style.painting import (
     check_weights,
     enlarged,
@@ -223,7 +223,7 @@ class StylePrediction(VisionModule):
         found = self.features(painted)
         content = feature_distance(found[self.content_layer], true)
         if self.relative:
-            content = content / true.float().square().mean((1, 2, 3)).clamp(min=1e-8)
+            content = relative_to(content, true)
         terms = {
             "content": self.content_weight * content,
             "style": self.style_weight * self.style_distance(found, wanted),
@@ -238,7 +238,7 @@ class StylePrediction(VisionModule):
         for name in self.style_layers:
             target = gram(wanted[name])
             distance = gram_distance(gram(found[name]), target)
-            total.append(distance / target.square().mean((1, 2)).clamp(min=1e-8) if self.relative else distance)
+            total.append(relative_to(distance, target) if self.relative else distance)
         return torch.stack(total).sum(0)
 
     # --- prediction ---------------------------------------------------------------------------------------------------
