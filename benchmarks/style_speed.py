@@ -25,7 +25,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from benchmarks.style_figures import NETWORKS
+from benchmarks.style_figures import NETWORKS, lbfgs
 from benchmarks.style_tutorial import Tutorial
 from datamodules.images import list_images
 from datamodules.style_images import ImagePair
@@ -148,20 +150,35 @@ def neural_style_seconds(size: int, options: argparse.Namespace) -> float:
     module = NeuralStyle(network=options.network, weights=options.weights).to(device())
     module.setup_features()
     module.targets({"image": 255 * content, "style": 255 * style})
-    image = torch.nn.Parameter(content.clone())
-    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1, history_size=20)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.stack(list(module.distances(image).values())).sum()
-        loss.backward()
-        return loss
-
+    steps = descend(module.distances, content)
     for step in range(WARM_UP + options.repeats):
         if step == WARM_UP:
             start = now()
-        optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
+        next(steps)
     return 500 * (now() - start) / options.repeats
+
+
+def descend(distances: Callable[[Tensor], dict[str, Tensor]], start: Tensor) -> Iterator[Tensor]:
+    """Steps of L-BFGS, pixels kept within 0..1, as long as they are asked for; gives the loss before each.
+
+    Args:
+        distances: named terms of the loss of an image (1,3,H,W).
+        start: what it begins as.
+    """
+    image = torch.nn.Parameter(start.clone())
+    optimizer = lbfgs([image])
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack(list(distances(image).values())).sum()
+        loss.backward()
+        return loss.detach()
+
+    while True:
+        before = image.detach().clone()
+        loss = optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
+        keep_in_bounds(optimizer, image, before, before.new_zeros(()), before.new_ones(()))
+        yield loss  # type: ignore[misc]
 
 
 def one_pass(options: argparse.Namespace) -> int:
@@ -217,7 +234,10 @@ def curve(options: argparse.Namespace) -> int:
             one, unchanged = (
                 float(sum(module.distances(x, plain).values())) for x in (module.paint(content).clamp(0, 1), plain)
             )
-        losses = descend(module, plain, options.steps)
+        noise = torch.rand(plain.shape, generator=torch.Generator().manual_seed(0)).to(plain.device)
+        # The loss before one step more is that after the last.
+        steps_down = descend(partial(module.distances, content=plain), noise)
+        losses = torch.stack(list(islice(steps_down, options.steps + 1))).flatten().tolist()
         reached = next((step for step, loss in enumerate(losses) if loss <= one), None)
         steps.append(reached)
         lines.append((losses, one, unchanged))
@@ -233,29 +253,6 @@ def curve(options: argparse.Namespace) -> int:
     draw_curves(lines, options.picture)
     print(f"curves: {options.picture}")
     return 0
-
-
-def descend(module: FastStyle, content: Tensor, steps: int) -> list[float]:
-    """The loss before each step of L-BFGS from noise, pixels kept within 0..1, and after the last."""
-    noise = torch.rand(content.shape, generator=torch.Generator().manual_seed(0)).to(content.device)
-    image = torch.nn.Parameter(noise)
-    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1, history_size=20)
-    losses: list[Tensor] = []
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.stack(list(module.distances(image, content).values())).sum()
-        loss.backward()
-        losses.append(loss.detach())
-        return loss
-
-    for _ in range(steps):
-        before = image.detach().clone()
-        optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
-        keep_in_bounds(optimizer, image, before, before.new_zeros(()), before.new_ones(()))
-    with torch.no_grad():
-        losses.append(torch.stack(list(module.distances(image, content).values())).sum())
-    return torch.stack(losses).tolist()
 
 
 def draw_curves(lines: list[tuple[list[float], float, float]], path: str) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.style_figures import lbfgs
 from lightning_modules.components.features import Features
 from lightning_modules.style.learned_image import keep_in_bounds
 from lightning_modules.style.neural_style import CONTENT, STYLE
@@ -81,7 +82,7 @@ class Tutorial:
         self._keep(self.content_losses, content)
         self._keep(self.style_losses, style)
         self.image = nn.Parameter(start.clone())
-        self.optimizer = torch.optim.LBFGS([self.image], lr=1.0, max_iter=1, history_size=20)
+        self.optimizer = lbfgs([self.image])
         self.loss = torch.zeros(())
 
     def _keep(self, losses: nn.ModuleList, image: Tensor) -> None:
