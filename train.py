@@ -33,7 +33,7 @@ def main() -> None:
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from cli import run
+    from cli.parser import run
 
     run(sys.argv[1:])
 

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datamodules.images import BrokenImageError, read_image
+from datamodules.images import read_image
+from errors import BrokenImageError
 from lightning_modules.segmentation.crf import DEEPLAB, DenseCRF
 
 # What the other Python does; its arguments are a file to read and one to write.

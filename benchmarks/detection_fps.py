@@ -25,8 +25,9 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from benchmarks.yolo_v2_sizes import frames_a_second
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import BrokenImageError, DatasetError, list_images
+from datamodules.images import list_images
 from datamodules.voc import PictureDataset
+from errors import BrokenImageError, DatasetError
 from lightning_modules.base import VisionModule
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
@@ -114,7 +115,7 @@ def counted() -> Iterator[list[int]]:
         return nms(boxes, *arguments)
 
     with (
-        mock.patch("lightning_modules.detection.boxes.batched_nms", counting),
+        mock.patch("lightning_modules.components.boxes.batched_nms", counting),
         mock.patch("torchvision.ops.boxes.batched_nms", counting),
     ):
         yield counts

@@ -27,9 +27,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from datamodules.base import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
-from datamodules.images import DatasetError, EncodedImage, _reduction, image_size, list_images
+from datamodules.images import EncodedImage, _reduction, image_size, list_images
+from datamodules.loading import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
 from datamodules.transforms import TrainTransform, random_resized_box, to_tensor
+from errors import DatasetError
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "data", "imagenet_sample")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

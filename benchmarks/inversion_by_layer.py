@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageDraw
 from rich.progress import Progress
 
-from callbacks.drawing import INK, PAPER, load_font, to_picture
-from cli_errors import FriendlyParser
-from datamodules.style_images import StyleImages
+from cli.messages import FriendlyParser
+from datamodules.style.style_images import StyleImages
 from lightning_modules.style.inversion_network import PSNR, InversionNetwork
+from visualization.drawing import INK, PAPER, load_font, to_picture
 
 LAYERS = ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7", "fc8")
 

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.detection_fps import system_of
-from datamodules.images import BrokenImageError, DatasetError
-from datamodules.voc import VOCDetection
-from lightning_modules.detection.backbones import fill_up, maps_of
+from datamodules.detection.voc import VOCDetection
+from errors import BrokenImageError, DatasetError
+from lightning_modules.components.backbones import maps_of
+from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.rpn import propose
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.metrics import ProposalRecall
-from lightning_modules.detection.rpn import RPN, propose
+from lightning_modules.detection.rpn import RPN
 
 
 def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) -> dict[str, ProposalRecall]:

@@ -23,10 +23,11 @@ import cv2
 import numpy as np
 import torch
 
-from datamodules.images import BrokenImageError, read_image
-from datamodules.proposals import is_found
-from datamodules.voc import VOCDetection
-from lightning_modules.detection.selective_search import LEAST_SIDE, SCALES, SIGMA, at_width, selective_search
+from datamodules.detection.voc import VOCDetection
+from datamodules.images import read_image
+from errors import BrokenImageError
+from lightning_modules.components.selective_search import LEAST_SIDE, SCALES, SIGMA, at_width, selective_search
+from tools.proposals import is_found
 
 HINT = (
     "no cv2.ximgproc here, so that there is nothing to compare with: python -m pip install --no-deps --target CONTRIB "

@@ -20,13 +20,13 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw
 
-from callbacks.drawing import INK, PAPER, fit, load_font, shorten, to_picture
-from datamodules.style_images import ImagePair
+from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.style.feature_inversion import FeatureInversion
 from lightning_modules.style.learned_image import LearnedImage
 from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.texture_synthesis import LAYERS, TextureSynthesis
+from visualization.drawing import INK, PAPER, fit, load_font, shorten, to_picture
 
 FIGURES = ("inversion", "textures", "row", "styles")
 NETWORKS = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")

@@ -38,7 +38,7 @@ from torch import Tensor
 from benchmarks.style_figures import NETWORKS, lbfgs
 from benchmarks.style_tutorial import Tutorial
 from datamodules.images import list_images
-from datamodules.style_images import ImagePair
+from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.transforms import EvalTransform
 from lightning_modules.style.adain import AdaIN

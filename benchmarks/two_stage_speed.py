@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import BrokenImageError, DatasetError, list_images
+from datamodules.images import list_images
 from datamodules.voc import PictureDataset
+from errors import BrokenImageError, DatasetError
 from lightning_modules.base import VisionModule
+from lightning_modules.components.selective_search import selective_search
 from lightning_modules.detection import faster_rcnn
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.rcnn import RCNN
-from lightning_modules.detection.selective_search import selective_search
 
 #: Seconds a picture in the lecture (Li, Karpathy and Johnson's table), with VGG16 on a K40; proposals included.
 LECTURE = {"R-CNN": 50.0, "Fast R-CNN": 2.0, "Faster R-CNN": 0.2}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-from lightning_modules.detection.metrics import VOCMeanAP
+from lightning_modules.components.average_precision import VOCMeanAP
 
 IMAGES, DETECTIONS, CLASSES, BATCH = 4952, 60, 20, 32
 

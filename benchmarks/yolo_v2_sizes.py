@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from datamodules.images import BrokenImageError, DatasetError
-from datamodules.voc import VOCDetection
-from lightning_modules.detection.metrics import VOCMeanAP
+from datamodules.detection.voc import VOCDetection
+from errors import BrokenImageError, DatasetError
+from lightning_modules.components.average_precision import VOCMeanAP
 from lightning_modules.detection.yolo_v2 import YOLOv2
 
 #: Table 3 of the paper: mAP in per cent and frames a second.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.class_tables import ClassTables, asked_for, write_csv
-from callbacks.drawing import class_name
+from visualization.drawing import class_name
 
 NAMED = 20  # up to so many classes have a curve with a name, beyond only the best and the worst ones
 

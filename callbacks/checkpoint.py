@@ -13,11 +13,9 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from errors import CheckpointError
+
 STEP_FILES = "step=*.ckpt"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message is one line that names the file and says what to do."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.class_tables import ClassTables, asked_for, write_csv
-from callbacks.drawing import class_name
-from callbacks.segmentation import palette
+from visualization.drawing import class_name
+from visualization.segmentation import palette
 
 DRAWN = 60  # up to so many classes have a bar, beyond only the best and the worst ones
 

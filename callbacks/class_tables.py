@@ -12,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.pictures import harmless, log_to_wandb, save_picture
+from callbacks.figures import harmless, log_to_wandb, save_picture
 
 
 class ClassTables(pl.Callback):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.class_tables import ClassTables, write_csv
-from callbacks.drawing import class_name
+from visualization.drawing import class_name
 
 ANNOTATED = 20  # up to so many classes the numbers are written into the cells
 NAMED = 60  # up to so many the axes carry names

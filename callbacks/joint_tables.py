@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.class_tables import ClassTables, asked_for, write_csv
-from callbacks.drawing import class_name
+from visualization.drawing import class_name
 
 GROUPS = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "total")  # the rows of ``curve``
 PRINTED = {"pckh": "PCKh", "pck": "PCK"}

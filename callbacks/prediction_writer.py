@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -17,35 +17,31 @@ import pytorch_lightning as pl
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from callbacks.detections import (
+from callbacks.figures import PEOPLE, harmless, names_of, samples_of
+from visualization.attributes import (
+    attribute_row,
+    attributes_record,
+    draw_attributes,
+    is_attributes,
+)
+from visualization.classification import TOP, classification_record, draw_classification
+from visualization.detections import (
     DETECTION_COLUMNS,
     detection_rows,
     detections_record,
     draw_detections,
     is_detections,
 )
-from callbacks.drawing import to_picture
-from callbacks.faces import FACE_COLUMNS, draw_faces, face_rows, faces_record, is_faces
-from callbacks.orientation import (
+from visualization.drawing import to_picture
+from visualization.faces import FACE_COLUMNS, draw_faces, face_rows, faces_record, is_faces
+from visualization.orientation import (
     ORIENTATION_COLUMNS,
     draw_orientation,
     is_orientation,
     orientation_record,
     orientation_row,
 )
-from callbacks.pictures import (
-    PEOPLE,
-    TOP,
-    classification_record,
-    draw_attributes,
-    draw_classification,
-    harmless,
-    is_attributes,
-    likely_ingredients,
-    names_of,
-    samples_of,
-)
-from callbacks.poses import (
+from visualization.poses import (
     KEYPOINT_COLUMNS,
     add_joints,
     draw_people,
@@ -55,8 +51,8 @@ from callbacks.poses import (
     pose_record,
     pose_rows,
 )
-from callbacks.segmentation import draw_segmentation, ids_of, is_segmentation, save_ids, segmentation_record
-from callbacks.style import is_stylised, style_record
+from visualization.segmentation import draw_segmentation, ids_of, is_segmentation, save_ids, segmentation_record
+from visualization.style import is_stylised, style_record
 
 LONG_SIDE = 1280  # pixels
 PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr")
@@ -242,29 +238,6 @@ def annotate(
     return draw_classification(picture, prediction, {}, class_names)
 
 
-def attributes_record(prediction: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
-    """``attributes``: {name: its five most probable classes}; ``ingredients`` from a probability of .5 on."""
-    names = class_names or {}
-    attributes = prediction["attributes"].items()
-    record: dict[str, Any] = {"attributes": {k: classification_record(p, names.get(k)) for k, p in attributes}}
-    if "ingredients" in prediction:
-        likely = likely_ingredients(prediction["ingredients"], class_names)
-        record["ingredients"] = [{"name": name, "probability": probability} for name, probability in likely]
-    return record
-
-
-def attribute_row(record: dict[str, Any]) -> tuple[list[str], list[Any]]:
-    """The columns of predictions.csv, the file's name left out, and a picture's row under them."""
-    columns, cells = [], []
-    for name, items in record["attributes"].items():
-        columns += [name, f"{name}_probability"]
-        cells += [items[0]["class"], repr(items[0]["probability"])]
-    if "ingredients" in record:
-        columns.append("ingredients")
-        cells.append(", ".join(item["name"] for item in record["ingredients"]))
-    return columns, cells
-
-
 def part_path(run: Path, rank: int) -> Path:
     """Where one rank streams its lines to."""
     return run / f"predictions.rank{rank}.jsonl"
@@ -338,7 +311,8 @@ def _interleaved(run: Path, world_size: int) -> Iterator[str]:
 
 def scale_of(source: str, image: Tensor, truth: dict[str, Any]) -> tuple[float, float]:
     """What x and y of ``image`` (3,H,W) are multiplied by to come to the pixels of the picture on disk, upright."""
-    from datamodules.images import BrokenImageError, EncodedImage
+    from datamodules.images import EncodedImage
+    from errors import BrokenImageError
 
     if "original" in truth:
         height, width = truth["original"].shape[-2:]

@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StepSeed(Callback):
     """Seeds all generators at every training step by (seed, rank, epoch, batch), so that dropout, too, can resume.
 
-    The loader's workers seed themselves (``datamodules.base.SeededDataset``). What must agree over ranks draws from a
+    The loader's workers seed themselves (``datamodules.loading.SeededDataset``). What must agree over ranks draws from a
     generator of its own, seeded without the rank.
 
     Args:

@@ -3,16 +3,16 @@
 
 def import_all() -> None:
     """Imports every datamodule, so that ``--data NAME`` finds it by its short name."""
-    import datamodules.fer2013
-    import datamodules.food101
-    import datamodules.image_folder
-    import datamodules.imagenet
-    import datamodules.instance_crops
-    import datamodules.lsp
-    import datamodules.mpii
-    import datamodules.places365
-    import datamodules.segmentation
-    import datamodules.solids
-    import datamodules.style_images
-    import datamodules.voc
-    import datamodules.yummly  # noqa: F401
+    import datamodules.classification.fer2013
+    import datamodules.classification.food101
+    import datamodules.classification.image_folder
+    import datamodules.classification.imagenet
+    import datamodules.classification.places365
+    import datamodules.classification.yummly
+    import datamodules.detection.voc
+    import datamodules.pose.lsp
+    import datamodules.pose.mpii
+    import datamodules.pose.rendered_solids
+    import datamodules.segmentation.instance_crops
+    import datamodules.segmentation.voc
+    import datamodules.style.style_images  # noqa: F401

@@ -15,6 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from errors import BrokenImageError, DatasetError
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 
 # Pillow knows more, of which some run other programs (PostScript): a file may not choose those by its content.
@@ -38,30 +40,6 @@ _ORIENT = {
     7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda x: x.transpose(1, 0, 2)[::-1],
 }
-
-
-class DatasetError(ValueError):
-    """A dataset on disk is not what was expected; the message says what was found, what was expected, what to do."""
-
-
-class BrokenImageError(OSError):
-    """A picture cannot be read. ``str`` is one line: the file and the reason.
-
-    Args:
-        path: the file. A DataLoader rebuilds a worker's exception from its traceback text alone; that text is taken
-            too, and the line is found in it again.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: str, reason: str | None = None) -> None:
-        if reason is None:
-            line = path.strip().splitlines()[-1] if path.strip() else ""
-            path, _, reason = line.rpartition("BrokenImageError: ")[2].partition(": ")
-        self.path, self.reason = path, " ".join(reason.split())
-        super().__init__(f"{self.path}: {self.reason}")
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.path, self.reason)
 
 
 def walk_files(folder: str, base: str = "") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """What the fork server imports once; nothing here may start a thread."""
 
-import cli
+import cli.parser
 import train  # noqa: F401
 
-cli.register_classes()
+cli.parser.register_classes()

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-import cli
+import cli.parser
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.metrics_file import MetricsFile, read_metrics
 from callbacks.resume import LastCheckpoint, StepSeed
@@ -154,7 +154,7 @@ def kill_and_resume(run: Path, step: int) -> Path:
     for path in killed.glob("checkpoints/step=*.ckpt"):
         if path.name > f"step={step:08d}.ckpt":
             path.unlink()
-    cli.run(["fit", "--resume", str(killed)])
+    cli.parser.run(["fit", "--resume", str(killed)])
     return killed
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from datamodules.fer2013 import EMOTIONS, SIDE, USAGES
-from datamodules.synthetic.imagenet import background, check_arguments, save, with_noise
+from datamodules.classification.fer2013 import EMOTIONS, SIDE, USAGES
+from datamodules.synthetic.drawing import background, check_arguments, save, with_noise
 
 PHOTOGRAPHS = 6
 

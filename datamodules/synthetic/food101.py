@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from datamodules.synthetic.imagenet import background, check_arguments, color, save, with_noise
+from datamodules.synthetic.drawing import Brush, background, check_arguments, save, with_noise
 
 
 def write_food101(
@@ -89,65 +89,6 @@ def draw_dish(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 # --- dishes -----------------------------------------------------------------------------------------------------------
-
-
-class Brush:
-    """Draws round a centre; lengths and positions are in units of a radius, before a turn that is drawn once.
-
-    Args:
-        canvas: uint8 (H,W,3), drawn on.
-        center: (x, y) in pixels.
-        radius: in pixels.
-        rng: where all randomness comes from.
-    """
-
-    def __init__(self, canvas: np.ndarray, center: np.ndarray, radius: float, rng: np.random.Generator) -> None:
-        self.canvas, self.center, self.radius, self.rng = canvas, center, radius, rng
-        self.turn = rng.uniform(0, 2 * math.pi)
-
-    def tone(self, hue: float, saturation: float, value: float) -> list[float]:
-        """A colour near to this one, 0..1 each, as RGB of 0..255."""
-        hue = (hue + self.rng.normal(0, 0.015)) % 1
-        saturation, value = np.clip(np.array([saturation, value]) + self.rng.normal(0, 0.06, 2), 0, 1)
-        return color(hue, saturation, value).tolist()
-
-    def at(self, point: np.ndarray | tuple[float, float]) -> list[int]:
-        """A position in pixels."""
-        x, y = point
-        cos, sin = math.cos(self.turn), math.sin(self.turn)
-        turned = np.array([x * cos - y * sin, x * sin + y * cos])
-        return np.rint(self.center + self.radius * turned).astype(int).tolist()
-
-    def anywhere(self, within: float = 0.8) -> np.ndarray:
-        """A position drawn evenly from a disk."""
-        angle, distance = self.rng.uniform(0, 2 * math.pi), within * math.sqrt(self.rng.random())
-        return distance * np.array([math.cos(angle), math.sin(angle)])
-
-    def disk(self, at: np.ndarray | tuple[float, float], radius: float, tone: list[float]) -> None:
-        cv2.circle(self.canvas, self.at(at), max(1, round(radius * self.radius)), tone, -1, cv2.LINE_AA)
-
-    def arc(
-        self,
-        at: np.ndarray | tuple[float, float],
-        axes: tuple[float, float],
-        tone: list[float],
-        angle: float = 0.0,
-        part: tuple[float, float] = (0, 360),
-        thickness: float = 0.0,
-    ) -> None:
-        """A part of an ellipse in degrees, filled where there is no thickness."""
-        lengths = [max(1, round(axis * self.radius)) for axis in axes]
-        pixels = max(1, round(thickness * self.radius)) if thickness else -1
-        degrees = math.degrees(self.turn) + angle
-        cv2.ellipse(self.canvas, self.at(at), lengths, degrees, *part, tone, pixels, cv2.LINE_AA)
-
-    def polygon(self, points: list[tuple[float, float]], tone: list[float]) -> None:
-        cv2.fillPoly(self.canvas, [np.array([self.at(point) for point in points])], tone, cv2.LINE_AA)
-
-    def stick(self, at: np.ndarray, angle: float, length: float, thickness: float, tone: list[float]) -> None:
-        half = length / 2 * np.array([math.cos(angle), math.sin(angle)])
-        pixels = max(1, round(thickness * self.radius))
-        cv2.line(self.canvas, self.at(at - half), self.at(at + half), tone, pixels, cv2.LINE_AA)
 
 
 def _pizza(brush: Brush) -> None:

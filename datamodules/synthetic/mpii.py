@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from datamodules.mpii import MAT, MPII_JOINTS, PERSON, VAL_LIST
-from datamodules.synthetic.imagenet import any_color, background, clutter, color, save, with_noise
+from datamodules.pose.mpii import MAT, MPII_JOINTS, PERSON, VAL_LIST
+from datamodules.synthetic.drawing import any_color, background, clutter, color, save, with_noise
 
 TEST_PICTURES = 2  # without joints, as the benchmark's test pictures are
 

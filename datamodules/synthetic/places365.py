@@ -9,7 +9,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from datamodules.synthetic.imagenet import check_arguments, color, save, with_noise
+from datamodules.synthetic.drawing import check_arguments, color, save, with_noise
 
 UNLABELLED = 4  # pictures in test_256, which have no public labels
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from datamodules.color_masks import save_ids
-from datamodules.synthetic.imagenet import check_arguments, save
+from datamodules.segmentation.masks import save_ids
+from datamodules.synthetic.drawing import check_arguments, save
 from datamodules.synthetic.voc import draw_scene
 from datamodules.transforms import VOID
 from datamodules.voc import VOC_CLASSES

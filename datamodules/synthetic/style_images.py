@@ -8,7 +8,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from datamodules.synthetic.imagenet import CLASSES, check_arguments, color, draw_picture, save, with_noise
+from datamodules.synthetic.drawing import CLASSES, check_arguments, color, draw_picture, save, with_noise
 
 
 def write_style_images(folder: str, contents: int = 12, styles: int = 6, size: int = 128, seed: int = 0) -> list[str]:

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from datamodules.synthetic.imagenet import CLASSES, background, check_arguments, clutter, draw_object, save, with_noise
+from datamodules.synthetic.drawing import CLASSES, background, check_arguments, clutter, draw_object, save, with_noise
 from datamodules.voc import VOC_CLASSES
 
 OBJECTS = 4  # at most, in one picture

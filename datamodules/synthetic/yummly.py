@@ -10,8 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datamodules.synthetic.food101 import Brush
-from datamodules.synthetic.imagenet import background, check_arguments, save, with_noise
+from datamodules.synthetic.drawing import Brush, background, check_arguments, save, with_noise
 
 # Hue, saturation and value of the food, the kind of its pieces, and what it is made of.
 CUISINES: dict[str, tuple[float, float, float, str, list[str]]] = {

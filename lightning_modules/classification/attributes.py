@@ -22,13 +22,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import VisionModule
-from lightning_modules.classification.image_classifier import (
-    balanced_weights,
-    build_network,
-)
+from lightning_modules.classification.image_classifier import balanced_weights
 from lightning_modules.classification.metrics import AttributeMetrics
-from lightning_modules.classification.resnet_cifar import ResNetCifar
+from lightning_modules.components.networks import build_network
 from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.resnet_cifar import ResNetCifar
 
 MISSING = -100  # the label of an attribute that a sample does not have
 INGREDIENTS = "ingredients"

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
+from lightning_modules.components.boxes import sample
+from lightning_modules.components.image_batches import fill_up
 from lightning_modules.components.parameter_groups import caffe_groups
+from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
+from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
 from lightning_modules.detection import rpn
-from lightning_modules.detection.backbones import Backbone, Trunk, fill_up, load_backbone, make_trunk, maps_of
-from lightning_modules.detection.boxes import sample
-from lightning_modules.detection.fast_rcnn import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.detection.metrics import APMethod, detection_metrics
-from lightning_modules.detection.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
+from lightning_modules.detection.metrics import detection_metrics
 
 # --- network ------------------------------------------------------------------------------------------------------
 

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import place_in_group, suppress
+from lightning_modules.components.image_batches import stack
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.boxes import place_in_group, suppress
-from lightning_modules.detection.metrics import APMethod, detection_metrics
+from lightning_modules.detection.metrics import detection_metrics
 from lightning_modules.detection.sliding_window import window_loss
-from lightning_modules.detection.windows import above, cut, draw_windows, places, resize_to_fit, stack
+from lightning_modules.detection.windows import above, cut, draw_windows, places, resize_to_fit
 
 # --- network ------------------------------------------------------------------------------------------------------
 

@@ -20,13 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import Sample, corners, offsets, overlaps, pad, sample, suppress
+from lightning_modules.components.external_proposals import external_proposals, given_proposals
+from lightning_modules.components.image_batches import fill_up
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.backbones import fill_up
-from lightning_modules.detection.boxes import Sample, corners, offsets, overlaps, pad, sample, suppress
 from lightning_modules.detection.crop_network import Backbone, CropNetwork, from_imagenet, warp
-from lightning_modules.detection.external_proposals import external_proposals, given_proposals
-from lightning_modules.detection.metrics import APMethod, detection_metrics
+from lightning_modules.detection.metrics import detection_metrics
 from lightning_modules.detection.readouts import Readout, Whitening, ridge_objective, svm_objective
 
 # --- target encoding --------------------------------------------------------------------------------------------------

@@ -8,245 +8,31 @@ sizes and aspects, whether there is an object, and how to move the anchor onto i
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import batched_nms
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
+from lightning_modules.components.boxes import sample
+from lightning_modules.components.image_batches import fill_up
 from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.detection.backbones import Backbone, Trunk, fill_up, load_backbone, make_trunk, maps_of
-from lightning_modules.detection.boxes import Sample, corners, offsets, overlaps, pad, place_in_group, sample
+from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
 from lightning_modules.detection.metrics import ProposalRecall
-
-Normaliser = Literal["paper", "authors"]
 
 # --- network ------------------------------------------------------------------------------------------------------
 
 
-class RPNOutput(NamedTuple):
-    """What the network says of the A anchors of each of B images.
-
-    Attributes:
-        objectness: float32 (B,A), logits.
-        offset: float32 (B,A,4), see `offsets`.
-        anchors: float32 (A,4) xyxy in pixels; they reach beyond the picture.
-        counts: how many anchors are on each map.
-        places: of all maps.
-    """
-
-    objectness: Tensor
-    offset: Tensor
-    anchors: Tensor
-    counts: list[int]
-    places: int
-
-
-class RegionProposalNetwork(nn.Module):
-    """A 3x3 convolution, and two of 1x1: an objectness and four offsets for each anchor. One for all maps.
-
-    The authors have two logits an anchor and a softmax, which is the same as one and a sigmoid.
-
-    Args:
-        trunk: what computes the maps.
-        sizes: roots of the anchors' areas in pixels. Of one map, all at each place; of several, one a map.
-        ratios: heights / widths of the anchors.
-    """
-
-    def __init__(self, trunk: Trunk, sizes: Sequence[float], ratios: Sequence[float]) -> None:
-        super().__init__()
-        maps = len(trunk.strides)
-        if not sizes or not ratios or min(*sizes, *ratios) <= 0 or (maps > 1 and len(sizes) != maps):
-            expected = f"{maps} numbers above 0, one a map" if maps > 1 else "numbers above 0"
-            raise ValueError(f"anchor_sizes: expected {expected}, found {list(sizes)} with ratios {list(ratios)}")
-        self.strides, self.ratios = trunk.strides, tuple(ratios)
-        self.sizes = tuple((size,) for size in sizes) if maps > 1 else (tuple(sizes),)
-        self.head = RPNHead(trunk.channels, len(self.sizes[0]) * len(ratios))  # normals of .01, as the authors'
-
-    def forward(self, maps: list[Tensor]) -> RPNOutput:
-        """Maps float (B,C,h,w), as many as there are strides, to what is said of all anchors."""
-        logits, moves = self.head(maps)
-        anchors = [
-            make_anchors(sizes, self.ratios, stride, m.shape[-2:], m.device)
-            for sizes, stride, m in zip(self.sizes, self.strides, maps, strict=True)
-        ]
-        batch = len(logits[0])
-        objectness = torch.cat([level.permute(0, 2, 3, 1).reshape(batch, -1) for level in logits], 1).float()
-        offset = torch.cat([level.permute(0, 2, 3, 1).reshape(batch, -1, 4) for level in moves], 1).float()
-        counts = [len(level) for level in anchors]
-        places = sum(m.shape[-2] * m.shape[-1] for m in maps)
-        return RPNOutput(objectness, offset, torch.cat(anchors), counts, places)
-
-
-def make_anchors(
-    sizes: Sequence[float], ratios: Sequence[float], stride: int, shape: Sequence[int], device: torch.device
-) -> Tensor:
-    """The anchors of one map: float32 (rows*columns*k,4) xyxy in pixels, by row, column, ratio and size.
-
-    They are centred on the cells, as the authors' (whose sides are rounded to whole pixels).
-
-    Args:
-        sizes: roots of their areas in pixels.
-        ratios: heights / widths.
-        stride: pixels from one cell to the next.
-        shape: rows and columns of the map.
-        device: of the result.
-    """
-    half = [[s / math.sqrt(r) / 2, s * math.sqrt(r) / 2] for r in ratios for s in sizes]
-    extent = torch.tensor(half).to(device, non_blocking=True)
-    rows, columns = shape
-    y, x = ((torch.arange(n, device=device) + 0.5) * stride for n in (rows, columns))
-    centre = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], -1)[:, :, None]
-    return torch.cat([centre - extent, centre + extent], -1).view(-1, 4)
-
-
 # --- target encoding ----------------------------------------------------------------------------------------------
-
-DEVIATIONS = (1.0, 1.0, 1.0, 1.0)
-
-
-class RPNTargets(NamedTuple):
-    """What is to be said of the A anchors of each of B images.
-
-    Attributes:
-        positive: bool (B,A), has an object.
-        negative: bool (B,A), has none. What is neither is not learnt from.
-        offset: float32 (B,A,4), see `offsets`; of those without an object without meaning.
-    """
-
-    positive: Tensor
-    negative: Tensor
-    offset: Tensor
-
-
-def encode(target: Sequence[dict[str, Tensor]], anchors: Tensor, size: Tensor, crossing: bool = False) -> RPNTargets:
-    """An anchor is positive that overlaps an object by an IoU of .7 or more than that, or as much as any other overlaps
-    the same object; negative if it overlaps none by .3 (section 3.1.2).
-
-    Args:
-        target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
-        anchors: float (A,4) xyxy in pixels.
-        size: float (B,2), width and height of the images in pixels.
-        crossing: use anchors that reach beyond the picture, which the paper leaves out in training.
-    """
-    boxes, _ = pad(target)
-    overlap = overlaps(boxes, anchors)
-    used = torch.ones_like(overlap[:, 0], dtype=torch.bool)
-    if not crossing:
-        used = ((anchors[:, :2] >= 0) & (anchors[:, 2:] <= size[:, None])).all(2)
-        overlap = torch.where(used[:, None], overlap, 0)
-    best, chosen = overlap.max(1)
-    most = overlap.amax(2, keepdim=True)
-    positive = (best >= 0.7) | ((overlap == most) & (most > 0)).any(1)
-    truth = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return RPNTargets(positive, used & ~positive & (best < 0.3), offsets(truth, anchors, DEVIATIONS))
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------
 
 
-def rpn_loss(
-    output: RPNOutput, targets: RPNTargets, drawn: Sample, normaliser: Normaliser = "paper", weight: float = 10.0
-) -> dict[str, Tensor]:
-    """Equation 1, the mean over the B images:
-
-        1 / N_cls * sum L_cls(p, p*) + weight / N_reg * sum p* L_reg(t, t*)
-
-    L_cls is the log loss of the drawn anchors, L_reg the smooth L1 of those among them that are positive.
-
-    - ``paper``: N_cls is the number of anchors drawn of an image (256), N_reg that of the maps' places (about 2,400),
-      and ``weight`` is lambda.
-    - ``authors``: both are the number of anchors that could be drawn of the batch (py-faster-rcnn has one image a
-      batch), ``weight`` is not used, and smooth L1 turns from square to straight at 1/9 (their sigma is 3).
-
-    Args:
-        output: see `RegionProposalNetwork`.
-        targets: see `encode`.
-        drawn: which anchors are learnt from.
-        normaliser, weight: see above.
-    """
-    logits = output.objectness.gather(1, drawn.which)
-    index = drawn.which[..., None].expand(-1, -1, 4)
-    errors = F.smooth_l1_loss(
-        output.offset.gather(1, index),
-        targets.offset.gather(1, index),
-        reduction="none",
-        beta=1.0 if normaliser == "paper" else 1 / 9,
-    ).sum(2)
-    entropy = F.binary_cross_entropy_with_logits(logits, drawn.positive.float(), reduction="none")
-    log_loss, smooth = torch.where(drawn.taken, entropy, 0).sum(), torch.where(drawn.positive, errors, 0).sum()
-    if normaliser == "authors":
-        known = drawn.taken.sum().clamp_min(1)
-        return {"rpn_class": log_loss / known, "rpn_box": smooth / known}
-    images, count = drawn.which.shape
-    return {"rpn_class": log_loss / (images * count), "rpn_box": weight * smooth / (images * output.places)}
-
-
 # --- decoding -----------------------------------------------------------------------------------------------------
-
-
-class Proposals(NamedTuple):
-    """Boxes that may hold objects, the best first, filled up to n for each of B images.
-
-    Attributes:
-        boxes: float32 (B,n,4) xyxy in pixels, within the picture; 0 where there is none.
-        scores: float32 (B,n), the objectness, 0..1; -1 where there is none.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-
-    @property
-    def there(self) -> Tensor:
-        """bool (B,n): there is a box."""
-        return self.scores >= 0
-
-
-def propose(
-    output: RPNOutput, size: Tensor, before: int, after: int, nms_threshold: float = 0.7, least: float = 16.0
-) -> Proposals:
-    """Of each map the best ``before`` anchors, moved and clipped to the picture; without those that overlap a better
-    one, the best ``after`` of each image. No gradient goes through them.
-
-    How many are left is known only to the device, which suppression waits for; nothing else here does.
-
-    Args:
-        output: see `RegionProposalNetwork`.
-        size: float (B,2), width and height of the images in pixels.
-        before, after: see above; of a pyramid each map is suppressed apart (Lin et al. 2017).
-        nms_threshold: IoU.
-        least: width and height in pixels below which a box is left out.
-    """
-    objectness, offset = output.objectness.detach(), output.offset.detach()
-    images = len(objectness)
-    best, start = [], 0
-    for count in output.counts:
-        best.append(objectness[:, start : start + count].topk(min(before, count), dim=1).indices + start)
-        start += count
-    index = torch.cat(best, 1)
-    level = torch.cat([torch.full_like(b, i) for i, b in enumerate(best)], 1)
-    scores = objectness.gather(1, index).sigmoid()
-    boxes = corners(offset.gather(1, index[..., None].expand(-1, -1, 4)), output.anchors[index], DEVIATIONS)
-    boxes = torch.minimum(boxes.clamp_min(0), size.repeat(1, 2)[:, None])
-    # Too small ones go last, and then out; they overlap nothing, being nowhere. So do those that are no numbers, of a
-    # run that diverged: they would end the process in the pooling.
-    large = ((boxes[..., 2:] - boxes[..., :2]) >= least).all(2) & scores.isfinite()
-    scores, boxes = torch.where(large, scores, -1), torch.where(large[..., None], boxes, 0)
-    image = torch.arange(images, device=boxes.device)[:, None].expand_as(scores)
-    kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), (level * images + image).flatten(), nms_threshold)
-    row = image.flatten()[kept]
-    place = place_in_group(row)
-    # Those beyond the last place are put there and cut off.
-    where = row, place.clamp_max(after)
-    filled = boxes.new_zeros(images, after + 1, 4).index_put(where, boxes.flatten(0, 1)[kept])[:, :after]
-    scored = scores.new_full((images, after + 1), -1).index_put(where, scores.flatten()[kept])[:, :after]
-    return Proposals(filled, scored)
 
 
 # --- module -------------------------------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.detection.boxes import suppress
-from lightning_modules.detection.metrics import APMethod, detection_metrics
-from lightning_modules.detection.windows import NEITHER, above, cut, draw_windows, places, resize_to_fit, stack
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import suppress
+from lightning_modules.components.image_batches import stack
+from lightning_modules.detection.metrics import detection_metrics
+from lightning_modules.detection.windows import NEITHER, above, cut, draw_windows, places, resize_to_fit
 
 # --- network ------------------------------------------------------------------------------------------------------
 

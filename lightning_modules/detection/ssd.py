@@ -17,10 +17,12 @@ from torchmetrics import MetricCollection
 from torchvision.ops import box_convert
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import corners, offsets, overlaps, pad, suppress
+from lightning_modules.components.image_batches import checked
 from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.detection.boxes import checked, corners, offsets, overlaps, pad, suppress
-from lightning_modules.detection.dilated_vgg import convolution, dilated_vgg16, load_vgg16
-from lightning_modules.detection.metrics import APMethod, detection_metrics
+from lightning_modules.components.vgg import convolution, dilated_vgg16, load_vgg16
+from lightning_modules.detection.metrics import detection_metrics
 
 # --- network ------------------------------------------------------------------------------------------------------
 

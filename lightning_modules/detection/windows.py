@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import roi_align
 
-from lightning_modules.detection.metrics import paired_iou
+from lightning_modules.components.boxes import paired_iou
 
 NEITHER = -100  # label of a window that is too far off for an object and too near for background
 
@@ -100,19 +100,6 @@ def cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
     rois = torch.cat([number[:, None, None].expand(-1, boxes.shape[1], 1), boxes], 2)
     return roi_align(images.contiguous(), rois.flatten(0, 1), side, aligned=True)
-
-
-def stack(images: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Images of one or several sizes as one tensor (B,3,H,W), filled up with 0, and their (width, height) float (B,2).
-
-    Args:
-        images: uint8 (B,3,H,W) or a list of (3,H,W).
-    """
-    size = torch.tensor([[float(image.shape[-1]), float(image.shape[-2])] for image in images])
-    if not isinstance(images, Tensor):
-        height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
-        images = torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images])
-    return images, size.to(images.device, non_blocking=True)
 
 
 # --- detection ----------------------------------------------------------------------------------------------------

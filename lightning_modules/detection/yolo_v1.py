@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import join, paired_iou, suppress
+from lightning_modules.components.image_batches import checked
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.boxes import checked, join, suppress
-from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
+from lightning_modules.detection.metrics import detection_metrics
 
 # --- network ------------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,12 @@ from torchmetrics import MetricCollection
 from torchvision.transforms.v2.functional import resize
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import join, paired_iou, suppress
+from lightning_modules.components.image_batches import checked
 from lightning_modules.components.pretrained import find_weights
-from lightning_modules.detection.boxes import checked, join, suppress
 from lightning_modules.detection.darknet19 import Darknet19, convolution, initialise, load_darknet_weights
-from lightning_modules.detection.metrics import APMethod, detection_metrics, paired_iou
+from lightning_modules.detection.metrics import detection_metrics
 
 #: Pixels of a cell.
 STRIDE = 32
@@ -287,7 +289,7 @@ class YOLOv2(VisionModule):
     Args:
         num_classes: C; ``train.py`` takes it from the data.
         class_names: one name a class; ``train.py`` takes them from the data.
-        anchors: widths and heights in cells of 32 pixels; ``python -m datamodules.anchors`` finds those of a dataset.
+        anchors: widths and heights in cells of 32 pixels; ``python -m tools.anchors`` finds those of a dataset.
         width: multiplies the channels of all layers but the last.
         momentum: of the batch statistics. The authors' .01 wants some thousand steps; .1 is for short runs.
         weights: None to train from scratch, or one of the authors' files, see `load_darknet_weights`: a detector's

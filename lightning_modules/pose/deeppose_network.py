@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_modules.classification.alexnet import LocalResponseNorm
-from lightning_modules.classification.image_classifier import AUXILIARY
+from lightning_modules.components.alexnet import LocalResponseNorm
+from lightning_modules.components.networks import AUXILIARY
 from lightning_modules.components.pretrained import find_weights, load_weights
 
 ALEXNET = "alexnet_2014"  # the paper's

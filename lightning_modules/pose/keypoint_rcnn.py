@@ -23,14 +23,15 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.backbones import Backbone, Trunk, make_trunk, maps_of
+from lightning_modules.components.boxes import overlaps, pad, sample
+from lightning_modules.components.image_batches import fill_up, shrink_or_grow
 from lightning_modules.components.parameter_groups import caffe_groups
+from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
+from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
+from lightning_modules.components.torchvision_rcnn import load_rcnn
 from lightning_modules.detection import rpn
-from lightning_modules.detection.backbones import Backbone, Trunk, fill_up, make_trunk, maps_of
-from lightning_modules.detection.boxes import overlaps, pad, sample
-from lightning_modules.detection.fast_rcnn import RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.detection.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
 from lightning_modules.pose.metrics import MPII_JOINTS, apply_affine, pose_metrics
-from lightning_modules.segmentation.mask_rcnn import load_rcnn, shrink_or_grow
 
 POOLED = 14  # side of what is pooled from a region; the branch doubles it twice
 CELLS = 4 * POOLED

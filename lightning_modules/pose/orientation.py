@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.classification.image_classifier import AUXILIARY, Network, build_network, traits
+from lightning_modules.components.networks import AUXILIARY, Network, build_network, traits
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.pose.rotations import geodesic, quaternion_to_matrix, six_to_matrix
 

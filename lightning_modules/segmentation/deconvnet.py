@@ -19,15 +19,16 @@ from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.external_proposals import external_proposals
+from lightning_modules.components.image_batches import of_one_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.upsampling import max_unpooling
-from lightning_modules.detection.dilated_vgg import VGG16, convolution
-from lightning_modules.detection.external_proposals import external_proposals
+from lightning_modules.components.vgg import VGG16, convolution
 from lightning_modules.segmentation.crf import DenseCRF
 from lightning_modules.segmentation.fcn import FCN, from_vgg16
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, of_one_size, resize, sizes_of
+from lightning_modules.segmentation.scores import cross_entropy, resize, sizes_of
 
 Inference = Literal["image", "proposals"]
 

@@ -21,13 +21,14 @@ from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.image_batches import of_one_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.dilated_vgg import VGG16, convolution
+from lightning_modules.components.vgg import VGG16, convolution
 from lightning_modules.segmentation.crf import DEEPLAB
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, freeze_batch_norm, load_resnet
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import VOID, cross_entropy, of_one_size, resize, sizes_of
+from lightning_modules.segmentation.scores import VOID, cross_entropy, resize, sizes_of
 
 Variant = Literal["largefov", "aspp", "resnet101"]
 CRF = Literal["largefov", "vgg16", "resnet101"]

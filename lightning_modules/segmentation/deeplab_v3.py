@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.image_batches import of_one_size
 from lightning_modules.segmentation.deeplab import CRF, Decoder, fill_up, to_pixels
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, ResNet, freeze_batch_norm, load_resnet
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, of_one_size, sizes_of
+from lightning_modules.segmentation.scores import cross_entropy, sizes_of
 
 # --- network --------------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.image_batches import of_one_size
 from lightning_modules.components.upsampling import Upsample, Upsampling
-from lightning_modules.detection.dilated_vgg import convolution
+from lightning_modules.components.vgg import convolution
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, of_each, of_one_size, sizes_of, to_maps
+from lightning_modules.segmentation.scores import cross_entropy, of_each, sizes_of, to_maps
 
 # --- network --------------------------------------------------------------------------------------------------------
 

@@ -19,11 +19,12 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from torchvision.models.vgg import make_layers
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.image_batches import of_one_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.dilated_vgg import VGG16, convolution
+from lightning_modules.components.vgg import VGG16, convolution
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, of_each, of_one_size, sizes_of, to_maps
+from lightning_modules.segmentation.scores import cross_entropy, of_each, sizes_of, to_maps
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
 

@@ -7,8 +7,6 @@ one for each class. Which class it is the other branch decides: masks do not com
 from __future__ import annotations
 
 import inspect
-import math
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,17 +17,17 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import roi_align
-from torchvision.transforms.v2.functional import resize
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.backbones import Backbone, Trunk, make_trunk, maps_of
+from lightning_modules.components.boxes import pad, sample
+from lightning_modules.components.image_batches import fill_up, shrink_or_grow
 from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
+from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
+from lightning_modules.components.torchvision_rcnn import load_rcnn
 from lightning_modules.detection import rpn
-from lightning_modules.detection.backbones import Backbone, Trunk, fill_up, from_imagenet, make_trunk, maps_of
-from lightning_modules.detection.boxes import pad, sample
-from lightning_modules.detection.fast_rcnn import RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.detection.metrics import APMethod
-from lightning_modules.detection.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
 from lightning_modules.segmentation.metrics import instance_metrics
 
 CELLS = 28  # a mask's side
@@ -158,88 +156,7 @@ def _interpolation(start: Tensor, end: Tensor, side: int) -> Tensor:
     return torch.where(((part >= 0) & (part <= 1))[..., None], weight, 0)
 
 
-def shrink_or_grow(images: Tensor | list[Tensor], size: tuple[int, int] | None) -> Tensor | list[Tensor]:
-    """Images uint8 resized to (shorter side, longest at most), their aspect kept; None leaves them."""
-    if size is None:
-        return images
-    resized = []
-    for image in images:
-        sides = image.shape[-2:]
-        factor = min(size[0] / min(sides), size[1] / max(sides))
-        resized.append(resize(image, [max(1, round(side * factor)) for side in sides], antialias=True))
-    return resized
-
-
 # --- pretrained weights -------------------------------------------------------------------------------------------
-
-# Its names, the older release's among them, and ours.
-TORCHVISIONS = {
-    r"backbone\.fpn\.(\w+)\.(\d)\.(weight|bias)$": r"trunk.fpn.\1.\2.0.\3",
-    r"backbone\.": "trunk.",
-    r"rpn\.head\.conv\.(weight|bias)$": r"rpn.head.conv.0.0.\1",
-    r"roi_heads\.box_head\.": "roi.head.",
-    r"roi_heads\.box_predictor\.cls_score\.": "roi.classifier.",
-    r"roi_heads\.box_predictor\.bbox_pred\.": "roi.regressor.",
-    **{rf"roi_heads\.mask_head\.mask_fcn{i + 1}\.": f"mask.head.{i}.0." for i in range(4)},
-    r"roi_heads\.mask_": "mask.",
-    r"roi_heads\.keypoint_": "keypoint.",
-}
-
-
-def load_rcnn(
-    network: nn.Module,
-    system: Literal["maskrcnn", "keypointrcnn"],
-    backbone: Backbone,
-    batch_norm: bool,
-    weights: str,
-) -> None:
-    """Loads torchvision's Mask or Keypoint R-CNN, ImageNet's weights, or a checkpoint of ours, a Faster R-CNN's too.
-
-    Args:
-        network: its other modules keep what they have where the file has nothing, or another number of classes.
-        system: which of torchvision's.
-        backbone, batch_norm: see `make_trunk`.
-        weights: ``COCO_V1`` for torchvision's, else see `find_weights`.
-    """
-    name = backbone.removesuffix("_fpn") + ("_bn" if backbone == "vgg16" and batch_norm else "")
-    branch = system.removesuffix("rcnn")
-    heads: tuple[str, ...] = ("rpn", "roi", branch, "trunk.fpn")
-    if weights.startswith("COCO_"):
-        name, heads = f"{system}_{backbone}", ("roi.classifier", "roi.regressor", f"{branch}.predictor")
-
-    def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        theirs = any(key.startswith("roi_heads.") for key in state)
-        return from_torchvision(state) if theirs else from_imagenet(state, backbone)
-
-    load_weights(network, find_weights(name, weights), name, *heads, convert=convert)
-
-
-def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names the weights of torchvision's Mask, Keypoint or Faster R-CNN as ours, such that ours computes the same.
-
-    - Its networks of COCO_V1 divide by the root of the variance with nothing added, ours add 1e-5: the factor that
-      follows makes up for it.
-    - Its anchors are centred on the cells' corners, ours on their middles, half a stride off: of anchors whose sizes
-      are eight strides a fixed part of their sides, which the offsets' bias takes. (It rounds their sides to pixels,
-      which is left.)
-
-    Args:
-        state: name to tensor. Of the published file some names are of an older release.
-    """
-    renamed = {}
-    for key, value in state.items():
-        ours = next((re.sub(f"^{old}", new, key) for old, new in TORCHVISIONS.items() if re.match(old, key)), key)
-        if key.endswith("running_var"):
-            weight = key.replace("running_var", "weight")
-            factor = ((value.double() + 1e-5) / value.double()).sqrt()
-            renamed[ours.replace("running_var", "weight")] = (state[weight] * factor).to(value.dtype)
-        if not key.endswith("num_batches_tracked"):
-            renamed.setdefault(ours, value)
-    bias = renamed.get("rpn.head.bbox_pred.bias")
-    if bias is not None and len(bias) == 12:
-        parts = [[math.sqrt(ratio) / 16, 1 / math.sqrt(ratio) / 16, 0, 0] for ratio in (0.5, 1.0, 2.0)]
-        renamed["rpn.head.bbox_pred.bias"] = bias - torch.tensor(parts).flatten()
-    return renamed
 
 
 # --- module -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_modules.detection.metrics import APMethod, COCOMeanAP, OverlapOf, VOCMeanAP
+from lightning_modules.components.average_precision import APMethod, COCOMeanAP, OverlapOf, VOCMeanAP
 
 VOID = 255
 

@@ -19,10 +19,11 @@ from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
 from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.components.image_batches import of_one_size
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.dilated_vgg import VGG16
+from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import VOID, cross_entropy, of_each, of_one_size, resize, sizes_of, to_maps
+from lightning_modules.segmentation.scores import VOID, cross_entropy, of_each, resize, sizes_of, to_maps
 
 Backbone = Literal["small", "vgg16"]
 Inference = Literal["convolutional", "patches"]

@@ -24,16 +24,6 @@ def cross_entropy(scores: Tensor, mask: Tensor, summed: bool = False) -> Tensor:
     return total if summed else total / (mask != VOID).sum().clamp_min(1)
 
 
-def of_one_size(images: Tensor | list[Tensor]) -> Tensor:
-    """The images (B,3,H,W) of a training batch; a list of them, which differ in size, is an error."""
-    if isinstance(images, Tensor):
-        return images
-    raise ValueError(
-        "image: expected pictures of one size to train on, found several: set --data.crop_size, or --data.batch_size 1 "
-        "for whole pictures"
-    )
-
-
 def of_each(network: Callable[[Tensor], Tensor], images: Tensor | list[Tensor]) -> list[Tensor]:
     """Scores (C,h,w) of each image: of a tensor (B,3,H,W) at once, of a list of (3,H,W), which may differ, one by one.
 

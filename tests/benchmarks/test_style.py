@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import cli
+import cli.parser
 from benchmarks import inversion_by_layer, style_figures, style_speed
 from datamodules.synthetic.style_images import write_style_images
 
@@ -56,7 +56,7 @@ def test_one_pass_against_steps(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.run([
+    cli.parser.run([
         "fit", "--model", "FastStyle", "--model.weights", "random", "--model.width", "0.1", "--model.relative", "true",
         "--model.style_layers", "[relu1_1, relu1_2]", "--model.content_layer", "relu1_2", "--model.style",
         str(next((root / "style").iterdir())), "--data", "StyleImages", "--data.content", str(root / "content"),

@@ -14,8 +14,8 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from callbacks.confusion_matrix import ConfusionMatrix
+from callbacks.figures import Pictures
 from callbacks.metrics_file import MetricsFile, read_metrics
-from callbacks.pictures import Pictures
 from callbacks.wandb_run import has_credentials, make_wandb_logger
 from tests.callbacks.tiny import Tiny, loader, trainer
 from tests.callbacks.wandb_reader import read_run

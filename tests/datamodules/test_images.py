@@ -13,14 +13,8 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from datamodules.images import (
-    BrokenImageError,
-    DatasetError,
-    EncodedImage,
-    image_size,
-    list_images,
-    read_image,
-)
+from datamodules.images import EncodedImage, image_size, list_images, read_image
+from errors import BrokenImageError, DatasetError
 
 Y, X = np.mgrid[0:40, 0:60]
 RGB = np.stack([X * 4, Y * 6, (X + Y) * 2], axis=-1).astype(np.uint8)

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.food101 import Food101
-from datamodules.image_folder import ClassificationData
-from datamodules.places365 import Places365
+from datamodules.classification.base import ClassificationData
+from datamodules.classification.food101 import Food101
+from datamodules.classification.places365 import Places365
 from datamodules.synthetic.food101 import write_food101
 from datamodules.synthetic.places365 import write_places365
-from lightning_modules.classification.resnet_cifar import ResNetCifar
+from lightning_modules.components.resnet_cifar import ResNetCifar
 
 CLASSES, SIDE = 4, 24
 

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.base import SeededDataset
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import BrokenImageError, DatasetError
+from datamodules.detection.voc import VOCDetection
+from datamodules.loading import SeededDataset
 from datamodules.video import VideoDataset, is_video
-from datamodules.voc import VOCDetection
+from errors import BrokenImageError, DatasetError
 
 
 def write_video(path: Path, frames: int = 12) -> Path:

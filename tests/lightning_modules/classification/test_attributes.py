@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.classification.yummly import Yummly28K
 from datamodules.synthetic.yummly import write_yummly
-from datamodules.yummly import Yummly28K
 from lightning_modules.classification.attributes import (
     AttributeClassifier,
     AttributeNetwork,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.fer2013 import EMOTIONS, FER2013
+from datamodules.classification.fer2013 import EMOTIONS, FER2013
 from datamodules.synthetic.fer2013 import EYE_CENTRES, draw_face, draw_photograph
 from lightning_modules.classification import emotion
 from lightning_modules.classification.emotion import (

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, roi_pool
 
-from lightning_modules.detection.boxes import corners
-from lightning_modules.detection.fast_rcnn import DEVIATIONS, FastRCNN, decode, draw_regions, fast_rcnn_loss
+from lightning_modules.components.boxes import corners
+from lightning_modules.components.roi_heads import DEVIATIONS, decode, draw_regions, fast_rcnn_loss
+from lightning_modules.detection.fast_rcnn import FastRCNN
 from tests.lightning_modules.detection.test_rpn import NOTHING, some_boxes
 
 

@@ -11,9 +11,11 @@ import torchvision
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-from lightning_modules.detection.backbones import fill_up, maps_of
+from lightning_modules.components.backbones import maps_of
+from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.rpn import propose
 from lightning_modules.detection.faster_rcnn import FasterRCNN
-from lightning_modules.detection.rpn import RPN, propose
+from lightning_modules.detection.rpn import RPN
 from tests.lightning_modules.detection.test_rpn import NOTHING
 
 PYRAMID = {"backbone": "resnet50_fpn", "anchor_sizes": (32, 64, 128, 256, 512)}

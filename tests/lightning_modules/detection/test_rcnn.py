@@ -17,16 +17,16 @@ import torchvision
 from scipy.optimize import minimize
 from torchvision.ops import box_iou
 
-import cli
+import cli.parser
 from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.voc import write_voc
+from lightning_modules.components.boxes import sample
+from lightning_modules.components.external_proposals import fill_up_proposals, given_proposals
+from lightning_modules.components.selective_search import selective_search
 from lightning_modules.detection import rcnn
-from lightning_modules.detection.boxes import sample
 from lightning_modules.detection.crop_network import CropNetwork, from_imagenet, warp
-from lightning_modules.detection.external_proposals import fill_up_proposals, given_proposals
 from lightning_modules.detection.rcnn import RCNN, Candidates, decode, encode, moments_of, sides_of, softmax_loss
 from lightning_modules.detection.readouts import Readout, Whitening, ridge_objective, svm_objective
-from lightning_modules.detection.selective_search import selective_search
 from tests.processes import finish, train_ranks
 from tests.small_system import differences, kill_and_resume, outcome
 
@@ -500,7 +500,7 @@ def test_a_fit_and_its_resumes(
 ) -> None:
     """Three stages of five steps, killed within and between them."""
     monkeypatch.chdir(tmp_path)
-    cli.run([*OPTIONS, *data, "--data.batch_size", "2", "--data.photometric", "ssd", "--data.hflip", ".5"])
+    cli.parser.run([*OPTIONS, *data, "--data.batch_size", "2", "--data.photometric", "ssd", "--data.hflip", ".5"])
     printed = capsys.readouterr().out
     for line in ("step 0: fine-tuning", "step 5: support vector machines", "step 10: box regression"):
         assert printed.count(f"R-CNN: {line}") == 1
@@ -537,7 +537,7 @@ def test_two_ranks(data: list[str], tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "one")
-        cli.run([*OPTIONS, *data, "--data.batch_size", "2"])
+        cli.parser.run([*OPTIONS, *data, "--data.batch_size", "2"])
     (alone,) = (tmp_path / "one/runs/run").iterdir()
     # An epoch's pictures are the same, on one rank or two, and nothing is drawn at random in these.
     mine, theirs = (checkpoint(r, 15)["rcnn"]["moments"] for r in (alone, run))

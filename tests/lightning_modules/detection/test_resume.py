@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
+import cli.parser
 from benchmarks.detection_fps import system_of
 from datamodules.proposals import path_of, write_boxes
 from datamodules.synthetic.voc import write_voc
@@ -95,7 +95,7 @@ def test_resume_in_mid_epoch(
         "--last.keep", "9", "--experiment", "run", "--model.schedule", "lightning_modules.schedules.Cosine",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    cli.run(options)
+    cli.parser.run(options)
     (whole,) = Path("runs/run").iterdir()
     expected = outcome(whole)
     assert expected["file"] == "step=00000015.ckpt"

@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from lightning_modules.detection.backbones import make_trunk
-from lightning_modules.detection.boxes import Sample, corners, sample
-from lightning_modules.detection.rpn import (
-    RPN,
-    RegionProposalNetwork,
-    RPNNetwork,
-    RPNOutput,
-    encode,
-    make_anchors,
-    propose,
-    rpn_loss,
-)
+from lightning_modules.components.anchors import make_anchors
+from lightning_modules.components.backbones import make_trunk
+from lightning_modules.components.boxes import Sample, corners, sample
+from lightning_modules.components.rpn import RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
+from lightning_modules.detection.rpn import RPN, RPNNetwork
 
 CPU = torch.device("cpu")
 NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.detection.voc import VOCDetection
 from datamodules.synthetic.voc import write_voc
-from datamodules.voc import VOCDetection
 from lightning_modules.detection.sliding_window import (
     STRIDE,
     SlidingWindow,

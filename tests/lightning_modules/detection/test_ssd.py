@@ -17,8 +17,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, box_iou
 
 from benchmarks.detection_fps import peer_of
-from lightning_modules.detection.boxes import corners, offsets, overlaps
-from lightning_modules.detection.dilated_vgg import from_vgg16
+from lightning_modules.components.boxes import corners, offsets, overlaps
+from lightning_modules.components.vgg import from_vgg16
 from lightning_modules.detection.ssd import (
     MAPS,
     ROUNDS,

@@ -7,15 +7,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from lightning_modules.detection.windows import (
-    NEITHER,
-    above,
-    cut,
-    draw_windows,
-    places,
-    resize_to_fit,
-    stack,
-)
+from lightning_modules.components.image_batches import stack
+from lightning_modules.detection.windows import NEITHER, above, cut, draw_windows, places, resize_to_fit
 
 C = 3
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-import cli
-from datamodules.mpii import MPII
-from datamodules.pose import PersonCrop
+import cli.parser
+from datamodules.pose.crops import PersonCrop
+from datamodules.pose.mpii import MPII
 from datamodules.synthetic.mpii import write_mpii
 from lightning_modules.pose.deeppose import DeepPose, denormalise, joint_loss, normalise, whole
 from lightning_modules.pose.deeppose_cascade import cut, diameters, gaussian_of, moments_of
@@ -430,7 +430,7 @@ def test_a_fit_and_its_resumes(
     monkeypatch.chdir(tmp_path)
     data = ["--data.root", str(people), "--data.batch_size", "4"]
     optimizer = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.01"]
-    cli.run([*OPTIONS, *SCHEDULE, *data, *optimizer])
+    cli.parser.run([*OPTIONS, *SCHEDULE, *data, *optimizer])
     printed = capsys.readouterr().out
     (run,) = Path("runs/run").iterdir()
     expected = outcome(run)
@@ -488,7 +488,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "one")
-        cli.run([*plain, "--data.batch_size", "2"])
+        cli.parser.run([*plain, "--data.batch_size", "2"])
     (alone,) = (tmp_path / "one/runs/run").iterdir()
     mine, theirs = (checkpoint(r, step)["deeppose"]["gaussians"][0] for r in (alone, run))
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

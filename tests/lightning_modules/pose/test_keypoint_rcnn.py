@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import keypointrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypointrcnn_loss
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.mpii import write_mpii
-from lightning_modules.detection.backbones import maps_of
+from lightning_modules.components.backbones import maps_of
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.pose.keypoint_rcnn import (
     CELLS,
@@ -301,7 +301,7 @@ def test_joints_are_measured_in_the_pixels_on_disk() -> None:
 def test_a_run_on_people_resumes_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mpii(str(tmp_path / "mpii"), train=10, val=4, size=96)
     monkeypatch.chdir(tmp_path)
-    cli.run([
+    cli.parser.run([
         "fit", "--model", "KeypointRCNN", "--model.backbone", "vgg16", "--model.width", "0.03",
         "--model.batch_norm", "true", "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
         "--model.test_proposals", "[100, 20]", "--data", "MPII", "--data.root", "mpii", "--data.crop", "picture",

@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
-from datamodules.solids import RenderedSolids
+from datamodules.pose.rendered_solids import RenderedSolids
 from lightning_modules.pose.orientation import (
     OrientationError,
     OrientationRegressor,
@@ -132,7 +132,7 @@ def test_predictions_are_rotations(head: str, numbers: int, network: str) -> Non
 def test_an_image_classifiers_weights_are_taken_but_for_the_head(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    classifier = cli.lightning_modules.classification.image_classifier.ImageClassifier("resnet20_cifar", 10)
+    classifier = cli.parser.lightning_modules.classification.image_classifier.ImageClassifier("resnet20_cifar", 10)
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "c.ckpt")
     module = OrientationRegressor("resnet20_cifar", "six", weights=str(tmp_path / "c.ckpt"))
     own = module.network.state_dict()
@@ -167,7 +167,7 @@ def test_a_small_network_learns_a_few_turns(head: str) -> None:
 
 def test_a_run_resumed_in_mid_epoch_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.run([
+    cli.parser.run([
         "fit", "--model", "OrientationRegressor", "--model.network", "resnet20_cifar", "--data", "RenderedSolids",
         "--data.train", "20", "--data.val", "6", "--data.image_size", "32", "--data.batch_size", "4",
         "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",

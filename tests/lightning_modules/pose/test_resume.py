@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+import cli.parser
 from benchmarks.detection_fps import system_of
 from datamodules.synthetic.mpii import write_mpii
 from tests.small_system import differences, kill_and_resume, outcome
@@ -37,7 +37,7 @@ def test_resume_in_mid_epoch(system: str, people: Path, tmp_path: Path, monkeypa
         "--last.keep", "9", "--experiment", "run", "--model.schedule", "lightning_modules.schedules.Cosine",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    cli.run(options)
+    cli.parser.run(options)
     (whole,) = Path("runs/run").iterdir()
     expected = outcome(whole)
     steps = expected["global_step"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datamodules.mpii import MPII
-from datamodules.pose import PersonCrop
+from datamodules.pose.crops import PersonCrop
+from datamodules.pose.mpii import MPII
 from datamodules.synthetic.mpii import write_mpii
 from lightning_modules.pose.keypoint_codec import encode
 from lightning_modules.pose.metrics import MPII_JOINTS

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 import lightning_modules.segmentation.deconvnet as deconvnet
-from datamodules.instance_crops import enlarge
-from lightning_modules.detection.dilated_vgg import VGG16
+from datamodules.segmentation.instance_crops import enlarge
+from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.deconvnet import (
     CRF,
     DeconvNet,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG, resnet50
 from torchvision.models.vgg import make_layers
 
-from lightning_modules.detection.dilated_vgg import VGG16
+from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.deeplab import (
     Decoder,
     DeepLab,

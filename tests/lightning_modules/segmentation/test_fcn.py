@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import VGG, resnet18
 from torchvision.models.vgg import make_layers
 
-from lightning_modules.detection.dilated_vgg import VGG16
+from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.fcn import FCN, FCNNetwork, Upsampling
 
 VARIANTS = ("32s", "16s", "8s", "8s-atonce")

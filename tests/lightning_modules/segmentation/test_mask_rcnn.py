@@ -14,20 +14,13 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-from lightning_modules.detection.backbones import maps_of
-from lightning_modules.detection.boxes import corners
-from lightning_modules.detection.fast_rcnn import draw_regions
+from lightning_modules.components.backbones import maps_of
+from lightning_modules.components.boxes import corners
+from lightning_modules.components.roi_heads import draw_regions
+from lightning_modules.components.torchvision_rcnn import from_torchvision
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.segmentation import mask_rcnn
-from lightning_modules.segmentation.mask_rcnn import (
-    CELLS,
-    MaskRCNN,
-    crop_masks,
-    from_torchvision,
-    mask_loss,
-    own_channel,
-    paste,
-)
+from lightning_modules.segmentation.mask_rcnn import CELLS, MaskRCNN, crop_masks, mask_loss, own_channel, paste
 
 PYRAMID = {"backbone": "resnet50_fpn", "batch_norm": False, "anchor_sizes": (32, 64, 128, 256, 512)}
 

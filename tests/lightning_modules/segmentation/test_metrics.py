@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from lightning_modules.detection.metrics import COCOMeanAP, VOCMeanAP
+from lightning_modules.components.average_precision import COCOMeanAP, VOCMeanAP
 from lightning_modules.segmentation.metrics import (
     RegionAP,
     SegmentationMetrics,
@@ -20,7 +20,7 @@ from lightning_modules.segmentation.metrics import (
     mask_iou,
     segmentation_metrics,
 )
-from tests.lightning_modules.detection.test_metrics import devkit
+from tests.lightning_modules.components.test_average_precision import devkit
 
 Maps = list[torch.Tensor]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+import cli.parser
 from benchmarks.detection_fps import system_of
 from datamodules.synthetic.segmentation import write_voc_segmentation
 from tests.small_system import differences, kill_and_resume, outcome
@@ -66,7 +66,7 @@ def test_resume_in_mid_epoch(segmenter: str, devkit: Path, tmp_path: Path, monke
         "--last.keep", "9", "--experiment", "run", "--model.schedule", "lightning_modules.schedules.Cosine",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    cli.run(options)
+    cli.parser.run(options)
     (whole,) = Path("runs/run").iterdir()
     expected = outcome(whole)
     assert expected["file"] == "step=00000015.ckpt"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.style.adain import LAYERS, MULTIPLE, AdaIN, Decoder, adain
@@ -177,7 +177,7 @@ def test_masks(module: AdaIN, root: Path, tmp_path: Path) -> None:
 
 def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.run([
+    cli.parser.run([
         "fit", "--model", "AdaIN", "--model.weights", "random", "--model.relative", "true", "--model.schedule",
         "lightning_modules.schedules.InverseTime", "--data", "StyleImages", "--data.root", str(root),
         "--data.image_size", "16", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "2",
@@ -192,7 +192,7 @@ def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeyp
     assert any("val/style_ratio" in row for row in read_metrics(whole / "metrics.csv"))
     alone = AdaIN.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
     assert alone.encoder.random
-    cli.run([
+    cli.parser.run([
         "predict", "--ckpt_path", str(whole / "checkpoints/best.ckpt"), "--data.root", "null", "--model.styles",
         f"[{min((root / 'style').iterdir())}]", "--data.images", str(root / "content"), "--experiment", "painted",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.components.features import Features
@@ -135,7 +135,7 @@ OPTIONS = [
 
 def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.run([*OPTIONS, "--model.style", style_of(root), "--data.root", str(root)])
+    cli.parser.run([*OPTIONS, "--model.style", style_of(root), "--data.root", str(root)])
     (whole,) = Path("runs/run").iterdir()
     expected = outcome(whole)
     assert not any("features" in key for key in expected["state_dict"])
@@ -149,7 +149,7 @@ def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeyp
     best = str(whole / "checkpoints/best.ckpt")
     quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled"]
     predict = ["predict", "--ckpt_path", best, "--data.root", "null", "--model.style", "gone.jpg", *quiet]
-    cli.run([*predict, "--data.images", str(root / "content"), "--experiment", "painted"])
+    cli.parser.run([*predict, "--data.images", str(root / "content"), "--experiment", "painted"])
     (painted,) = Path("runs/painted").iterdir()
     records = json.loads((painted / "predictions.json").read_text())
     assert len(records) == 12
@@ -157,7 +157,7 @@ def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeyp
         assert Image.open(painted / record["annotated"]).size == Image.open(record["file"]).size
         assert record["random_features"]
     write_video(tmp_path / "film.avi", 3)
-    cli.run([*predict, "--data.images", "film.avi", "--experiment", "video"])
+    cli.parser.run([*predict, "--data.images", "film.avi", "--experiment", "video"])
     assert list(Path("runs/video").glob("*/predictions/*.mp4"))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.style.inversion_network import PSNR, Decoder, InversionNetwork
@@ -109,7 +109,7 @@ def test_psnr_is_of_all_pixels_together() -> None:
 
 def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.run([
+    cli.parser.run([
         "fit", "--model", "InversionNetwork", "--model.weights", "random", "--model.layer", "pool2",
         "--model.intermediate", "0.1", "--data", "StyleImages", "--data.styled", "false", "--data.root", str(root),
         "--data.image_size", "32", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "3",

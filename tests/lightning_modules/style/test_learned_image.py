@@ -14,9 +14,9 @@ from PIL import Image
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
-from datamodules.style_images import ImagePair
+from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.components.features import Features
 from lightning_modules.style import learned_image
@@ -157,7 +157,9 @@ def test_a_run_and_its_resume(
     given = ["--data.content", pictures["content"]]
     if name == "neural_style":
         given += ["--data.style", pictures["style"]]
-    cli.run(["fit", "--model", *RUNS[name], "--model.network", "vgg16", "--model.weights", "random", *OPTIONS, *given])
+    cli.parser.run(
+        ["fit", "--model", *RUNS[name], "--model.network", "vgg16", "--model.weights", "random", *OPTIONS, *given]
+    )
     (whole,) = Path("runs/run").iterdir()
     assert "32x" in capsys.readouterr().out
     rows = [row for row in read_metrics(whole / "metrics.csv") if "val/loss" in row]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import cli
+import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.style.style_prediction import Predictor, StylePrediction, Transformer
@@ -117,7 +117,7 @@ def test_the_way_to_the_picture_itself(state: dict[str, Tensor], root: Path) -> 
 
 def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.run([
+    cli.parser.run([
         "fit", "--model", "StylePrediction", "--model.weights", "random", "--model.content_layer", "relu1_2",
         "--model.style_layers", "[relu1_1, relu2_1]", "--model.relative", "true", "--model.tv_weight", "0",
         "--data", "StyleImages", "--data.root", str(root), "--data.image_size", "16", "--data.batch_size", "2",

@@ -1,0 +1,225 @@
+"""Trees of class folders: what is read from them, and what is said of those that are not as expected."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.classification.image_folder import ImageFolder
+from datamodules.classification.imagenet import LANDMARKS, ImageNet, distinct, imagenet_class_names, is_ilsvrc
+from datamodules.folders import PackedStrings
+from errors import DatasetError
+
+
+def plant(root: Path, *names: str) -> str:
+    """Writes a small picture for each name that has an extension, else a folder."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".jpg", ".png", ".JPEG"):
+            Image.fromarray(np.full((20, 24, 3), len(name), np.uint8)).save(path)
+        elif path.suffix:
+            path.touch()
+        else:
+            path.mkdir(exist_ok=True)
+    return str(root)
+
+
+def folder(root: str | None, **options: Any) -> ImageFolder:
+    return ImageFolder(root, **{"image_size": 16, "num_workers": 0, **options})
+
+
+def test_samples(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/b/1.png", "train/a/2.jpg", "train/a/deep/3.png", "val/b/4.png", "val/a/5.png")
+    data = folder(root)
+    assert data.class_names == ["a", "b"]
+    assert data.num_classes == 2
+    train = data.dataset("train")
+    assert [(train[i]["id"], train[i]["label"]) for i in range(len(train))] == [
+        ("train/a/2.jpg", 0),
+        ("train/a/deep/3.png", 0),
+        ("train/b/1.png", 1),
+    ]
+    assert train[0]["image"].shape == (3, 16, 16)
+    assert train[0]["image"].dtype == torch.uint8
+    batch = next(iter(data.val_dataloader()))
+    assert batch["label"].tolist() == [0, 1]
+    assert len(pickle.loads(pickle.dumps(train))) == 3
+
+
+def test_testing_falls_back_to_val(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png")
+    assert folder(root).dataset("test")[0]["id"] == "val/a/2.png"
+    plant(tmp_path, "test/a/3.png", "test/b/3.png")
+    assert folder(root).dataset("test")[0]["id"] == "test/a/3.png"
+    assert folder(root, test_dir="val").dataset("test")[0]["id"] == "val/a/2.png"
+
+
+def test_a_tree_that_is_only_evaluated(tmp_path: Path) -> None:
+    data = folder(plant(tmp_path, "val/a/1.png", "val/b/1.png"))
+    assert data.class_names == ["a", "b"]
+    assert len(data.dataset("val")) == 2
+    with pytest.raises(DatasetError, match="there is no train/ for train"):
+        data.dataset("train")
+
+
+def test_a_val_with_fewer_classes_keeps_trains_labels(tmp_path: Path) -> None:
+    data = folder(plant(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png"))
+    with pytest.warns(UserWarning, match=r"val/ has no pictures of 1 class \(a\)"):
+        assert data.dataset("val")[0]["label"] == 1
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/a/1.png", "train/a/note.txt", "train/x.jpg", "train/y.jpg", "train/.DS_Store")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(folder(root).dataset("train")) == 1
+    lines = [str(warning.message) for warning in caught]
+    assert "train/: left out 2 files (x.jpg, y.jpg) that lie in no class folder" in lines
+    assert "train/: left out 1 file (train/a/note.txt) that are not pictures by their extension" in lines
+
+
+def refusal(data: ImageFolder, split: Any = "train") -> str:
+    with pytest.raises(DatasetError) as caught:
+        data.dataset(split)
+    return str(caught.value)
+
+
+def test_errors_show_both_trees(tmp_path: Path) -> None:
+    root = plant(tmp_path, "pictures/cats/1.png", "pictures/dogs/1.png", "labels.csv")
+    message = refusal(folder(root))
+    expected, found = message.split("\nfound\n")
+    assert f"{root}/\n    train/<class>/<picture>.jpg\n    val/<class>/<picture>.jpg" in expected
+    assert found == f"  {root}/\n    labels.csv\n    pictures/  cats/, dogs/"
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        ((), "train", "none of the splits' folders is there"),
+        (("train/1.png",), "train", "train/ holds no class folders"),
+        (("train/a", "train/b"), "train", "train/ holds no pictures"),
+        (("train/a/1.png", "train/b"), "train", "train/ has 1 class folder (b) without pictures"),
+        (("train/a/1.png", "val/a/1.png", "val/z/1.png"), "val", "val/ has 1 class (z) that train/ lacks"),
+        (("train/a/1.png",), "val", "there is no val/ for val"),
+        (("train/a/1.png", "test/1.png"), "test", "test/ holds no class folders"),
+    ],
+)
+def test_wrong_trees(tmp_path: Path, names: tuple[str, ...], split: str, expected: str) -> None:
+    assert expected in refusal(folder(plant(tmp_path, *names)), split)
+
+
+def test_a_wrong_root(tmp_path: Path) -> None:
+    assert "no such folder" in refusal(folder(str(tmp_path / "missing")))
+    with pytest.raises(DatasetError, match="no dataset given"):
+        _ = folder(None).num_classes
+    plant(tmp_path, "cifar/train/a/1.png")
+    assert refusal(folder(str(tmp_path))).endswith(f"Did you mean --data.root {tmp_path}/cifar?")
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+
+def test_predict(tmp_path: Path) -> None:
+    images = plant(tmp_path, "b.png", "sub/a.png")
+    data = folder(None, images=images)
+    assert data.class_names is None
+    (batch,) = data.predict_dataloader()
+    assert batch["id"] == [f"{images}/b.png", f"{images}/sub/a.png"]
+    assert set(batch) == {"image", "id"}
+    assert folder(None, images=f"{images}/b.png").dataset("predict")[0]["id"] == f"{images}/b.png"
+
+
+def test_predict_turns_a_photograph_and_resizes_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], 64, axis=1).repeat(3, axis=2)
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", exif=exif)
+    image = folder(None, images=str(tmp_path), train_crop="pad").dataset("predict")[0]["image"]
+    assert image.shape == (3, 16, 16)
+    assert image[0, 0, 8] > 230
+    assert image[0, -1, 8] < 25
+
+
+def test_predict_without_pictures(tmp_path: Path) -> None:
+    assert refusal(folder(None), "predict") == "predict needs pictures: --data.images FOLDER"
+    assert "found nothing there" in refusal(folder(None, images=str(tmp_path / "x")), "predict")
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_resized_side() -> None:
+    assert ImageFolder(image_size=224).resize == 256
+    assert ImageFolder(image_size=299).resize == 342
+    assert ImageFolder(image_size=32, train_crop="pad").resize is None
+    assert ImageFolder(image_size=224, resize=(256, 256)).resize == (256, 256)
+    assert ImageFolder(image_size=224, eval_crop=256).eval_transform.crop == 256
+
+
+def test_options_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(ValueError, match="hflip: expected a probability, found 2"):
+        ImageFolder("/nowhere", hflip=2)
+    with pytest.raises(ValueError, match=r"crop: expected 1 to resize \(64\), found 224"):
+        ImageFolder("/nowhere", resize=64)
+
+
+def test_hyperparameters_are_plain() -> None:
+    parameters = dict(ImageFolder("x", batch_size=5).hparams)
+    assert (parameters["root"], parameters["batch_size"]) == ("x", 5)
+    plain = (int, float, str, tuple, type(None))
+    assert all(isinstance(value, plain) for value in parameters.values())
+
+
+def test_packed_strings() -> None:
+    names = ["a", "", "b/ä ö.jpg", "c" * 300]
+    packed = PackedStrings(names)
+    assert len(packed) == 4
+    assert [packed[i] for i in range(4)] == names
+    assert packed[-1] == names[-1]
+    with pytest.raises(IndexError):
+        packed[4]
+    assert len(PackedStrings([])) == 0
+
+
+# --- ImageNet ---------------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_names() -> None:
+    names = imagenet_class_names()
+    assert len(set(names)) == 1000
+    assert [names[i] for i in (0, 207, 388, 985, 999)] == [
+        "tench",
+        "golden retriever",
+        "giant panda",
+        "daisy",
+        "toilet tissue",
+    ]
+    assert distinct(["crane", "b", "crane"]) == ["crane (0)", "b", "crane (2)"]
+    assert ImageNet(images="x").class_names == names
+
+
+def test_the_thousand_wnids_are_recognised() -> None:
+    wnids = [LANDMARKS.get(i, f"n{i:08d}") for i in range(1000)]
+    assert is_ilsvrc(wnids)
+    assert not is_ilsvrc(wnids[:-1])
+    assert not is_ilsvrc([f"n{i:08d}" for i in range(1000)])
+
+
+def test_a_part_of_imagenet_is_named_by_wnid(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/n01440764/a.JPEG", "train/n02123045/a.JPEG")
+    assert ImageNet(root).class_names == ["n01440764", "n02123045"]
+
+
+def test_imagenet_as_the_archives_unpack_it(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/n01440764/a.JPEG", "val/ILSVRC2012_val_00000001.JPEG")
+    assert "Move each picture into the folder of its wnid" in refusal(ImageNet(root), "val")
+    plant(tmp_path / "other", "train/n01440764.tar")
+    assert "Unpack the archives" in refusal(ImageNet(str(tmp_path / "other")))

@@ -1,0 +1,223 @@
+"""One object at a time: what is labelled in each stage, where crops come from, and that they repeat themselves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+import lightning_modules.components.selective_search as search
+from datamodules.loading import SeededDataset
+from datamodules.proposals import path_of, read_proposals, write_boxes
+from datamodules.segmentation.instance_crops import CropDataset, VOCInstanceCrops, cut, enlarge, only_object
+from datamodules.segmentation.masks import read_ids, save_ids
+from datamodules.segmentation.voc import VOCInstance
+from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.transforms import FILL, VOID, MaskTransform
+from errors import DatasetError
+from tools.proposals import main
+
+CLASSES = ["background", "aeroplane", "bicycle", "bird"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("voc")
+    write_voc_segmentation(str(folder), classes=3, train=4, val=2, size=48)
+    return folder
+
+
+def crops(root: Path, **options: Any) -> VOCInstanceCrops:
+    small = {"classes": CLASSES, "image_size": 40, "crop_size": 32, "num_workers": 0, "batch_size": 4, "seed": 0}
+    return VOCInstanceCrops(str(root), **{**small, **options})
+
+
+def made_up(root: Path, folder: Path, name: str, boxes: np.ndarray) -> None:
+    write_boxes(path_of(str(folder), name), boxes.astype(np.float32), 2000)
+
+
+# --- crops ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_box_with_context() -> None:
+    assert enlarge(np.array([10.0, 20.0, 110.0, 70.0])) == (0, 15, 120, 75)
+    assert enlarge(np.array([0.0, 0.0, 50.0, 50.0])) == (-5, -5, 55, 55)
+    left, top, right, bottom = enlarge(np.array([3.0, 3.0, 3.1, 3.1]))
+    assert (right - left, bottom - top) == (1, 1)
+
+
+def test_a_part_that_reaches_beyond_the_picture() -> None:
+    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    found = cut(picture, (-1, 1, 4, 6), FILL)
+    assert found.shape == (5, 5, 3)
+    assert (found[:3, 1:] == picture[1:, :4]).all()
+    assert (found[3:] == FILL).all()
+    assert (found[:, 0] == FILL).all()
+    mask = cut(picture[..., 0], (3, -2, 7, 2), VOID)
+    assert (mask == [[255] * 4, [255] * 4, [9, 12, 255, 255], [24, 27, 255, 255]]).all()
+
+
+def test_all_but_the_object_is_background() -> None:
+    ids = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
+    assert only_object((ids == 2).astype(np.uint8), 4, ids == 255).tolist() == [[0, 0, 5], [5, 255, 0]]
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_stage_shows_each_object_by_itself(drawn: Path) -> None:
+    """Whatever is drawn: it is an object's enlarged box, with that object's class and none of the others."""
+    dataset = crops(drawn).dataset("train")
+    assert isinstance(dataset, CropDataset)
+    dataset.transform = MaskTransform()  # the crop as it is
+    truth = VOCInstance(str(drawn), classes=CLASSES[1:], hflip=0).dataset("train")
+    seeded = SeededDataset(dataset, 0, True)
+    drawn_objects = 0
+    for index in range(len(dataset)):
+        target = truth[index]["target"]
+        boxes = [enlarge(box) for box in target["boxes"].numpy()]
+        found = set()
+        for epoch in range(12):
+            sample = seeded[epoch, index, 0]
+            crop = sample["mask"].numpy()
+            hits = []
+            for k, box in enumerate(boxes):
+                label = int(target["labels"][k]) + 1
+                own = cut(target["masks"][k].numpy() * np.uint8(label), box, VOID)
+                if own.shape == crop.shape and ((crop == own) | (crop == VOID)).all() and (crop == label).any():
+                    hits.append(k)
+            assert hits
+            assert set(np.unique(crop)) <= {0, VOID, *(int(target["labels"][k]) + 1 for k in hits)}
+            found.update(hits)
+        drawn_objects += len(found)
+    objects = sum(len(truth[i]["target"]["labels"]) for i in range(len(dataset)))
+    assert drawn_objects > 0.9 * objects
+
+
+def test_the_second_stage_shows_proposals_that_overlap_an_object(drawn: Path, tmp_path: Path) -> None:
+    truth = VOCInstance(str(drawn), classes=CLASSES[1:], hflip=0).dataset("train")
+    rng = np.random.default_rng(0)
+    near: dict[str, set[tuple[int, int, int, int]]] = {}
+    for index in range(len(truth)):  # type: ignore[arg-type]
+        sample = truth[index]
+        boxes = sample["target"]["boxes"].numpy()
+        corners = rng.uniform(0, 40, (30, 2))
+        jittered = np.repeat(boxes, 3, 0) + rng.uniform(-4, 4, (3 * len(boxes), 4))
+        anywhere = np.concatenate([corners, corners + rng.uniform(4, 12, (30, 2))], 1)
+        proposals = np.concatenate([jittered, anywhere]).astype(np.float32) if index else anywhere[:1] * 0 + 1
+        made_up(drawn, tmp_path, sample["id"], proposals)
+        overlap = box_iou(torch.from_numpy(proposals.astype(np.float32)), torch.from_numpy(boxes))
+        kept = proposals[(overlap >= 0.5).any(1).numpy()]
+        near[sample["id"]] = {enlarge(box) for box in (kept if len(kept) else boxes)}
+    dataset = crops(drawn, crops="proposals", proposals=str(tmp_path)).dataset("train")
+    assert isinstance(dataset, CropDataset)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def remember(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append((pixels, mask))
+        return pixels, mask
+
+    dataset.transform = remember  # type: ignore[assignment]
+    seeded = SeededDataset(dataset, 0, True)
+    several = 0
+    for index in range(len(dataset)):
+        name = truth[index]["id"]
+        whole = dataset.files[index]
+        ids = read_ids(str(drawn / "VOCdevkit" / whole.classes))
+        for epoch in range(6):
+            seeded[epoch, index, 0]
+            _, mask = seen[-1]
+            # All classes count: the mask is the picture's, cut out by one of the boxes.
+            assert any((m := cut(ids, box, VOID)).shape == mask.shape and (m == mask).all() for box in near[name])
+            several += len(set(np.unique(mask)) - {0, VOID}) > 1
+    assert several > 0
+
+
+def test_a_picture_without_objects_is_taken_whole(drawn: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(drawn, tmp_path / "root"))
+    name = (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt").read_text().split()[0]
+    for kind in ("Class", "Object"):
+        path = root / "VOCdevkit/VOC2012" / f"Segmentation{kind}" / f"{name}.png"
+        save_ids(str(path), np.zeros_like(read_ids(str(path))))
+    dataset = crops(root).dataset("train")
+    sample = SeededDataset(dataset, 0, True)[0, 0, 0]
+    assert sample["mask"].shape == (32, 32)
+    assert set(sample["mask"].unique().tolist()) <= {0, VOID}
+
+
+def test_crops_depend_on_seed_epoch_and_index_alone(drawn: Path) -> None:
+    def batch(seed: int, epoch: int, order: list[int]) -> dict[int, torch.Tensor]:
+        dataset = SeededDataset(crops(drawn).dataset("train"), seed, True)
+        return {i: dataset[epoch, i, 0]["image"] for i in order}
+
+    first, again = batch(0, 1, [0, 1, 2, 3, 4]), batch(0, 1, [4, 2, 0, 3, 1])
+    assert all(torch.equal(first[i], again[i]) for i in first)
+    assert first[0].shape == (3, 32, 32)
+    assert first[0].dtype == torch.uint8
+    others = batch(0, 2, [0, 1, 2, 3, 4]), batch(1, 1, [0, 1, 2, 3, 4])
+    for other in others:
+        assert sum(torch.equal(first[i], other[i]) for i in first) < 2
+
+
+def test_batches_of_both_stages_and_of_evaluation(drawn: Path, tmp_path: Path) -> None:
+    data = crops(drawn)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (4, 3, 32, 32)
+    assert batch["mask"].shape == (4, 32, 32)
+    assert batch["mask"].dtype == torch.int64
+    assert "proposals" not in next(iter(data.val_dataloader()))
+    truth = VOCInstance(str(drawn), classes=CLASSES[1:]).dataset("val")
+    for i in range(len(truth)):  # type: ignore[arg-type]
+        made_up(drawn, tmp_path, truth[i]["id"], np.array([[1.0, 2.0, 30.0, 40.0 + i]]))
+    # The first stage needs no proposals of its training pictures.
+    data = crops(drawn, proposals=str(tmp_path))
+    assert "proposals" not in next(iter(data.train_dataloader()))
+    evaluated = next(iter(data.val_dataloader()))
+    assert [len(p) for p in evaluated["proposals"]] == [1] * 4
+    assert evaluated["proposals"][2].tolist() == [[1, 2, 30, 42]]
+    assert "mask" not in evaluated
+    pairs = zip(evaluated["image"], evaluated["original_mask"], strict=True)
+    assert all(image.shape[1:] == mask.shape for image, mask in pairs)
+
+
+# --- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_that_makes_the_proposals(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """VOC's pictures and SBD's, beside the devkit; nothing is written outside of the folder."""
+    monkeypatch.setattr(search, "selective_search", lambda image, top: np.array([[0, 0, 9, 9]], np.float32))
+    out = tmp_path / "a" / "proposals"
+    options = ["--masks", "--root", str(drawn), "--out", str(out), "--workers", "1"]
+    assert main([*options, "--sets", "SBD/trainaug", "VOC2012/val"]) == 0
+    assert "already" in capsys.readouterr().out
+    data = crops(drawn, train=["SBD/trainaug"], crops="proposals", proposals=str(out))
+    listed = [data.files("train").pictures, data.files("val").pictures]
+    names = [pictures[i] for pictures in listed for i in range(len(pictures))]
+    assert any("benchmark_RELEASE" in name for name in names)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    assert len(list(out.rglob("*.boxes"))) == len(set(names))
+    assert read_proposals(str(out), names[-1]).tolist() == [[0, 0, 9, 9]]
+    assert len(next(iter(data.train_dataloader()))["id"]) == 4
+    assert main([*options, "--sets", "VOC2012/none"]) == 1
+
+
+def test_bad_arguments_and_missing_proposals(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="the second stage needs boxes.*--masks --root .* --data.proposals FOLDER"):
+        crops(drawn, crops="proposals").dataset("train")
+    with pytest.raises(
+        DatasetError, match="expected boxes of 12 pictures.*--masks --root .*--sets VOC2012/train --out"
+    ):
+        crops(drawn, crops="proposals", proposals=str(tmp_path)).dataset("train")
+    with pytest.raises(DatasetError, match="--sets VOC2012/val"):
+        crops(drawn, proposals=str(tmp_path)).dataset("val")
+    with pytest.raises(ValueError, match="crops: expected objects or proposals, found boxes"):
+        crops(drawn, crops="boxes")
+    with pytest.raises(ValueError, match=r"crop_size: expected image_size \(40\) or less, found 50"):
+        crops(drawn, crop_size=50)

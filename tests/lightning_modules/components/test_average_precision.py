@@ -1,0 +1,306 @@
+"""VOCMeanAP against the development kit's procedure written out detection by detection, and its known traps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torchvision.ops import box_iou
+
+from lightning_modules.components.average_precision import COCOMeanAP, VOCMeanAP
+from lightning_modules.detection.metrics import ProposalRecall, detection_metrics
+
+Images = list[dict[str, torch.Tensor]]
+
+
+def devkit(preds: Images, target: Images, label: int, method: str) -> float:
+    """VOCevaldet.m for one class, as its loops go, with boxes stored as (xmin - 1, ymin - 1, xmax, ymax)."""
+    objects = []
+    for t in target:
+        mine = t["labels"] == label
+        objects.append(
+            (t["boxes"][mine].double().numpy(), t["difficult"][mine].numpy(), np.zeros(int(mine.sum()), bool))
+        )
+    positives = sum(int((~difficult).sum()) for _, difficult, _ in objects)
+    if positives == 0:
+        return float("nan")
+    detections = [
+        (-float(s), i, k)
+        for i, p in enumerate(preds)
+        for k, (s, c) in enumerate(zip(p["scores"], p["labels"], strict=True))
+        if c == label
+    ]
+    tp, fp = [], []
+    for _, i, k in sorted(detections, key=lambda d: d[0]):
+        box = preds[i]["boxes"][k].double().numpy()
+        boxes, difficult, taken = objects[i]
+        best, at = -np.inf, -1
+        for j, other in enumerate(boxes):
+            # Inclusive pixels: from xmin = box[0] + 1 to xmax = box[2].
+            low, high = np.maximum(box[:2] + 1, other[:2] + 1), np.minimum(box[2:], other[2:])
+            width, height = high - low + 1
+            if width > 0 and height > 0:
+                areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
+                overlap = width * height / (areas - width * height)
+                if overlap > best:
+                    best, at = overlap, j
+        if best >= 0.5:
+            if difficult[at]:
+                tp.append(0)
+                fp.append(0)
+            elif not taken[at]:
+                taken[at] = True
+                tp.append(1)
+                fp.append(0)
+            else:
+                tp.append(0)
+                fp.append(1)
+        else:
+            tp.append(0)
+            fp.append(1)
+    true, false = np.cumsum(tp), np.cumsum(fp)
+    recall, precision = true / positives, true / np.maximum(true + false, 1)
+    if method == "11point":
+        ap = 0.0
+        for t in range(11):
+            reached = precision[true * 10 >= t * positives]
+            ap += (reached.max() if len(reached) else 0.0) / 11
+        return ap
+    r, p = np.concatenate([[0], recall, [1]]), np.concatenate([[0], precision, [0]])
+    for i in range(len(p) - 2, -1, -1):
+        p[i] = max(p[i], p[i + 1])
+    return float(sum((r[i] - r[i - 1]) * p[i] for i in range(1, len(r))))
+
+
+def some_images(seed: int, count: int = 12, classes: int = 4, ties: bool = False) -> tuple[Images, Images]:
+    """Whole-pixel boxes, many of them near an object of their image; duplicates, difficult objects, empty images."""
+    rng = np.random.default_rng(seed)
+    preds, target = [], []
+    for _ in range(count):
+        m = int(rng.integers(0, 6))
+        corner = rng.integers(0, 40, (m, 2))
+        boxes = np.concatenate([corner, corner + rng.integers(4, 30, (m, 2))], 1)
+        labels = rng.integers(0, classes - 1, m)  # the last class has no object
+        n = int(rng.integers(0, 14))
+        guess, guess_labels = rng.integers(0, 40, (n, 4)), rng.integers(0, classes, n)
+        guess[:, 2:] = guess[:, :2] + rng.integers(1, 30, (n, 2))
+        for k in range(n):
+            if m and rng.random() < 0.7:
+                j = rng.integers(m)
+                guess[k], guess_labels[k] = boxes[j] + rng.integers(-2, 3, 4), labels[j]
+        scores = rng.integers(0, 5, n) / 5 if ties else rng.permutation(n) / 50 + rng.random() / 1000
+        preds.append(
+            {
+                "boxes": torch.from_numpy(guess).float(),
+                "scores": torch.from_numpy(scores).float(),
+                "labels": torch.from_numpy(guess_labels).long(),
+            }
+        )
+        target.append(
+            {
+                "boxes": torch.from_numpy(boxes).float().reshape(-1, 4),
+                "labels": torch.from_numpy(labels).long(),
+                "difficult": torch.from_numpy(rng.random(m) < 0.25),
+            }
+        )
+    return preds, target
+
+
+def measured(preds: Images, target: Images, batch: int = 5, **options: Any) -> dict[str, torch.Tensor]:
+    metric = VOCMeanAP(4, **options)
+    for i in range(0, len(preds), batch):
+        metric.update(preds[i : i + batch], target[i : i + batch])
+    return metric.compute()
+
+
+@pytest.mark.parametrize("method", ["area", "11point"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_against_the_development_kit(method: str, ties: bool) -> None:
+    found_something = 0.0
+    for seed in range(25):
+        preds, target = some_images(seed, ties=ties)
+        result = measured(preds, target, batch=1 + seed % 6, method=method)
+        expected = [devkit(preds, target, label, method) for label in range(4)]
+        np.testing.assert_allclose(result["ap"].numpy(), expected, atol=1e-6, err_msg=f"seed {seed}")
+        assert result["map"].item() == pytest.approx(np.nanmean(expected), abs=1e-6)
+        assert np.isnan(expected[3])
+        found_something += float(result["map"])
+    assert 2 < found_something < 23
+
+
+def one(boxes: list, scores: list | None = None, difficult: list | None = None, labels: list | None = None) -> dict:
+    image = {"boxes": torch.tensor(boxes, dtype=torch.float).reshape(-1, 4)}
+    image["labels"] = torch.tensor(labels or [0] * len(boxes), dtype=torch.int64)
+    if scores is not None:
+        image["scores"] = torch.tensor(scores)
+    if difficult is not None:
+        image["difficult"] = torch.tensor(difficult)
+    return image
+
+
+def ap(preds: list, target: list, **options: Any) -> float:
+    metric = VOCMeanAP(1, **options)
+    metric.update(preds, target)
+    return float(metric.compute()["map"])
+
+
+BOX, NEAR = [0.0, 0, 10, 10], [0.0, 0, 10, 9]
+
+
+def test_a_second_detection_of_an_object_is_false() -> None:
+    # Precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1: area .5 * 1 + .5 * 2/3.
+    preds = [one([BOX, NEAR, [20, 20, 30, 30]], [0.9, 0.8, 0.7])]
+    assert ap(preds, [one([BOX, [20, 20, 30, 30]])]) == pytest.approx(0.5 + 1 / 3)
+
+
+def test_a_duplicate_does_not_go_to_the_second_best_object() -> None:
+    # Both overlap the first object most; the second object, which they overlap by .5 too, stays unfound.
+    target = [one([BOX, [0, 0, 10, 14]])]
+    assert ap([one([BOX, BOX], [0.9, 0.8])], target) == pytest.approx(0.5)
+
+
+def test_difficult_objects_count_neither_way() -> None:
+    target = [one([BOX, [20, 20, 30, 30]], difficult=[True, False])]
+    assert ap([one([BOX, NEAR, [20, 20, 30, 30]], [0.9, 0.8, 0.7])], target) == 1
+    assert ap([one([[20, 20, 30, 30]], [0.7])], target) == 1
+    assert np.isnan(ap([one([BOX], [0.9])], [one([BOX], difficult=[True])]))
+
+
+def test_an_overlap_of_exactly_the_threshold_is_enough() -> None:
+    assert ap([one([[0, 0, 10, 5]], [0.9])], [one([BOX])]) == 1
+    assert ap([one([[0, 0, 10, 5]], [0.9])], [one([BOX])], iou_threshold=0.51) == 0
+
+
+def test_eleven_points_at_a_recall_of_three_tenths() -> None:
+    """3/10 reaches the point .3, though 3 * .1 is more than .3 in floats: four points of eleven."""
+    target = [one([BOX])] * 10
+    preds = [one([BOX], [0.9])] * 3 + [one([], [])] * 7
+    assert ap(preds, target, method="11point") == pytest.approx(4 / 11)
+    assert ap(preds, target) == pytest.approx(0.3)
+
+
+def test_the_curve_is_the_highest_precision_to_come() -> None:
+    metric = VOCMeanAP(1)
+    metric.update([one([[50, 50, 60, 60], BOX], [0.9, 0.8]), one([], [])], [one([BOX]), one([BOX])])
+    curve = metric.compute()["precision"][0]
+    assert curve.shape == (101,)
+    torch.testing.assert_close(curve, torch.where(torch.arange(101) <= 50, 0.5, 0.0))
+
+
+def test_nothing_detected_nothing_seen() -> None:
+    metric = VOCMeanAP(2)
+    assert torch.isnan(metric.compute()["map"])
+    metric.update([one([], [])], [one([BOX])])
+    result = metric.compute()
+    assert result["ap"][0] == 0
+    assert torch.isnan(result["ap"][1])
+    assert result["objects"].tolist() == [1, 0]
+
+
+def test_boxes_without_area() -> None:
+    flat = [5.0, 5, 5, 5]
+    assert ap([one([flat], [0.9])], [one([flat, BOX])]) == 0
+
+
+def test_wrong_input_is_named() -> None:
+    metric = VOCMeanAP(1)
+    with pytest.raises(ValueError, match="as many predictions as targets, found 1 and 2"):
+        metric.update([one([BOX], [0.9])], [one([BOX])] * 2)
+    with pytest.raises(ValueError, match=r"preds\[0\]: expected one entry a box, found \{'boxes': 1, 'scores': 2"):
+        metric.update([one([BOX], [0.9, 0.1])], [one([BOX])])
+    with pytest.raises(ValueError, match="method"):
+        VOCMeanAP(1, method="coco")  # type: ignore[arg-type]
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    for case, (count, ties) in enumerate([(11, False), (11, True), (2, False)]):
+        preds, target = some_images(5, count=count, ties=ties)
+        metric = detection_metrics(4, "area", coco=True)
+        mine = list(range(rank, count, world))
+        for i in mine:
+            metric.update([preds[i]], [target[i]])
+        result = metric.compute()
+        if rank == 0:
+            torch.save(result, os.path.join(folder, f"{case}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
+    for case, (count, ties) in enumerate([(11, False), (11, True), (2, False)]):
+        whole = detection_metrics(4, "area", coco=True)
+        whole.update(*some_images(5, count=count, ties=ties))
+        expected = whole.compute()
+        result = torch.load(tmp_path / f"{case}.pt", weights_only=True)
+        for key, value in expected.items():
+            assert torch.equal(torch.nan_to_num(result[key], -1), torch.nan_to_num(value, -1)), key
+        assert {"map", "coco/map"} <= expected.keys()
+
+
+def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
+    """An overlap of .83 reaches seven of the ten thresholds; a difficult object is neither found nor missed."""
+    target = [
+        {
+            "boxes": torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]]),
+            "labels": torch.tensor([0, 0]),
+            "difficult": torch.tensor([False, True]),
+        }
+    ]
+    boxes = torch.tensor([[200.0, 200, 300, 300], [0, 0, 100, 83]])
+    preds = [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([0, 0])}]
+    metric = COCOMeanAP()
+    metric.update(preds, target)
+    results = metric.compute()
+    assert results["coco/map"] == pytest.approx(0.7)
+    assert results["coco/map_50"] == pytest.approx(1.0)
+    assert results["coco/map_large"] == pytest.approx(0.7)
+    assert results["coco/map_small"].isnan()
+    both = detection_metrics(1, "area", coco=True)
+    both.update(preds, target)
+    names = both.compute()
+    assert names["map"] == 1
+    assert names["coco/map"] == pytest.approx(0.7)
+    assert "coco/map" not in detection_metrics(1, "area", coco=False).compute()
+
+
+# --- recall of proposals ----------------------------------------------------------------------------------------------
+
+
+def test_recall_of_proposals() -> None:
+    """Two pictures against a loop over objects, proposals and counts; difficult objects are not to be found."""
+    torch.manual_seed(0)
+    recall, preds, target = ProposalRecall(), [], []
+    for n, m in ((400, 7), (0, 2), (1200, 5), (20, 0)):
+        corner = torch.rand(n + m, 2) * 60
+        boxes = torch.cat([corner, corner + 8 + torch.rand(n + m, 2) * 20], 1)
+        preds.append({"boxes": boxes[:n]})
+        target.append({"boxes": boxes[n:], "difficult": torch.arange(m) == 1})
+    recall.update(preds[:1], target[:1])
+    recall.update(preds[1:], target[1:])
+    results = recall.compute()
+    for row, count in enumerate((50, 300, 1000)):
+        for column in range(10):
+            least = 0.5 + 0.05 * column
+            found = objects = 0
+            for p, t in zip(preds, target, strict=True):
+                for box, difficult in zip(t["boxes"], t["difficult"], strict=True):
+                    if difficult:
+                        continue
+                    objects += 1
+                    found += any(box_iou(box[None], other[None]) >= least for other in p["boxes"][:count])
+            assert objects == 11
+            assert results["recall"][row, column] == pytest.approx(found / objects)
+        assert results[f"recall_{count}"] == results["recall"][row, 0]
+        assert results[f"average_recall_{count}"] == pytest.approx(results["recall"][row].mean().item())
+    assert 0 < results["recall_50"] < results["recall_1000"] < 1
+    recall.reset()
+    recall.update(preds[3:], target[3:])
+    assert recall.compute()["recall_300"].isnan()
+    with pytest.raises(ValueError, match="expected as many predictions as targets, found 1 and 0"):
+        recall.update(preds[:1], [])

@@ -1,0 +1,196 @@
+"""The check finds what was planted, and nothing in a sound dataset."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.classification.image_folder import ImageFolder
+from datamodules.detection.voc import VOCDetection
+from datamodules.pose.mpii import MPII
+from datamodules.segmentation.voc import VOCInstance, VOCSegmentation
+from datamodules.synthetic.imagenet import write_imagenet
+from datamodules.synthetic.mpii import write_mpii
+from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.style_images import write_style_images
+from datamodules.synthetic.voc import write_voc
+from tools.check import check, main
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_imagenet(str(tmp_path), classes=2, train=6, val=3, size=16)
+    return tmp_path
+
+
+def test_a_sound_dataset(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "ImageFolder", "--data.root", str(root), "--workers", "2"]) == 0
+    report = capsys.readouterr().out
+    assert "train/: 12 pictures, 6 a class" in report
+    assert "val/: 6 pictures" in report
+    assert report.endswith("no problems\n")
+
+
+def test_planted_problems(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, val = root / "train" / "striped_disk", root / "val" / "striped_disk"
+    pictures = sorted(train.iterdir())
+    shutil.copy(pictures[0], val / "copy.JPEG")
+    shutil.copy(pictures[1], root / "train" / "plain_square" / "contrary.JPEG")
+    shutil.copy(pictures[2], train / "repeated.JPEG")
+    pictures[3].write_bytes(pictures[3].read_bytes()[:350])
+    pictures[4].write_bytes(b"")
+    Image.fromarray(np.zeros((9, 30, 3), np.uint8)).convert("CMYK").save(train / "cmyk.jpg")
+    (root / "val" / "unknown").mkdir()
+    assert main(["--data", "ImageNet", "--data.root", str(root), "--workers", "1"]) == 1
+    report = capsys.readouterr().out
+    problems = [line for line in report.splitlines() if line.startswith("PROBLEM ")]
+    assert len(problems) == 5
+    assert report.endswith("5 problems\n")
+    for expected in (
+        "val/ has 1 class (unknown) that train/ lacks",
+        "train/striped_disk/striped_disk_00003.JPEG: truncated",
+        "train/striped_disk/striped_disk_00004.JPEG: empty file",
+        "the same picture in several splits: train/striped_disk/striped_disk_00000.JPEG, val/striped_disk/copy.JPEG",
+        "the same picture in several classes: train/plain_square/contrary.JPEG, train/striped_disk/striped_disk_00001",
+    ):
+        assert expected in "\n".join(problems)
+    assert "CMYK 1" in report
+    assert "1 pictures repeat another of their class and split" in report
+
+
+def test_many_problems_are_counted_not_listed(root: Path) -> None:
+    for i in range(50):
+        (root / "train" / "plain_square" / f"empty{i}.jpg").touch()
+    problems = check(ImageFolder(str(root), image_size=16)).problems
+    assert len(problems) == 21
+    assert problems[-1] == "50 unreadable pictures in all, 30 not shown"
+
+
+def test_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "ImageFolder", "--data.root", str(tmp_path)]) == 2
+    assert "none of the splits' folders is there" in capsys.readouterr().err
+    assert main(["--data", "ImageFolder", "--data.hflip", "2"]) == 2
+    assert capsys.readouterr().err == "error: hflip: expected a probability, found 2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data", "ImagNet"], "error: --data: no class ImagNet; did you mean ImageNet?\n"),
+        (["--data", "FER2013"], "error: --data: FER2013 is of no use here: it is not of the kind that is asked for\n"),
+        (["--data", "ImageNet", "--data.rot", "x"], "error: ImageNet has no option rot; did you mean root?\n"),
+    ],
+)
+def test_typos(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == expected
+
+
+def test_objects_are_counted_and_what_is_wrong_with_them_named(tmp_path: Path) -> None:
+    write_voc(str(tmp_path), classes=2, train=3, val=2, size=32)
+    devkit = tmp_path / "VOCdevkit" / "VOC2007"
+    options = {"root": str(tmp_path), "classes": ["aeroplane", "bicycle"], "train": ["VOC2007/train"]}
+    report = check(VOCDetection(**options, val=["VOC2007/val"], test=["VOC2007/val"]))  # type: ignore[arg-type]
+    assert report.problems == []
+    objects = sum(path.read_text().count("<object>") for path in devkit.glob("Annotations/*.xml"))
+    counted = [int(line.split()[1]) for line in report.notes if line.startswith(("  aeroplane:", "  bicycle:"))]
+    lists = [(devkit / "ImageSets" / "Main" / f"{name}.txt").read_text().split() for name in ("train", "val")]
+    listed = sum(
+        (devkit / "Annotations" / f"{name}.xml").read_text().count("<object>") for name in [*lists[0], *lists[1]]
+    )
+    assert sum(counted) == listed < objects
+    assert any("6 pictures" in line and "0 pictures without one" in line for line in report.notes)
+
+    first, second = lists[0][:2]
+    (devkit / "JPEGImages" / f"{first}.jpg").write_bytes(b"no picture")
+    text = (devkit / "Annotations" / f"{second}.xml").read_text()
+    (devkit / "Annotations" / f"{second}.xml").write_text(re.sub("<xmin>[0-9]+", "<xmin>900", text, count=1))
+    shutil.copy(devkit / "JPEGImages" / f"{lists[0][2]}.jpg", devkit / "JPEGImages" / f"{lists[1][0]}.jpg")
+    problems = check(VOCDetection(**options, val=["VOC2007/val"], test=["VOC2007/val"])).problems  # type: ignore[arg-type]
+    assert any(f"{second}.xml) whose box has no area" in line for line in problems)
+    assert any(f"{first}.jpg:" in line for line in problems)
+    assert any(line.startswith("the same picture in several splits") for line in problems)
+    assert len(problems) == 3
+    absent = check(VOCDetection(**options, val=["VOC2007/dev"], test=["VOC2007/dev"])).problems  # type: ignore[arg-type]
+    assert sum("no list dev.txt" in line for line in absent) == 1
+
+
+def test_pixels_and_objects_are_counted_and_wrong_masks_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_voc_segmentation(str(tmp_path), classes=3, train=4, val=4, size=32)
+    top = tmp_path / "VOCdevkit" / "VOC2012"
+    report = check(VOCSegmentation(str(tmp_path)))
+    assert report.problems == []
+    train, val = ((top / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val"))
+    masks = [np.array(Image.open(top / f"SegmentationClass/{name}.png")) for name in train]
+    pixels, pictures = sum(int((mask == 2).sum()) for mask in masks), sum(bool((mask == 2).any()) for mask in masks)
+    assert any(line.startswith(f"  bicycle: {pixels} pixels") and f"in {pictures} " in line for line in report.notes)
+    objects = [np.array(Image.open(top / f"SegmentationObject/{name}.png")) for name in train]
+    count = sum(len(np.setdiff1d(np.unique(mask), (0, 255))) for mask in objects)
+    notes = check(VOCInstance(str(tmp_path))).notes
+    assert any(line.startswith(f"VOC2012/train: 12 pictures, {count} objects") for line in notes)
+
+    shutil.copy(top / f"JPEGImages/{train[0]}.jpg", top / f"JPEGImages/{val[0]}.jpg")
+    shutil.copy(top / f"SegmentationClass/{train[0]}.png", top / f"SegmentationClass/{val[0]}.png")
+    Image.open(top / f"SegmentationClass/{train[1]}.png").convert("RGB").save(top / f"SegmentationClass/{train[1]}.png")
+    (top / f"SegmentationClass/{train[2]}.png").write_bytes(b"nothing")
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(top / f"SegmentationClass/{train[3]}.png")
+    Image.fromarray(np.full_like(masks[4], 99)).save(top / f"SegmentationClass/{train[4]}.png")
+    (top / f"JPEGImages/{train[5]}.jpg").write_bytes(b"nothing")
+    assert main(["--data", "VOCSegmentation", "--data.root", str(tmp_path), "--workers", "2"]) == 1
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM ")]
+    assert len(problems) == 6
+    for i, expected in enumerate(
+        ("the same picture in several splits", "found RGB", "no mask", "found 6x5", "found id 99", "not a picture")
+    ):
+        assert any(expected in line and train[i] in line for line in problems), expected
+
+
+def test_people_and_their_joints_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mpii(str(tmp_path), train=5, val=3, size=32)
+    assert main(["--data", "MPII", "--data.root", str(tmp_path), "--workers", "1"]) == 0
+    report = capsys.readouterr().out
+    people = MPII(str(tmp_path)).people("train")
+    assert (
+        f"train: {len(people.images)} pictures, {len(people)} people, {people.labelled.sum()} labelled joints" in report
+    )
+    assert f"  left_wrist: {people.labelled[:, 15].sum()}\n" in report
+    assert "test: " not in report, "what is the same is examined once"
+
+    path = tmp_path / "annot" / "train.json"
+    path.parent.mkdir()
+    joints = [[5.0 + k, 9.0] for k in range(16)]
+    person = {"image": "000000001.jpg", "center": [9, 9], "scale": 0.1, "joints": joints, "joints_vis": [1] * 16}
+    far = {**person, "image": "000000002.jpg", "joints": [[900.0, 5.0], [0.2, 5.0], *joints[2:]]}
+    path.write_text(json.dumps([person, far]))
+    (tmp_path / "annot" / "valid.json").write_text(json.dumps([{**person, "image": "gone.jpg"}]))
+    (tmp_path / "mpii_human_pose_v1_u12_1.mat").unlink()
+    with pytest.warns(UserWarning, match="no head boxes"):
+        report_of = check(MPII(str(tmp_path)))
+    assert "  2 joints of 1 people lie outside of the picture" in report_of.notes
+    assert any("kept 1 person (images/000000002.jpg#0) with a joint more than" in line for line in report_of.notes)
+    assert report_of.problems == ["images/gone.jpg: No such file or directory"]
+
+
+def test_contents_and_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_style_images(str(tmp_path), contents=12, styles=3, size=16)
+    arguments = ["--data", "StyleImages", "--data.root", str(tmp_path), "--workers", "1"]
+    assert main(arguments) == 0
+    counts = [int(n) for n in re.findall(r"^contents to \w+ on: (\d+) pictures", capsys.readouterr().out, re.M)]
+    assert sum(counts) == 12
+    (tmp_path / "style" / "text.jpg").write_text("text")
+    shutil.copy(tmp_path / "content" / "000.jpg", tmp_path / "style" / "stolen.jpg")
+    assert main(arguments) == 1
+    report = capsys.readouterr().out
+    assert "styles: 5 pictures" in report
+    assert re.search(r"PROBLEM .*text.jpg: not a picture", report)
+    assert "stolen.jpg" in report

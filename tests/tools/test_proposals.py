@@ -1,0 +1,303 @@
+"""Proposals on disk: whole or not at all, resumed, repaired, and moved along with the pictures that they belong to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_modules.components.selective_search as search
+from datamodules.detection.voc import VOCDetection
+from datamodules.proposals import read_boxes, read_proposals, write_boxes
+from datamodules.synthetic.voc import write_voc
+from errors import DatasetError
+from tools.proposals import compute, is_found, main
+
+SETS = ["VOC2007/train", "VOC2007/val"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("voc")
+    write_voc(str(folder), classes=2, train=3, val=1, size=48)
+    return str(folder)
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Boxes that are quickly made up stand in for the search; the list is the pictures' widths in turn."""
+    widths: list[int] = []
+
+    def make_up(image: np.ndarray, top: int | None = None) -> np.ndarray:
+        widths.append(image.shape[1])
+        rng = np.random.default_rng(int(image.sum()))
+        corners = rng.uniform(0, 40, (30, 2))
+        return np.concatenate([corners, corners + rng.uniform(1, 8, (30, 2))], 1).astype(np.float32)[:top]
+
+    monkeypatch.setattr(search, "selective_search", make_up)
+    return widths
+
+
+def run(root: str, out: Path, *more: str) -> int:
+    return main(["--root", root, "--sets", *SETS, "--out", str(out), "--workers", "1", *more])
+
+
+def files(out: Path) -> list[Path]:
+    return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def data(root: str, **options: Any) -> VOCDetection:
+    return VOCDetection(
+        root,
+        **{
+            "train": SETS[:1],
+            "val": SETS[1:],
+            "image_size": 64,
+            "num_workers": 0,
+            "batch_size": 3,
+            "seed": 1,
+            **options,
+        },
+    )
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+def test_what_is_written_is_read(tmp_path: Path, count: int) -> None:
+    boxes = np.random.default_rng(0).uniform(0, 500, (count, 4)).astype(np.float32)
+    path = tmp_path / "VOC2007" / "JPEGImages" / "a.jpg.boxes"
+    write_boxes(str(path), boxes, top=2000)
+    found, top = read_boxes(str(path))
+    np.testing.assert_array_equal(found, boxes)
+    assert (found.dtype, found.shape, top) == (np.float32, (count, 4), 2000)
+    assert found.flags.writeable  # else torch warns
+    assert files(tmp_path) == [path]
+    np.testing.assert_array_equal(read_proposals(str(tmp_path), "VOC2007/JPEGImages/a.jpg"), boxes)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.boxes"
+    write_boxes(str(path), np.zeros((1, 4)), 5)
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_boxes(str(path), np.ones((2, 4)), 5)
+    assert files(tmp_path) == [path]
+    assert read_boxes(str(path))[0].tolist() == [[0, 0, 0, 0]]
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda data: b"", "found 0 bytes"),
+        (lambda data: data[:-1], "found 47 bytes where there should be 48"),
+        (lambda data: data + b"x", "found 49 bytes where there should be 48"),
+        (lambda data: flip(data, 30), "found another checksum"),
+        (lambda data: flip(data, 8), "found another checksum"),
+        (lambda data: b"<html>" + data[6:], "found a file that begins with b'<html>1"),
+    ],
+    ids=["empty", "truncated", "longer", "a bit of a box", "a bit of the header", "foreign"],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, found: str) -> None:
+    path = tmp_path / "a.boxes"
+    write_boxes(str(path), np.ones((3, 4), np.float32), 5)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        DatasetError, match=rf"a\.boxes: expected a picture's boxes, {found}.*datamodules\.proposals"
+    ) as e:
+        read_boxes(str(path))
+    assert "\n" not in str(e.value)
+
+
+def test_an_object_is_found_by_half_of_its_box() -> None:
+    objects = np.float32([[0, 0, 10, 10], [20, 20, 30, 30]])
+    assert is_found(objects, np.float32([[0, 0, 5, 10], [20, 20, 24, 30]])).tolist() == [True, False]
+    assert is_found(objects, np.zeros((0, 4), np.float32)).tolist() == [False, False]
+    assert is_found(objects[:0], objects).tolist() == []
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_goes_on_where_it_was_stopped_and_repairs(
+    drawn: str, tmp_path: Path, searched: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "boxes"
+    assert run(drawn, out) == 0
+    first = {path: path.read_bytes() for path in files(out)}
+    assert len(first) == 8
+    assert "8 pictures, 30.0 boxes each on average, recall " in capsys.readouterr().out
+    gone, damaged, *whole = first
+    gone.unlink()
+    damaged.write_bytes(first[damaged][:-5])
+    stamps = {path: path.stat().st_mtime_ns for path in whole}
+    assert run(drawn, out) == 0
+    output = capsys.readouterr()
+    assert "8 pictures, 6 have their boxes" in output.out
+    assert f"computed anew: {damaged}: expected a picture's boxes" in output.err
+    assert {path: path.read_bytes() for path in files(out)} == first
+    assert {path: path.stat().st_mtime_ns for path in whole} == stamps
+
+
+def test_another_number_of_boxes_is_computed_anew(
+    drawn: str, tmp_path: Path, searched: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "boxes"
+    run(drawn, out)
+    assert run(drawn, out, "--top", "7") == 0
+    output = capsys.readouterr()
+    assert "at most 2000 boxes were asked for, now 7" in output.err
+    assert "8 pictures, 7.0 boxes each on average" in output.out
+    assert len(searched) == 16
+
+
+def test_ctrl_c_keeps_what_is_done(
+    drawn: str, tmp_path: Path, searched: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, made_up = tmp_path / "boxes", search.selective_search
+
+    def press(image: np.ndarray, top: int | None = None) -> np.ndarray:
+        if len(searched) == 3:
+            raise KeyboardInterrupt
+        return made_up(image, top)
+
+    monkeypatch.setattr(search, "selective_search", press)
+    assert run(drawn, out) == 130
+    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert len(files(out)) == 3
+    monkeypatch.setattr(search, "selective_search", made_up)
+    assert run(drawn, out) == 0
+    assert len(searched) == len(files(out)) == 8
+
+
+def test_a_broken_picture_is_named_and_the_others_are_done(
+    drawn: str, tmp_path: Path, searched: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(drawn, tmp_path / "root"))
+    picture = sorted((root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())[0]
+    picture.write_bytes(picture.read_bytes()[:700])
+    assert run(str(root), tmp_path / "boxes") == 1
+    output = capsys.readouterr()
+    assert f"no boxes: {picture}: truncated picture" in output.err
+    assert "7 pictures, 30.0 boxes each on average" in output.out
+    assert len(files(tmp_path / "boxes")) == 7
+
+
+def test_a_worker_that_is_killed_is_told_of(drawn: str, tmp_path: Path) -> None:
+    picture = os.path.join(drawn, "VOCdevkit", "VOC2007", "JPEGImages", "000001.jpg")
+    results = compute([(picture, str(tmp_path / f"{i}.boxes"), 20) for i in range(50)], workers=2)
+    assert next(results) is None
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(RuntimeError, match="a worker was ended from outside.*the same command goes on"):
+        list(results)
+    assert 1 <= len(files(tmp_path)) < 50
+    for path in tmp_path.glob("*.boxes"):
+        assert read_boxes(str(path))[0].shape == (20, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top", "0"], "top: expected 1 or more, found 0"),
+        (["--workers", "0"], "workers: expected 1 or more, found 0"),
+        (["--classes", "unicorn"], "expected one of unicorn"),
+        (["--sets", "VOC2007/minival"], "no list minival.txt"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(drawn, tmp_path / "boxes", *options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_real_search_and_its_picture(drawn: str, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(drawn, tmp_path / "root"))
+    (root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "one.txt").write_text("000001\n")
+    out, picture = tmp_path / "boxes", tmp_path / "growth.png"
+    assert run(str(root), out, "--sets", "VOC2007/one", "--top", "40", "--picture", str(picture)) == 0
+    boxes = read_proposals(str(out), "VOC2007/JPEGImages/000001.jpg")
+    assert boxes.shape == (40, 4)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+# --- in a batch -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hflip": 1.0},
+        {"image_size": (60, 100)},
+        {"expand": 4.0, "photometric": "ssd"},
+        {"iou_crop": True, "hflip": 0.5},
+        {"jitter": 0.2, "train_difficult": False},
+    ],
+    ids=str,
+)
+def test_proposals_are_moved_as_boxes_are_and_change_nothing_else(drawn: str, tmp_path: Path, options: dict) -> None:
+    """The objects themselves, and one box on top, are given as proposals: they come back as the objects do."""
+    module = data(drawn, **options)
+    annotations = module.annotations("train")
+    for i in range(len(annotations.images)):
+        mine = slice(annotations.start[i], annotations.start[i + 1])
+        kept = (
+            annotations.boxes[mine] if module.train_difficult else annotations.boxes[mine][~annotations.difficult[mine]]
+        )
+        write_boxes(str(tmp_path / f"{annotations.images[i]}.boxes"), np.concatenate([kept, kept[:1]]), 2000)
+    given = list(data(drawn, proposals=str(tmp_path), **options).train_dataloader())
+    for batch, usual in zip(given, module.train_dataloader(), strict=True):
+        assert isinstance(batch["proposals"], list)
+        assert "proposals" not in usual
+        for proposals, target, expected in zip(batch["proposals"], batch["target"], usual["target"], strict=True):
+            assert proposals.dtype == torch.float32
+            n = len(target["boxes"])
+            assert n <= len(proposals) <= n + 1
+            torch.testing.assert_close(proposals[:n], target["boxes"], rtol=0, atol=0)
+            for key in expected:
+                torch.testing.assert_close(target[key], expected[key], rtol=0, atol=0)
+        for image, expected in zip(batch["image"], usual["image"], strict=True):
+            assert torch.equal(image, expected)
+
+
+def test_a_picture_without_proposals_names_the_command_that_computes_them(
+    drawn: str, tmp_path: Path, searched: list[int]
+) -> None:
+    out = tmp_path / "boxes"
+    names = ["aeroplane", "bicycle", "bird"]
+    module = data(drawn, proposals=str(out), classes=names)
+    with pytest.raises(
+        DatasetError, match=r"expected boxes of 2 pictures, .*boxes lacks 2 pictures \(VOC2007"
+    ) as error:
+        module.dataset("val")
+    command = shlex.split(str(error.value).rpartition(": ")[2])
+    assert command[:3] == ["python", "-m", "datamodules.proposals"]
+    assert main([*command[3:], "--workers", "1"]) == 0
+    batch = next(iter(module.val_dataloader()))
+    assert [len(proposals) for proposals in batch["proposals"]] == [30, 30]
+    with pytest.raises(DatasetError, match="expected boxes of 6 pictures"):
+        module.dataset("train")
+    files(out)[0].write_bytes(b"")
+    with pytest.raises(DatasetError, match="found 0 bytes"):
+        list(module.val_dataloader())

@@ -1,0 +1,93 @@
+"""Axes on pictures: where they point, what is in front; and what prediction writes of a rotation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import cli.parser
+from callbacks.figures import draw_sample
+from lightning_modules.pose.rotations import euler_to_matrix
+from visualization.drawing import BLUE, GREEN, RED
+from visualization.orientation import draw_orientation, is_orientation, orientation_record
+
+GREY = Image.new("RGB", (240, 240), (128, 128, 128))
+
+
+def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> dict[str, Tensor]:
+    return {"rotation": euler_to_matrix(torch.tensor([yaw, pitch, roll]).deg2rad())}
+
+
+def at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    return picture.getpixel((x, y))  # type: ignore[return-value]
+
+
+def test_rotations_are_recognised() -> None:
+    assert is_orientation(turned())
+    assert not is_orientation({"probabilities": torch.rand(3)})
+    assert not is_orientation(torch.eye(3))
+
+
+def test_axes_point_where_the_columns_say() -> None:
+    drawn = draw_orientation(GREY, turned(), {})
+    assert at(drawn, 120 + 60, 120) == RED
+    assert at(drawn, 120, 120 + 60) == GREEN
+    assert at(drawn, 120 - 60, 120) == at(drawn, 120, 120 - 60) == (128, 128, 128)
+    quarter = draw_orientation(GREY, turned(yaw=90), {})
+    assert at(quarter, 120, 120 + 60) == RED
+    assert at(quarter, 120 - 60, 120) == GREEN
+    # With its nose up at the camera z points to the right, and x, which is in front, is a dot.
+    nose = draw_orientation(GREY, turned(pitch=90), {})
+    assert at(nose, 120 + 60, 120) == BLUE
+
+
+def test_the_error_is_said_and_coloured() -> None:
+    near = draw_orientation(GREY, turned(yaw=9), turned())
+    far = draw_orientation(GREY, turned(yaw=11), turned())
+    assert at(near, 2, 242) == GREEN
+    assert at(far, 2, 242) == RED
+    # The truth is pale below.
+    assert at(far, 120 + 80, 120)[0] > 200
+    assert at(far, 120 + 80, 120) != RED
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 40), (1200, 800)])
+def test_pictures_of_any_size_have_their_axes(size: tuple[int, int]) -> None:
+    drawn = np.asarray(draw_sample(Image.new("RGB", size, (128, 128, 128)), turned(30, 20, 10), turned(), None))
+    for colour in (RED, GREEN, BLUE):
+        assert (drawn == colour).all(-1).any()
+
+
+def test_a_record_has_quaternion_and_degrees() -> None:
+    record = orientation_record(turned(90, 0, 0))["orientation"]
+    assert record["quaternion"] == pytest.approx([0.5**0.5, 0, 0, 0.5**0.5], abs=1e-5)
+    assert record["degrees"] == pytest.approx({"yaw": 90, "pitch": 0, "roll": 0}, abs=1e-3)
+
+
+def test_predict_writes_what_it_found_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for i in range(3):
+        Image.new("RGB", (90, 50 + i), (80 * i, 100, 200)).save(tmp_path / "mine" / f"{i}.png")
+    cli.parser.run([
+        "predict", "--model", "OrientationRegressor", "--model.network", "resnet20_cifar", "--data", "RenderedSolids",
+        "--data.images", "mine", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--experiment", "p",
+    ])  # fmt: skip
+    (run,) = Path("runs/p").iterdir()
+    lines = json.loads((run / "predictions.json").read_text())
+    assert [line["file"] for line in lines] == [f"mine/{i}.png" for i in range(3)]
+    assert set(lines[0]["orientation"]) == {"quaternion", "degrees"}
+    assert float(np.linalg.norm(lines[0]["orientation"]["quaternion"])) == pytest.approx(1, abs=1e-4)
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "w", "x", "y", "z", "yaw", "pitch", "roll"]
+    assert float(rows[1]["yaw"]) == lines[1]["orientation"]["degrees"]["yaw"]
+    assert Image.open(run / lines[0]["annotated"]).width == 224

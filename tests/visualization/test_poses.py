@@ -1,0 +1,201 @@
+"""Skeletons, heatmaps and curves on pictures; what prediction writes of joints, in the pixels of the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import cli.parser
+from callbacks.figures import draw_sample
+from callbacks.joint_tables import draw_curves
+from callbacks.prediction_writer import table_rows
+from datamodules.pose.lsp import LSP_JOINTS
+from datamodules.pose.mpii import MPII_JOINTS
+from datamodules.synthetic.mpii import write_mpii
+from visualization.drawing import to_picture
+from visualization.poses import (
+    HEATMAP_TILE,
+    LEFT,
+    MIDDLE,
+    RIGHT,
+    add_joints,
+    draw_heatmaps,
+    draw_people,
+    draw_pose,
+    in_file_pixels,
+    is_pose,
+    limbs,
+    pose_record,
+    side_colour,
+)
+
+GREY = Image.new("RGB", (200, 160), (128, 128, 128))
+
+
+def spread(count: int = 16, width: float = 200, height: float = 160) -> dict[str, Tensor]:
+    """Joints anywhere, 10 pixels from the border."""
+    places = torch.rand(count, 2, generator=torch.Generator().manual_seed(1))
+    return {"keypoints": places * torch.tensor([width - 20, height - 20]) + 10, "scores": torch.ones(count)}
+
+
+def at(picture: Image.Image, point: Tensor) -> tuple[int, ...]:
+    x, y = point.round().int().tolist()
+    return picture.getpixel((x, y))  # type: ignore[return-value]
+
+
+def test_poses_are_recognised() -> None:
+    assert is_pose(spread())
+    assert not is_pose({**spread(), "boxes": torch.zeros(16, 4), "labels": torch.zeros(16)})
+    assert not is_pose({"probabilities": torch.rand(3)})
+    assert not is_pose(torch.zeros(4, 4, dtype=torch.int64))
+
+
+def test_limbs_join_a_side_with_itself() -> None:
+    for names, count in ((MPII_JOINTS, 15), (LSP_JOINTS, 13)):
+        pairs = [(names[a], names[b]) for a, b in limbs(names)]
+        assert len(pairs) == count
+        assert not any({a.split("_")[0], b.split("_")[0]} == {"right", "left"} for a, b in pairs)
+        assert {name for pair in pairs for name in pair} == set(names)
+    assert limbs(["nose", "left_eye"]) == []
+
+
+def test_joints_have_the_colour_of_their_side() -> None:
+    assert [side_colour(name) for name in ("right_hip", "left_hip", "pelvis")] == [RIGHT, LEFT, MIDDLE]
+    joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0], [90.0, 120.0]]), "scores": torch.ones(3)}
+    drawn = draw_pose(GREY, joints, {}, ["right_knee", "left_knee", "pelvis"])
+    assert [at(drawn, point) for point in joints["keypoints"]] == [RIGHT, LEFT, MIDDLE]
+    assert at(GREY, joints["keypoints"][0]) == (128, 128, 128)  # the picture that was given is as it was
+
+
+def test_a_limb_lies_between_its_joints() -> None:
+    joints = {"keypoints": torch.tensor([[20.0, 30.0], [120.0, 30.0]]), "scores": torch.ones(2)}
+    drawn = draw_pose(GREY, joints, {}, ["left_knee", "left_ankle"])
+    assert at(drawn, torch.tensor([70.0, 30.0])) == LEFT
+    drawn = draw_pose(GREY, joints, {}, ["left_knee", "right_ankle"])
+    assert at(drawn, torch.tensor([70.0, 30.0])) == (128, 128, 128)
+
+
+def test_places_are_those_of_the_tensor() -> None:
+    """The picture is four times as large as what the network saw: the middle of pixel 10 lies at 41.5."""
+    joints = {"keypoints": torch.tensor([[10.0, 20.0]]), "scores": torch.ones(1)}
+    drawn = np.asarray(draw_pose(GREY, joints, {}, ["left_knee"], (50, 40)))
+    rows, columns = np.nonzero((drawn == LEFT).all(-1))
+    assert columns.mean() == pytest.approx(41.5, abs=0.6)
+    assert rows.mean() == pytest.approx(81.5, abs=0.6)
+
+
+def test_the_truth_stands_beside_without_what_is_not_labelled() -> None:
+    joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0]]), "scores": torch.ones(2)}
+    truth = {"keypoints": torch.tensor([[60.0, 50.0], [90.0, 90.0]]), "labelled": torch.tensor([True, False])}
+    drawn = draw_pose(GREY, joints, truth, ["right_knee", "left_knee"])
+    left, right = np.asarray(drawn)[:, :200], np.asarray(drawn)[:, 204:]
+    assert (left == RIGHT).all(-1).any()
+    assert (left == LEFT).all(-1).any()
+    assert (right == RIGHT).all(-1).any()
+    assert not (right == LEFT).all(-1).any()
+
+
+def test_joints_far_away_are_left_out() -> None:
+    joints = {"keypoints": torch.tensor([[1e9, 0.0], [torch.nan, 3.0], [20.0, 20.0]]), "scores": torch.ones(3)}
+    drawn = np.asarray(draw_pose(GREY, joints, {}, ["left_hip", "left_knee", "left_ankle"]))
+    assert 0 < (drawn == LEFT).all(-1).sum() < 100
+
+
+def test_a_sheet_has_poses_and_detected_people() -> None:
+    image = Image.new("RGB", (64, 64))
+    truth = {"keypoints": torch.full((16, 2), 30.0), "labelled": torch.ones(16, dtype=torch.bool)}
+    drawn = draw_sample(image, spread(16, 64, 64), truth, MPII_JOINTS)
+    assert drawn is not None
+    assert drawn.width == 2 * 256 + 4
+    people = {
+        "boxes": torch.tensor([[5.0, 5.0, 50.0, 50.0]] * 2),
+        "scores": torch.tensor([0.9, 0.1]),
+        "labels": torch.zeros(2, dtype=torch.int64),
+        "keypoints": torch.stack([spread(16, 64, 64)["keypoints"], torch.full((16, 2), 60.0)]),
+        "keypoint_scores": torch.ones(2, 16),
+    }
+    assert draw_sample(image, people, {}, MPII_JOINTS) is not None
+    pixels = np.asarray(draw_people(Image.new("RGB", (64, 64)), people, MPII_JOINTS, (64, 64)))
+    assert pixels[:55, :55].any()
+    assert not pixels[58:, 58:].any()  # a score of .1 is not drawn
+
+
+def test_heatmaps_have_a_row_a_stack_and_are_red_at_the_peak() -> None:
+    heatmaps = torch.zeros(2, 3, 8, 8)
+    heatmaps[1, 2, 2, 5] = 1.0
+    heatmaps[1, 2, 1:4, 4:7] = 1.0
+    drawn = np.asarray(draw_heatmaps(Image.new("RGB", (64, 64), (90, 90, 90)), heatmaps, ["a", "b", "c"])).astype(int)
+    red = (drawn[..., 0] > 100) & (drawn[..., 0] > drawn[..., 2] + 60)
+    rows, columns = np.nonzero(red)
+    step, cell = HEATMAP_TILE + 3, HEATMAP_TILE / 8
+    assert rows.mean() == pytest.approx(18 + step + 2.5 * cell, abs=4)
+    assert columns.mean() == pytest.approx(60 + 2 * step + 5.5 * cell, abs=4)
+
+
+def test_curves_are_drawn_where_nothing_was_labelled() -> None:
+    curve = torch.linspace(0, 1, 51).repeat(8, 1)
+    curve[3] = torch.nan
+    rows = [{"joint": "nose", "instances": 0, "pckh": ""}, {"joint": "left_ear", "instances": 3, "pckh": 0.5}]
+    assert draw_curves(curve, rows, "pckh", "val").size == (1200, 552)
+
+
+def test_records_are_in_the_pixels_of_the_file() -> None:
+    prediction = {"keypoints": torch.tensor([[1.0, 2.0]]), "scores": torch.tensor([0.5])}
+    moved = in_file_pixels(prediction, torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -1.0]]))
+    record = pose_record(moved, ["left_knee"])
+    assert record == {"keypoints": [{"joint": "left_knee", "x": 12.0, "y": 3.0, "score": 0.5}]}
+    assert table_rows(record) == (["joint", "x", "y", "score"], [["left_knee", "12.0", "3.0", "0.5"]])
+    people = {"keypoints": torch.tensor([[[1.0, 2.0]]]), "keypoint_scores": torch.tensor([[0.25]])}
+    added = add_joints({"detections": [{"class": "person"}]}, people, None, (2.0, 4.0))
+    joint = {"joint": "class 0", "x": 2.5, "y": 9.5, "score": 0.25}
+    assert added == {"detections": [{"class": "person", "keypoints": [joint]}]}
+
+
+TINY = ["--model", "StackedHourglass", "--model.stacks", "2", "--model.features", "8", "--model.depth", "2"]
+QUIET = [
+    "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.num_workers", "0",
+    "--data.image_size", "64",
+]  # fmt: skip
+
+
+def test_a_run_leaves_skeletons_heatmaps_curves_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mpii(str(tmp_path / "mpii"), train=3, val=2, size=64)
+    monkeypatch.chdir(tmp_path)
+    cli.parser.run([
+        "fit", *TINY, "--data", "MPII", *QUIET, "--data.root", "mpii", "--data.batch_size", "2",
+        "--trainer.max_epochs", "1", "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled",
+        "--experiment", "r",
+    ])  # fmt: skip
+    (run,) = Path("runs/r").iterdir()
+    names = {path.name.rpartition("_step=")[0] for path in (run / "pictures").iterdir()}
+    assert names == {"val", "val_heatmaps", "val_pckh"}
+    with open(run / "per_joint_pckh_val.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["joint"] for row in rows] == MPII_JOINTS
+    assert sum(int(row["instances"]) for row in rows) > 10
+
+    # The checkpoint knows its joints where no dataset says them, and finds them in the file's own pixels.
+    (tmp_path / "mine").mkdir()
+    to_picture(torch.randint(0, 256, (3, 90, 150), dtype=torch.uint8)).save(tmp_path / "mine" / "wide.png")
+    cli.parser.run([
+        "predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--data", "MPII", "--data.images", "mine",
+        *QUIET, "--experiment", "p",
+    ])  # fmt: skip
+    (predicted,) = Path("runs/p").iterdir()
+    (line,) = json.loads((predicted / "predictions.json").read_text())
+    assert [item["joint"] for item in line["keypoints"]] == MPII_JOINTS
+    # The crop is the square of 150 pixels about the middle.
+    assert all(-1 <= item["x"] <= 150 and -31 <= item["y"] <= 120 for item in line["keypoints"])
+    xs = sorted(item["x"] for item in line["keypoints"])
+    assert xs[-1] - xs[0] > 64 / 4  # not all in one place, so that the next line says something
+    with open(predicted / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["x"]) for row in rows] == [item["x"] for item in line["keypoints"]]
+    assert Image.open(predicted / line["annotated"]).size == (150, 90)
