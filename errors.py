@@ -8,7 +8,7 @@ class DatasetError(ValueError):
 
 
 class BrokenImageError(OSError):
-    """A picture cannot be read. ``str`` is one line: the file and the reason.
+    """An image cannot be read. ``str`` is one line: the file and the reason.
 
     Args:
         path: the file. A DataLoader rebuilds a worker's exception from its traceback text alone; that text is taken

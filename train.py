@@ -8,7 +8,7 @@
     fit        train, validate on the way, save checkpoints
     validate   measure on the validation set
     test       measure on the test set
-    predict    label the pictures of a folder
+    predict    label the images of a folder
 
 Options are dotted: --model.network resnet50, --data.batch_size 128, --trainer.max_epochs 90. The command line beats the
 YAML files (--config, later ones beat earlier ones, all beat configs/trainer.yaml), and those beat a checkpoint.

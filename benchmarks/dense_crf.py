@@ -1,9 +1,9 @@
 """The dense CRF here and pydensecrf2's: ``python -m benchmarks.dense_crf --peer PYTHON``.
 
-Prints for each picture the seconds that one core takes, lattices included, as the median of some runs, the ratio, and
+Prints for each image the seconds that one core takes, lattices included, as the median of some runs, the ratio, and
 by how much the two results differ at most. The runs alternate, so that a disturbance meets both, and only the process's
-own time counts. Without ``--image`` the pictures are drawn: one with texture of all sizes, and one of noise, where next
-to no colours are alike. The probabilities are drawn, too.
+own time counts. Without ``--image`` the images are drawn: one with texture of all sizes, and one of noise, where next
+to no colors are alike. The probabilities are drawn, too.
 
 The peer is compiled when it is installed, and into an environment of its own; its Python is what ``--peer`` takes::
 
@@ -40,14 +40,14 @@ import numpy as np
 import pydensecrf.densecrf as dcrf
 given = dict(np.load(sys.argv[1]))
 image, unary = np.ascontiguousarray(given["image"].transpose(1, 2, 0)), given["unary"]
-normalisation = getattr(dcrf, "NORMALIZE_" + str(given["normalisation"]).upper())
-number = {name: float(value) for name, value in given.items() if value.ndim == 0 and name != "normalisation"}
+normalization = getattr(dcrf, "NORMALIZE_" + str(given["normalization"]).upper())
+number = {name: float(value) for name, value in given.items() if value.ndim == 0 and name != "normalization"}
 start = time.process_time()
 crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], len(unary))
 crf.setUnaryEnergy(unary.reshape(len(unary), -1))
-crf.addPairwiseGaussian(number["theta_gamma"], number["gaussian_weight"], dcrf.CONST_KERNEL, normalisation)
+crf.addPairwiseGaussian(number["theta_gamma"], number["gaussian_weight"], dcrf.CONST_KERNEL, normalization)
 crf.addPairwiseBilateral(
-    number["theta_alpha"], number["theta_beta"], image, number["bilateral_weight"], dcrf.CONST_KERNEL, normalisation
+    number["theta_alpha"], number["theta_beta"], image, number["bilateral_weight"], dcrf.CONST_KERNEL, normalization
 )
 result = np.array(crf.inference(int(number["iterations"])))
 print(time.process_time() - start)
@@ -129,17 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--peer", metavar="PYTHON", help="the Python that has pydensecrf2; default: ours alone")
-    parser.add_argument("--image", nargs="+", help="pictures, resized; default: two that are drawn")
+    parser.add_argument("--image", nargs="+", help="images, resized; default: two that are drawn")
     parser.add_argument("--size", nargs=2, type=int, default=[375, 500], metavar=("H", "W"), help="default: 375 500")
     parser.add_argument("--classes", type=int, default=21, help="default: %(default)s")
     parser.add_argument("--parameters", choices=list(DEEPLAB), default="resnet101", help="default: %(default)s")
-    parser.add_argument("--normalisation", choices=["after", "symmetric"], default="after", help="default: %(default)s")
+    parser.add_argument("--normalization", choices=["after", "symmetric"], default="after", help="default: %(default)s")
     parser.add_argument("--iterations", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each; default: %(default)s")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    system = replace(DEEPLAB[options.parameters], iterations=options.iterations, normalisation=options.normalisation)
+    system = replace(DEEPLAB[options.parameters], iterations=options.iterations, normalization=options.normalization)
     height, width = options.size
     unary = -(3 * draw(generator, options.classes, height, width, 8, 0.5)).log_softmax(0).numpy()
     print(f"{height}x{width} pixels, {options.classes} classes, one core, median of {options.repeats} runs; {system}")

@@ -1,7 +1,7 @@
 """Frames a second of the detectors, one image at a time: ``python -m benchmarks.detection_fps``.
 
 From the resized uint8 tensor on the device to the final boxes, suppression included, and the network alone with its
-normalisation. Untrained weights make odd boxes, so the table says how many went into the suppression. SSD300 is
+normalization. Untrained weights make odd boxes, so the table says how many went into the suppression. SSD300 is
 measured beside torchvision's ssd300_vgg16, which gets the same weights and so the same boxes. What the papers report
 stands in a table of its own: another machine, and other software. The R-CNN family's parts are timed by
 ``python -m benchmarks.two_stage_speed``.
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="untrained; default: all")
     what.add_argument("--ckpt_path", nargs="+", help="checkpoints in their place")
     parser.add_argument("--num_classes", type=int, default=20, help="of untrained ones")
-    parser.add_argument("--images", help="a folder of pictures; default: noise")
+    parser.add_argument("--images", help="a folder of images; default: noise")
     parser.add_argument("--warm_up", type=int, default=50 if cuda else 2, help="images; default: %(default)s")
     parser.add_argument("--timed", type=int, default=200 if cuda else 10, help="images; default: %(default)s")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")

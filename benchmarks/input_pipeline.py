@@ -1,13 +1,13 @@
-"""Pictures a second of our training input against torchvision's reference: ``make bench``.
+"""Images a second of our training input against torchvision's reference: ``make bench``.
 
 Both read the file, decode, cut out and resize a random part to 224x224 and flip it. The reference (torchvision's
-ImageNet recipe) then makes floats and normalises; ours delivers uint8, a quarter of the bytes, and the module
-normalises on the device.
+ImageNet recipe) then makes floats and normalizes; ours delivers uint8, a quarter of the bytes, and the module
+normalizes on the device.
 
 First what a training loop sees: one worker process that fills batches of 64 and hands them over through shared memory,
-timed by the clock where they arrive, with all that our loader does for exact resume. Then one picture at a time in the
+timed by the clock where they arrive, with all that our loader does for exact resume. Then one image at a time in the
 main process, by processor time and without batches, where the size of what is delivered hardly counts; there ours is
-timed with normalisation too, so that nobody is misled.
+timed with normalization too, so that nobody is misled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BATCHES = 10
 
 
 def seconds(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
-    """Processor time of one pass; the pictures are in the page cache, and other work on the machine does not count."""
+    """Processor time of one pass; the images are in the page cache, and other work on the machine does not count."""
     random.seed(0)
     torch.manual_seed(0)
     start = time.process_time()
@@ -50,7 +50,7 @@ def seconds(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
 
 
 def measure(functions: dict[str, Callable[[Any], object]], inputs: Sequence[Any], repeats: int) -> dict[str, float]:
-    """Median milliseconds a picture of each function; the runs alternate, so that a disturbance meets all."""
+    """Median milliseconds an image of each function; the runs alternate, so that a disturbance meets all."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
@@ -78,14 +78,14 @@ def pipelines() -> dict[str, Callable[[str], object]]:
         with open(path, "rb") as file:
             return recipe(Image.open(file).convert("RGB"))
 
-    def normalised(path: str) -> object:
+    def normalized(path: str) -> object:
         return ours(path).float().sub_(mean).div_(std)
 
-    return {"reference": reference, "ours": ours, "ours, normalised": normalised}
+    return {"reference": reference, "ours": ours, "ours, normalized": normalized}
 
 
 class Pictures(Dataset):
-    """``BATCHES`` times ``BATCH`` pictures, over and over the same paths, each through ``function``."""
+    """``BATCHES`` times ``BATCH`` images, over and over the same paths, each through ``function``."""
 
     def __init__(self, paths: list[str], function: Callable[[str], Any]) -> None:
         self.paths, self.function = paths, function
@@ -103,7 +103,7 @@ def one_thread(worker_id: int) -> None:
 
 
 def batches(paths: list[str], repeats: int) -> dict[str, float]:
-    """Median milliseconds a picture where batches arrive from one worker process."""
+    """Median milliseconds an image where batches arrive from one worker process."""
     functions = pipelines()
     theirs = Pictures(paths, functions["reference"])
     ours = SeededDataset(Pictures(paths, functions["ours"]), seed=0, replace=True)
@@ -124,7 +124,7 @@ def batches(paths: list[str], repeats: int) -> dict[str, float]:
 
 
 def stages(paths: list[str], repeats: int) -> dict[str, float]:
-    """Median milliseconds a picture of each stage of ours, by differences of growing pipelines."""
+    """Median milliseconds an image of each stage of ours, by differences of growing pipelines."""
     box = {path: random_resized_box(*image_size(path), (0.08, 1.0), (3 / 4, 4 / 3)) for path in paths}
 
     def crop(path: str) -> Any:
@@ -146,14 +146,14 @@ def stages(paths: list[str], repeats: int) -> dict[str, float]:
 def show(result: dict[str, float]) -> None:
     """Prints a line a pipeline."""
     for name, milliseconds in result.items():
-        print(f"  {name:22s} {milliseconds:6.3f} ms  {1e3 / milliseconds:6.0f} pictures/s")
+        print(f"  {name:22s} {milliseconds:6.3f} ms  {1e3 / milliseconds:6.0f} images/s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__)
-    parser.add_argument("folder", nargs="?", default=DEFAULT, help="pictures; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=7, help="timed passes over all pictures")
+    parser.add_argument("folder", nargs="?", default=DEFAULT, help="images; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=7, help="timed passes over all images")
     options = parser.parse_args(arguments)
     try:
         paths = list_images(options.folder)
@@ -162,16 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    print(f"{len(paths)} pictures of {os.path.normpath(options.folder)}")
+    print(f"{len(paths)} images of {os.path.normpath(options.folder)}")
     result = batches(paths, options.repeats)
     print(f"batches of {BATCH} from one worker process, median of {options.repeats} passes by the clock")
     show(result)
     print(f"ratio {result['reference'] / result['ours']:.2f}")
     result = measure(pipelines(), paths, options.repeats)
-    print(f"one picture at a time in the main process, median processor time of {options.repeats} passes")
+    print(f"one image at a time in the main process, median processor time of {options.repeats} passes")
     show(result)
-    print(f"ratio {result['reference'] / result['ours']:.2f}: ours delivers uint8, the device normalises")
-    print(f"ratio {result['reference'] / result['ours, normalised']:.2f}: with normalisation on this core too")
+    print(f"ratio {result['reference'] / result['ours']:.2f}: ours delivers uint8, the device normalizes")
+    print(f"ratio {result['reference'] / result['ours, normalized']:.2f}: with normalization on this core too")
     print("ours by stage:")
     for name, milliseconds in stages(paths, options.repeats).items():
         print(f"  {name:22s} {milliseconds:6.3f} ms")

@@ -1,8 +1,8 @@
 """What switches bring, layer by layer: SAE against SWWAE, trained alike, their PSNR as a table and the lecture's row.
 
 ``python -m benchmarks.inversion_by_layer --content PHOTOGRAPHS`` trains a decoder of each layer twice, with and without
-the encoder's switches: the same pictures in the same order, the same parameters, the same steps. It prints a table of
-the PSNR of held-out pictures, and writes one of them and what each layer gives of it to inversion_by_layer.png.
+the encoder's switches: the same images in the same order, the same parameters, the same steps. It prints a table of
+the PSNR of held-out images, and writes one of them and what each layer gives of it to inversion_by_layer.png.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def train(layer: str, switches: bool, data: StyleImages, options: argparse.Names
 
 @torch.no_grad()
 def measure(module: InversionNetwork, data: StyleImages, device: str) -> tuple[float, Image.Image]:
-    """PSNR of the held-out pictures in dB, and the first of them as it comes back."""
+    """PSNR of the held-out images in dB, and the first of them as it comes back."""
     metric, first = PSNR().to(device), None
     for batch in data.val_dataloader():
         images = batch["image"].to(device)
-        found = module.predict(images)["stylised"]
+        found = module.predict(images)["stylized"]
         metric.update(found, images)
         first = first or to_picture(found[0].cpu())
     assert first is not None
@@ -66,7 +66,7 @@ def measure(module: InversionNetwork, data: StyleImages, device: str) -> tuple[f
 
 
 def row_of_pictures(original: Image.Image, rows: dict[str, list[Image.Image]], layers: Sequence[str]) -> Image.Image:
-    """The picture, then a column a layer and a row for each way."""
+    """The image, then a column a layer and a row for each way."""
     tile, gap, head, side = 128, 4, 24, 72
     canvas = Image.new("RGB", (side + (len(layers) + 1) * (tile + gap), head + len(rows) * (tile + gap)), PAPER)
     draw, font = ImageDraw.Draw(canvas), load_font(13)
@@ -82,16 +82,16 @@ def row_of_pictures(original: Image.Image, rows: dict[str, list[Image.Image]], l
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = FriendlyParser(prog="python -m benchmarks.inversion_by_layer", description=__doc__.splitlines()[0])
-    parser.add_argument("--content", required=True, help="folder of pictures; one of ten is held out")
+    parser.add_argument("--content", required=True, help="folder of images; one of ten is held out")
     parser.add_argument("--layers", nargs="+", default=list(LAYERS), choices=LAYERS, metavar="LAYER", help="which")
     parser.add_argument("--network", default="vgg16", choices=("vgg16", "vgg19"), help="the encoder")
     parser.add_argument("--weights", default="DEFAULT", help="of the encoder: DEFAULT, a file, or random")
     parser.add_argument("--steps", type=int, default=500, help="of each training")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--size", type=int, default=64, help="side of the squares in pixels, 32 or more")
     parser.add_argument("--rate", type=float, default=1e-3, help="Adam's first rate, which falls as a cosine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--picture", default="inversion_by_layer.png", help="where the row of pictures goes")
+    parser.add_argument("--picture", default="inversion_by_layer.png", help="where the row of images goes")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*none is held out")
     try:
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"pictures: {options.picture}")
+    print(f"images: {options.picture}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The patch classifier patch by patch and in one pass: ``python -m benchmarks.patch_classifier``.
 
-The same network says the same of the same picture: naively, each patch cut out (and 64 given to the network at a time,
-so that the factor is not that of calling it); and in one pass, in which neighbouring patches share their features. The
+The same network says the same of the same image: naively, each patch cut out (and 64 given to the network at a time,
+so that the factor is not that of calling it); and in one pass, in which neighboring patches share their features. The
 two agree to rounding, which is checked; VGG16, whose zero padding keeps them from agreeing, can be measured too.
 """
 

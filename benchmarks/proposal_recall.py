@@ -1,7 +1,7 @@
 """How many objects are among the first proposals: ``python -m benchmarks.proposal_recall --ckpt_path RPN``.
 
 The comparison of Ren et al. 2015, "Analysis of Recall-to-IoU": the proposal network beside Selective Search, on the
-same pictures. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; Selective Search's boxes are those that
+same images. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; Selective Search's boxes are those that
 ``python -m datamodules.proposals`` wrote.
 """
 
@@ -25,7 +25,7 @@ from lightning_modules.detection.rpn import RPN
 
 
 def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) -> dict[str, ProposalRecall]:
-    """Recall of both methods on the data's validation pictures."""
+    """Recall of both methods on the data's validation images."""
     recalls = {"proposal network": ProposalRecall().to(device), "Selective Search": ProposalRecall().to(device)}
     for batch in data.val_dataloader():
         target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BrokenImageError, DatasetError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.ckpt_path} on {', '.join(sets)}: recall in % of the first N proposals, at IoUs of .5 and .7,")
-    print("and the mean over .5, .55 to .95")
+    print(f"{options.ckpt_path} on {', '.join(sets)}: recall in % of the first N proposals, at IoUs of 0.5 and 0.7,")
+    print("and the mean over 0.5, 0.55 to 0.95")
     print(f"{'':20s}" + "".join(f"{f'{n} at {at}':>13}" for n in ProposalRecall.counts for at in (".5", ".7", "all")))
     for name, metric in recalls.items():
         recall = 100 * metric.compute()["recall"]

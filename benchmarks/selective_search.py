@@ -1,9 +1,9 @@
 """Selective Search here and in OpenCV's contrib modules: ``python -m benchmarks.selective_search --data.root DIR``.
 
-Prints, on the same pictures, the share of the objects (but for the difficult ones) that one of a picture's first boxes
-overlaps with an IoU of .5, and the seconds that one core takes for a picture, as the median and as the median ratio.
+Prints, on the same images, the share of the objects (but for the difficult ones) that one of an image's first boxes
+overlaps with an IoU of 0.5, and the seconds that one core takes for an image, as the median and as the median ratio.
 OpenCV runs its own "fast" (k = 150, 300, 450) and with R-CNN's k = 50, 100 and their least sizes, which are ours; all
-see the picture 500 pixels wide. The runs alternate, so that a disturbance meets all.
+see the image 500 pixels wide. The runs alternate, so that a disturbance meets all.
 
 The peer is in a wheel that cannot be installed beside the one that this project needs, but can lie before it::
 
@@ -39,7 +39,7 @@ def opencv(image: np.ndarray, as_rcnn: bool) -> np.ndarray:
     """OpenCV's boxes of uint8 (H,W,3) RGB, in its pixels: float32 (N,4) xyxy, best first.
 
     Args:
-        image: the picture.
+        image: the image.
         as_rcnn: k, the segments' and the boxes' least sizes are R-CNN's; else its own "fast".
     """
     parts = cv2.ximgproc.segmentation  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
     parser.add_argument("--data.val", nargs="+", default=["VOC2007/val"], help="image sets; default: %(default)s")
     parser.add_argument("--data.classes", nargs="+", help="default: VOC's")
-    parser.add_argument("--top", type=int, default=2000, help="boxes of a picture that count; default: %(default)s")
+    parser.add_argument("--top", type=int, default=2000, help="boxes of an image that count; default: %(default)s")
     parser.add_argument("--pictures", type=int, help="the first so many alone; default: all")
     options = parser.parse_args(arguments)
     cv2.setNumThreads(1)
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     objects_in_all = sum(map(len, found["ours"]))
-    print(f"{len(seconds['ours'])} pictures, {objects_in_all} objects, up to {options.top} boxes a picture, one core")
+    print(f"{len(seconds['ours'])} images, {objects_in_all} objects, up to {options.top} boxes an image, one core")
     print(f"{'':20} {'boxes':>7} {'recall':>8} {'seconds':>8}")
     for name in methods:
         recall = 100 * np.concatenate(found[name]).mean()

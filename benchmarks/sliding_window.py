@@ -1,7 +1,7 @@
 """The sliding window as a loop and as a convolution: ``python -m benchmarks.sliding_window``.
 
-The same network looks at the same windows of the same picture: cut out one after the other, as the lecture's loop does;
-cut out and given to the network a hundred at a time; and all in one pass over the picture, in which neighbouring
+The same network looks at the same windows of the same image: cut out one after the other, as the lecture's loop does;
+cut out and given to the network a hundred at a time; and all in one pass over the image, in which neighboring
 windows share their features. The three agree to rounding, which is checked.
 """
 
@@ -44,7 +44,7 @@ def measure(functions: dict[str, Callable[[], Tensor]], repeats: int) -> dict[st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sliding_window", description=__doc__)
-    parser.add_argument("--size", type=int, default=320, help="side of the picture in pixels; default: %(default)s")
+    parser.add_argument("--size", type=int, default=320, help="side of the image in pixels; default: %(default)s")
     parser.add_argument("--window", type=int, default=64, help="side of a window; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; default: %(default)s")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""The lecture's figures of learnt images: ``python -m benchmarks.style_figures --content PHOTO --style A B C D``.
+"""The lecture's figures of learned images: ``python -m benchmarks.style_figures --content PHOTO --style A B C D``.
 
-Four pictures, made by the modules that train.py runs: ``inversion.png``, what each layer knows of a photograph, up to
+Four images, made by the modules that train.py runs: ``inversion.png``, what each layer knows of a photograph, up to
 its log-probabilities; ``textures.png``, a style's texture by one layer more each time; ``row.png``, one photograph from
-content to style; ``styles.png``, one photograph in each style. Without pictures drawn ones are taken. As fast as the
+content to style; ``styles.png``, one photograph in each style. Without images drawn ones are taken. As fast as the
 lecture's they are not: at 128 pixels, 100 steps and one core it takes half an hour; ``--figures`` makes some of them.
 """
 
@@ -32,7 +32,7 @@ FIGURES = ("inversion", "textures", "row", "styles")
 NETWORKS = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 INVERTED = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1", "pool5", "logprob")
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of style to content
-TILE = 192  # pixels, the side of a picture in a figure
+TILE = 192  # pixels, the side of an image in a figure
 
 Titled = tuple[str, Image.Image]
 
@@ -45,7 +45,7 @@ def learn(module: LearnedImage, data: ImagePair, folder: Path) -> tuple[Image.Im
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     found = module.predict([])
-    return to_picture(found["stylised"][0]), float(trainer.callback_metrics["train/loss"])
+    return to_picture(found["stylized"][0]), float(trainer.callback_metrics["train/loss"])
 
 
 def inversion(options: argparse.Namespace) -> list[list[Titled]]:
@@ -106,7 +106,7 @@ def styles(options: argparse.Namespace) -> list[list[Titled]]:
 
 
 def made(title: str, module: LearnedImage, data: ImagePair, options: argparse.Namespace) -> Titled:
-    """A tile of a learnt image; a line says what it took."""
+    """A tile of a learned image; a line says what it took."""
     start = time.perf_counter()
     image, loss = learn(module, data, options.out)
     print(f"  {title:14s} loss {loss:.4g}, {time.perf_counter() - start:.0f} s", flush=True)
@@ -114,7 +114,7 @@ def made(title: str, module: LearnedImage, data: ImagePair, options: argparse.Na
 
 
 def source_of(data: ImagePair, key: str) -> Image.Image:
-    """The picture as the module sees it."""
+    """The image as the module sees it."""
     return to_picture(data.dataset("val")[0][key])
 
 

@@ -1,7 +1,7 @@
-"""How fast pictures are painted: ``python -m benchmarks.style_speed``.
+"""How fast images are painted: ``python -m benchmarks.style_speed``.
 
 ``neural_style``: `NeuralStyle`, run by the Trainer, against the way of PyTorch's tutorial, `benchmarks.style_tutorial`.
-Features, weights of the terms, start, optimiser and steps are the same, and so must the loss be in the end, which is
+Features, weights of the terms, start, optimizer and steps are the same, and so must the loss be in the end, which is
 checked. The peers, from the slowest on:
 
 - ``targets recomputed``: the style goes through the network before each step;
@@ -10,11 +10,11 @@ checked. The peers, from the slowest on:
 
 All take turns step by step, so that a disturbance of the machine meets all of them.
 
-``one_pass``: milliseconds a picture, from uint8 pixels to uint8 pixels, of the systems that paint in one pass, beside
+``one_pass``: milliseconds an image, from uint8 pixels to uint8 pixels, of the systems that paint in one pass, beside
 500 steps of neural style at the same size, and what the papers report of a Titan X.
 
 ``curve``, with ``--fast_style CHECKPOINT``: how many steps of L-BFGS from noise it takes to get below the loss of what
-the network paints in one pass, on pictures that it has not seen (Johnson et al. 2016, figure 5).
+the network paints in one pass, on images that it has not seen (Johnson et al. 2016, figure 5).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from lightning_modules.style.style_prediction import StylePrediction
 WARM_UP = 2  # steps that are not timed
 APART = 0.05  # losses may differ by this share: rounding grows with the steps
 PEERS = {"targets recomputed": (True, False), "tutorial": (False, False), "tutorial, frozen": (False, True)}
-#: Seconds a picture on a Titan X at 256, 512 and 1024 pixels, as the papers have them.
+#: Seconds an image on a Titan X at 256, 512 and 1024 pixels, as the papers have them.
 PAPERS = {
     "neural style, 500 steps": {256: 15.86, 512: 54.85, 1024: 214.44},
     "FastStyle": {256: 0.015, 512: 0.05, 1024: 0.21},
@@ -194,7 +194,7 @@ def one_pass(options: argparse.Namespace) -> int:
         for module in painters.values():
             module.setup("predict")
             module.eval().to(device())
-        print(f"ms a picture, one at a time, {device()}, {torch.get_num_threads()} threads; the style is read once")
+        print(f"ms an image, one at a time, {device()}, {torch.get_num_threads()} threads; the style is read once")
         columns = [f"{size} px" for size in options.sizes]
         print(f"{'':26}" + "".join(f"{column:>12}" for column in columns) + "    papers, Titan X")
         slow = {size: neural_style_seconds(size, options) for size in options.sizes}
@@ -218,7 +218,7 @@ def one_pass(options: argparse.Namespace) -> int:
 def curve(options: argparse.Namespace) -> int:
     """Prints how many steps of L-BFGS are as good as one pass, and draws the curves."""
     if options.fast_style is None or options.held_out is None:
-        print("curve: left out: it needs --fast_style CHECKPOINT and --held_out FOLDER, of pictures not trained on")
+        print("curve: left out: it needs --fast_style CHECKPOINT and --held_out FOLDER, of images not trained on")
         return 0
     given = {} if options.style is None else {"style": options.style}
     module = FastStyle.load_from_checkpoint(options.fast_style, weights=options.weights, map_location="cpu", **given)
@@ -256,7 +256,7 @@ def curve(options: argparse.Namespace) -> int:
 
 
 def draw_curves(lines: list[tuple[list[float], float, float]], path: str) -> None:
-    """The mean over the pictures of each kind: one pass, the picture as it is, L-BFGS step by step."""
+    """The mean over the images of each kind: one pass, the image as it is, L-BFGS step by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -266,8 +266,8 @@ def draw_curves(lines: list[tuple[list[float], float, float]], path: str) -> Non
     curves, one, unchanged = (torch.tensor(values).mean(0) for values in zip(*lines, strict=True))
     axes.plot(curves.tolist(), label="L-BFGS")
     axes.axhline(float(one), color="tab:green", label="one pass")
-    axes.axhline(float(unchanged), color="tab:red", linestyle="--", label="the picture as it is")
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"the same loss, mean of {len(lines)} pictures")
+    axes.axhline(float(unchanged), color="tab:red", linestyle="--", label="the image as it is")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"the same loss, mean of {len(lines)} images")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path)
@@ -289,15 +289,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.style_speed", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
     parser.add_argument("--content", help="a photograph; default: a drawn scene")
-    parser.add_argument("--style", help="a picture of style; default: a drawn texture, in curve the checkpoint's")
+    parser.add_argument("--style", help="an image of style; default: a drawn texture, in curve the checkpoint's")
     parser.add_argument("--size", type=int, default=128, help="longer side in pixels; default: %(default)s")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="of one_pass")
     parser.add_argument("--steps", type=int, default=500, help="of L-BFGS; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=3, help="timed pictures of one_pass; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="timed images of one_pass; default: %(default)s")
     parser.add_argument("--network", choices=NETWORKS, default="vgg19", help="default: %(default)s")
     parser.add_argument("--weights", default="random", help="as --model.weights; default: %(default)s")
     parser.add_argument("--fast_style", help="checkpoint of a FastStyle, for curve")
-    parser.add_argument("--held_out", help="folder of pictures that it has not seen, for curve")
+    parser.add_argument("--held_out", help="folder of images that it has not seen, for curve")
     parser.add_argument("--pictures", type=int, default=5, help="how many of them; default: %(default)s")
     parser.add_argument("--picture", default="style_curve.png", help="where the curves go; default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")

@@ -35,12 +35,12 @@ class LossModule(nn.Module):
         return x
 
 
-class Normalisation(nn.Module):
+class Normalization(nn.Module):
     """The first layer of a `Tutorial`."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
-        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in features.normalisation)
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in features.normalization)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean.to(x.device)) / self.std.to(x.device)
@@ -68,7 +68,7 @@ class Tutorial:
     ) -> None:
         self.style, self.recompute = style, recompute
         self.content_losses, self.style_losses = nn.ModuleList(), nn.ModuleList()
-        network: list[nn.Module] = [Normalisation(features)]
+        network: list[nn.Module] = [Normalization(features)]
         for name, layer in copy.deepcopy(features).layers.items():
             network.append(layer.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
             if name in CONTENT:
@@ -106,7 +106,7 @@ class Tutorial:
             loss = torch.stack(terms).sum()
             loss.backward()
             self.loss = loss.detach()
-            return loss  # type: ignore[return-value]  # as the optimiser takes it
+            return loss  # type: ignore[return-value]  # as the optimizer takes it
 
         before = self.image.detach().clone()
         self.optimizer.step(closure)

@@ -1,8 +1,8 @@
-"""Seconds a picture of R-CNN, Fast R-CNN and Faster R-CNN: ``python -m benchmarks.two_stage_speed --images FOLDER``.
+"""Seconds an image of R-CNN, Fast R-CNN and Faster R-CNN: ``python -m benchmarks.two_stage_speed --images FOLDER``.
 
-The lecture's story: R-CNN shows every proposal to the network, Fast R-CNN the picture once, and Faster R-CNN finds the
-proposals in what the network says anyhow. All with VGG16, the same pictures and up to as many proposals; from the
-uint8 picture in memory to the final boxes. The table says where the time goes: proposals (Selective Search on the CPU,
+The lecture's story: R-CNN shows every proposal to the network, Fast R-CNN the image once, and Faster R-CNN finds the
+proposals in what the network says anyhow. All with VGG16, the same images and up to as many proposals; from the
+uint8 image in memory to the final boxes. The table says where the time goes: proposals (Selective Search on the CPU,
 or the proposal network with its suppression), features (the convolutions; in R-CNN all that a crop goes through), and
 heads, which is all that is left. Untrained, since speed is all that is looked at: other proposals than a trained
 network's, and as many. What the lecture reports stands beside it: another machine, and other software.
@@ -32,7 +32,7 @@ from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.rcnn import RCNN
 
-#: Seconds a picture in the lecture (Li, Karpathy and Johnson's table), with VGG16 on a K40; proposals included.
+#: Seconds an image in the lecture (Li, Karpathy and Johnson's table), with VGG16 on a K40; proposals included.
 LECTURE = {"R-CNN": 50.0, "Fast R-CNN": 2.0, "Faster R-CNN": 0.2}
 Row = dict[str, float]
 
@@ -76,14 +76,14 @@ def measure(
     top: int | None,
     warm_up: int,
 ) -> Row:
-    """Seconds a picture: in all and of each part.
+    """Seconds an image: in all and of each part.
 
     Args:
         module: ready on the device.
-        pictures: uint8 (3,H,W) on the device.
+        images: uint8 (3,H,W) on the device.
         parts: see `Clock.watching`.
-        top: Selective Search's boxes of a picture, at most; None where the network has its own.
-        warm_up: pictures before those that count.
+        top: Selective Search's boxes of an image, at most; None where the network has its own.
+        warm_up: images before those that count.
     """
     clock = Clock(pictures[0].device)
     boxes = 0
@@ -143,7 +143,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
         ("proposals", faster_rcnn, "propose"),
     ]
     yield line("Faster R-CNN", measure(faster, pictures, parts, None, options.warm_up), first)
-    yield f"Selective Search: {first['boxes']:.0f} boxes a picture for R-CNN, {row['boxes']:.0f} for Fast R-CNN"
+    yield f"Selective Search: {first['boxes']:.0f} boxes an image for R-CNN, {row['boxes']:.0f} for Fast R-CNN"
 
 
 def _identity(num_classes: int, device: torch.device) -> Any:
@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.two_stage_speed", description=__doc__.split("\n")[0])
-    parser.add_argument("--images", required=True, help="a folder of pictures")
-    parser.add_argument("--timed", type=int, default=50 if cuda else 2, help="pictures; default: %(default)s")
+    parser.add_argument("--images", required=True, help="a folder of images")
+    parser.add_argument("--timed", type=int, default=50 if cuda else 2, help="images; default: %(default)s")
     parser.add_argument("--warm_up", type=int, default=5 if cuda else 0, help="runs before; default: %(default)s")
     parser.add_argument("--proposals", type=int, default=2000, help="of Selective Search; default: %(default)s")
     parser.add_argument("--width", type=float, default=1.0, help="of the channels; default: %(default)s, VGG16")
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}, {options.dtype}, width {options.width:g}, torch {torch.__version__}, {options.timed} pictures")
+    print(f"{machine}, {options.dtype}, width {options.width:g}, torch {torch.__version__}, {options.timed} images")
     print(f"{'':28s} {'measured here':^50}   | lecture, K40")
     columns = f"{'seconds':>9} {'speed':>7} {'proposals':>11}{'features':>11}{'heads':>11}"
     print(f"{'':28s} {columns}   |{'seconds':>10} {'speed':>7}")

@@ -1,7 +1,7 @@
 """Average precision over a set as large as VOC2007's test set: ``python -m benchmarks.voc_map``.
 
 4,952 images with 2.4 objects on average and 60 detections each, 20 classes, one thread. `VOCMeanAP` against
-torchmetrics' MeanAveragePrecision (backend faster_coco_eval, IoU .5 alone), in the same run: seconds of update and
+torchmetrics' MeanAveragePrecision (backend faster_coco_eval, IoU 0.5 alone), in the same run: seconds of update and
 compute together, and their ratio. The two do not measure the same (see lightning_modules/detection/metrics.py), so the
 values differ a little.
 """

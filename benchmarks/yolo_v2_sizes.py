@@ -1,6 +1,6 @@
 """One set of YOLOv2's weights at several sizes: ``python -m benchmarks.yolo_v2_sizes --ckpt_path best.ckpt``.
 
-Prints a line a size: mean average precision on the validation pictures, and frames a second with one image at a time,
+Prints a line a size: mean average precision on the validation images, and frames a second with one image at a time,
 from the resized uint8 tensor on the device to the final boxes with suppression, and of the network alone. Beside them
 stands what the paper has in table 3 (VOC2007's test set, a Titan X): another machine, and only comparable where the
 data are the same.

@@ -1,4 +1,4 @@
-"""How well each class is detected: average precisions as a table, precision-recall curves as a picture."""
+"""How well each class is detected: average precisions as a table, precision-recall curves as an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AveragePrecision(ClassTables):
 
     - ``<run>/per_class_<split>.csv``: class, objects, detections, average precision; of the latest evaluation.
       ``train.py validate`` and ``test`` print it too.
-    - ``<run>/pictures/<split>_precision_recall_step=<global step, 8 digits>.png``; also to W&B.
+    - ``<run>/images/<split>_precision_recall_step=<global step, 8 digits>.png``; also to W&B.
     """
 
     title = "average precision"
@@ -81,11 +81,11 @@ def draw_curves(results: dict[str, Tensor], class_names: Sequence[str] | None, t
     recall = [k / 100 for k in range(101)]
     for place, i in enumerate(measured):
         label = f"{class_name(i, class_names)[:22]} {float(ap[i]):.3f}" if i in named else None
-        colour = colormaps["turbo"](0.05 + 0.9 * place / max(1, len(measured) - 1)) if label else "#cccccc"
+        color = colormaps["turbo"](0.05 + 0.9 * place / max(1, len(measured) - 1)) if label else "#cccccc"
         # A recall that is not reached has precision 0: the curve ends before it.
         curve = results["precision"][i].tolist()
         reached = sum(value > 0 for value in curve)
-        axes.plot(recall[:reached], curve[:reached], color=colour, label=label, linewidth=1.6)
+        axes.plot(recall[:reached], curve[:reached], color=color, label=label, linewidth=1.6)
     mean = float(ap.nanmean())
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title(f"{title}: mean average precision {mean:.3f}", fontsize=11, parse_math=False)

@@ -26,7 +26,7 @@ class ClassIoU(ClassTables):
 
     - ``<run>/per_class_iou_<split>.csv``: class, pixels, iou, accuracy; of the latest evaluation. ``train.py validate``
       and ``test`` print it too.
-    - ``<run>/pictures/<split>_iou_step=<global step, 8 digits>.png``; also to W&B.
+    - ``<run>/images/<split>_iou_step=<global step, 8 digits>.png``; also to W&B.
     """
 
     title = "intersections over union"
@@ -72,7 +72,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
 
 
 def draw_bars(iou: Tensor, class_names: Sequence[str] | None, title: str) -> Image.Image:
-    """A bar a class in its colour, the best on top, and the mean; classes that do not occur have none."""
+    """A bar a class in its color, the best on top, and the mean; classes that do not occur have none."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,8 +83,8 @@ def draw_bars(iou: Tensor, class_names: Sequence[str] | None, title: str) -> Ima
     axes = figure.add_subplot()
     values = [float(iou[i]) for i in drawn]
     places = list(range(len(drawn)))
-    colours = [tuple(palette()[i] / 255) for i in drawn]
-    axes.barh(places, values, color=colours, edgecolor="#1c1e22", linewidth=0.5, height=0.75)
+    colors = [tuple(palette()[i] / 255) for i in drawn]
+    axes.barh(places, values, color=colors, edgecolor="#1c1e22", linewidth=0.5, height=0.75)
     names = [class_name(i, class_names)[:22] for i in drawn]
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.invert_yaxis()

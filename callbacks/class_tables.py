@@ -1,4 +1,4 @@
-"""What the callbacks share that write a table and a picture of what an evaluation says of each class."""
+"""What the callbacks share that write a table and an image of what an evaluation says of each class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ClassTables(pl.Callback):
     """Takes ``epoch_results[split]`` after each evaluation, on the first rank; split is ``val`` or ``test``.
 
     Args:
-        keep: pictures kept on disk of each split: the first one and the latest ``keep - 1``.
+        keep: images kept on disk of each split: the first one and the latest ``keep - 1``.
     """
 
     #: What it is called in messages, and the results without which there is nothing to write.
@@ -55,7 +55,7 @@ class ClassTables(pl.Callback):
             self.write({name: value.detach().cpu() for name, value in results.items()}, names, split, trainer)
 
     def save(self, picture: Image.Image, trainer: pl.Trainer, split: str, name: str, logged: str) -> None:
-        """Writes ``<run>/pictures/<split>_<name>_step=<global step, 8 digits>.png``; to W&B as ``<split>/<logged>``."""
+        """Writes ``<run>/images/<split>_<name>_step=<global step, 8 digits>.png``; to W&B as ``<split>/<logged>``."""
         save_picture(picture, trainer, f"{split}_{name}_step=", self.keep)
         log_to_wandb(trainer, {f"{split}/{logged}": picture})
 

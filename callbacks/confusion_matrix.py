@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the confusion matrix as a picture, the classes as a table."""
+"""Which classes are taken for which: the confusion matrix as an image, the classes as a table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ConfusionMatrix(ClassTables):
 
     Writes, split being ``val`` or ``test``:
 
-    - ``<run>/pictures/<split>_confusion_step=<global step, 8 digits>.png``, each row divided by its sum; also to W&B.
+    - ``<run>/images/<split>_confusion_step=<global step, 8 digits>.png``, each row divided by its sum; also to W&B.
     - ``<run>/per_class_<split>.csv``: class, count, accuracy, most confused with, and the share of that; of the latest
       evaluation.
     - ``<run>/confused_pairs_<split>.csv`` for more than 100 classes: the 20 most frequent confusions.
@@ -82,7 +82,7 @@ def confused_pairs(counts: Tensor, class_names: Sequence[str] | None, count: int
 
 
 def draw_confusion(counts: Tensor, class_names: Sequence[str] | None, title: str) -> Image.Image:
-    """The matrix with every row divided by its sum, as a picture; a class without samples has an empty row."""
+    """The matrix with every row divided by its sum, as an image; a class without samples has an empty row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import Normalize, PowerNorm
     from matplotlib.figure import Figure
@@ -117,8 +117,8 @@ def draw_confusion(counts: Tensor, class_names: Sequence[str] | None, title: str
                 # Zeros are most of the cells and would hide the rest.
                 if share == share and share >= 0.005:
                     text = "1" if share > 0.995 else f"{share:.2f}".lstrip("0")
-                    colour = "white" if share > 0.55 else "black"
-                    axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+                    color = "white" if share > 0.55 else "black"
+                    axes.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes; a warning a glyph helps nobody.

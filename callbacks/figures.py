@@ -1,4 +1,4 @@
-"""Pictures of what the model predicts: one contact sheet an evaluation, on disk and at W&B."""
+"""Images of what the model predicts: one contact sheet an evaluation, on disk and at W&B."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from visualization.orientation import draw_orientation, is_orientation
 from visualization.pose_stages import draw_stages
 from visualization.poses import draw_heatmaps, draw_people, draw_pose, is_pose
 from visualization.segmentation import draw_segmentation, is_segmentation
-from visualization.style import draw_stylised, is_stylised
+from visualization.style import draw_stylized, is_stylized
 
-TILE = 256  # pixels, the width of one picture on a contact sheet
+TILE = 256  # pixels, the width of one image on a contact sheet
 WIDE_TILE = 384  # the same, where two names stand beside each other below it
 PEOPLE = ["person"]  # what detectors with joints find
 
@@ -43,9 +43,9 @@ PEOPLE = ["person"]  # what detectors with joints find
 class Pictures(pl.Callback):
     """Draws evaluation samples of each epoch with their predictions: always the same, spread evenly over the set.
 
-    Writes ``<run>/pictures/<split>_step=<global step, 8 digits>.png``, split ``val`` or ``test``, and logs the same
-    sheet to W&B as ``<split>/pictures``; classification adds a table ``<split>/predictions``. With several ranks they
-    are rank 0's samples. A prediction that no function of this file draws gives no picture. Of a network with heatmaps
+    Writes ``<run>/images/<split>_step=<global step, 8 digits>.png``, split ``val`` or ``test``, and logs the same
+    sheet to W&B as ``<split>/images``; classification adds a table ``<split>/predictions``. With several ranks they
+    are rank 0's samples. A prediction that no function of this file draws gives no image. Of a network with heatmaps
     ``<split>_heatmaps_step=...png`` has those of the first sample, ``<split>/heatmaps`` at W&B; of a cascade
     ``<split>_stages_step=...png`` has what each stage found, ``<split>/stages`` at W&B.
 
@@ -56,7 +56,7 @@ class Pictures(pl.Callback):
 
     def __init__(self, count: int = 16, keep: int = 20) -> None:
         if count < 1 or keep < 2:
-            raise ValueError(f"pictures: expected count >= 1 and keep >= 2, found {count} and {keep}")
+            raise ValueError(f"images: expected count >= 1 and keep >= 2, found {count} and {keep}")
         self.count, self.keep = count, keep
         self._samples: list[tuple[Tensor, Any, dict[str, Any]]] = []
         self._told: set[str] = set()
@@ -136,8 +136,8 @@ def draw_sample(image: Image.Image, prediction: Any, truth: dict[str, Any], clas
         return draw_classification(fit(image, TILE), prediction, truth, class_names)
     if is_orientation(prediction):
         return draw_orientation(fit(image, TILE), prediction, truth)
-    if is_stylised(prediction):
-        return draw_stylised(fit(image, WIDE_TILE), prediction, truth)
+    if is_stylized(prediction):
+        return draw_stylized(fit(image, WIDE_TILE), prediction, truth)
     if is_detections(prediction) or is_segmentation(prediction) or is_pose(prediction):
         size, scale = image.size, (TILE if is_pose(prediction) else WIDE_TILE) / max(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
@@ -185,7 +185,7 @@ def _on_cpu(item: Any) -> Any:
 
 
 def save_picture(picture: Image.Image, trainer: pl.Trainer, prefix: str, keep: int) -> Path:
-    """Writes ``<run>/pictures/<prefix><global step>.png`` and removes all but the first and the latest ones."""
+    """Writes ``<run>/images/<prefix><global step>.png`` and removes all but the first and the latest ones."""
     folder = Path(trainer.default_root_dir) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{prefix}{trainer.global_step:08d}.png"
@@ -196,7 +196,7 @@ def save_picture(picture: Image.Image, trainer: pl.Trainer, prefix: str, keep: i
 
 
 def log_to_wandb(trainer: pl.Trainer, values: dict[str, Any]) -> None:
-    """Logs pictures (PIL) and tables (columns, rows) to the run's W&B logger, if there is one."""
+    """Logs images (PIL) and tables (columns, rows) to the run's W&B logger, if there is one."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     if not loggers:
         return
@@ -266,7 +266,7 @@ def _detection_table(samples: list[tuple[Tensor, Any, dict[str, Any]]], class_na
 
 @contextmanager
 def harmless(what: str, told: set[str]) -> Iterator[None]:
-    """Turns a failure into one printed line, once: a picture is never worth a training run."""
+    """Turns a failure into one printed line, once: an image is never worth a training run."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
-"""Painted pictures beside what they were made of, and the film of an image that is learnt.
+"""Painted images beside what they were made of, and the film of an image that is learned.
 
-The prediction of a picture: ``stylised`` uint8 (3,H,W), and ``random`` bool, whether features of random weights were
+The prediction of an image: ``stylized`` uint8 (3,H,W), and ``random`` bool, whether features of random weights were
 looked at, which every drawing says.
 """
 
@@ -16,14 +16,14 @@ import pytorch_lightning as pl
 from PIL import Image
 
 from visualization.drawing import to_picture
-from visualization.style import is_stylised
+from visualization.style import is_stylized
 
 FPS = 8  # of a film
 LAST = 2.0  # seconds that its last frame stays
 
 
 class Film(pl.Callback):
-    """Keeps an image that is learnt after each epoch, and makes a film of it in the end.
+    """Keeps an image that is learned after each epoch, and makes a film of it in the end.
 
     Writes ``<run>/frames/step=<global step, 8 digits>.png``, and ``<run>/film.mp4`` when the training ends. It does so
     for modules that say ``film = True`` and whose prediction is one image.
@@ -34,10 +34,10 @@ class Film(pl.Callback):
     ) -> None:
         if not getattr(pl_module, "film", False) or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if trainer.state.fn == "fit" and is_stylised(outputs):
+        if trainer.state.fn == "fit" and is_stylized(outputs):
             folder = Path(trainer.default_root_dir) / "frames"
             folder.mkdir(parents=True, exist_ok=True)
-            to_picture(outputs["stylised"][0].cpu()).save(folder / f"step={trainer.global_step:08d}.png")
+            to_picture(outputs["stylized"][0].cpu()).save(folder / f"step={trainer.global_step:08d}.png")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if getattr(pl_module, "film", False) and trainer.is_global_zero:

@@ -27,7 +27,7 @@ class JointTables(ClassTables):
 
     - ``<run>/per_joint_<metric>_<split>.csv``: joint, instances and the metric; of the latest evaluation.
       ``train.py validate`` and ``test`` print it too.
-    - ``<run>/pictures/<split>_<metric>_step=<global step, 8 digits>.png``: the curves and the table; also to W&B.
+    - ``<run>/images/<split>_<metric>_step=<global step, 8 digits>.png``: the curves and the table; also to W&B.
 
     Args:
         metric: whose results.
@@ -69,7 +69,7 @@ def draw_curves(
     """The part of the joints that are found within each distance, a line a group and a wide one in total; and a table.
 
     Args:
-        curve: float (8,51), at distances 0, .01, ... .5, rows as in `GROUPS`.
+        curve: float (8,51), at distances 0, 0.01, ... 0.5, rows as in `GROUPS`.
         rows: ``joint``, ``instances`` and the metric of each joint, as `JointTables` writes them.
         metric: names the distances' unit.
         title: put above.
@@ -95,7 +95,7 @@ def draw_curves(
     beside.axis("off")
     cells = [[row["joint"], row["instances"], "" if row[metric] == "" else f"{row[metric]:.3f}"] for row in rows]
     table = beside.table(
-        cells, colLabels=["joint", "labelled", PRINTED[metric]], colWidths=(0.5, 0.25, 0.25), bbox=(0, 0, 1, 1)
+        cells, colLabels=["joint", "labeled", PRINTED[metric]], colWidths=(0.5, 0.25, 0.25), bbox=(0, 0, 1, 1)
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8)

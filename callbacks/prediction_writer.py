@@ -1,4 +1,4 @@
-"""`train.py predict`: every picture annotated, and what was predicted as JSON and CSV."""
+"""`train.py predict`: every image annotated, and what was predicted as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from visualization.poses import (
     pose_rows,
 )
 from visualization.segmentation import draw_segmentation, ids_of, is_segmentation, save_ids, segmentation_record
-from visualization.style import is_stylised, style_record
+from visualization.style import is_stylized, style_record
 
 LONG_SIDE = 1280  # pixels
 PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr")
@@ -61,35 +61,35 @@ PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr")
 class PredictionWriter(pl.Callback):
     """Writes predictions as they come, in constant memory.
 
-    - ``<run>/predictions/<path of the picture in its folder>.jpg``: an annotated copy, long side at most 1280 pixels.
-      A name that ends in ``.jpg`` stays, others get it appended (``a.png.jpg``), so that no two pictures share a file.
-    - ``<run>/predictions.rank<r>.jsonl``: one line a picture, flushed: what a killed run leaves behind.
+    - ``<run>/predictions/<path of the image in its folder>.jpg``: an annotated copy, long side at most 1280 pixels.
+      A name that ends in ``.jpg`` stays, others get it appended (``a.png.jpg``), so that no two images share a file.
+    - ``<run>/predictions.rank<r>.jsonl``: one line an image, flushed: what a killed run leaves behind.
     - ``<run>/predictions.json`` and ``<run>/predictions.csv`` at the end, all ranks, in the order of the input; then
-      the ``.jsonl`` files go. Several ranks must share the run folder; where they leave unreadable pictures out,
-      neighbours from different ranks may change places.
+      the ``.jsonl`` files go. Several ranks must share the run folder; where they leave unreadable images out,
+      neighbors from different ranks may change places.
 
     A line of JSON: ``{"file": path, "annotated": path in the run folder, "predictions": [{"label", "class",
     "probability"} x 5]}``. Of a photograph with faces ``faces`` takes the place of ``predictions``: a list of
-    ``{"box": [x1, y1, x2, y2], "aligned", "predictions"}``, in the CSV one row a face. What a picture lacks is said by
+    ``{"box": [x1, y1, x2, y2], "aligned", "predictions"}``, in the CSV one row a face. What an image lacks is said by
     its ``remark`` and counted at the end. Of attributes it is ``attributes``, ``{name: predictions}``, and
     ``ingredients``, a list of ``{"name", "probability"}``; in the CSV one column each and its probability. Of a
     detector it is ``detections``, a list of ``{"box": [x1, y1, x2, y2], "label", "class", "score"}``, boxes in the
-    pixels of the picture on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
-    ``{"label", "class", "share"}``, the part of the picture's pixels; in the CSV one row a class. Of a body's rotation
+    pixels of the image on disk; in the CSV one row a detection. Of a segmentation it is ``classes``, a list of
+    ``{"label", "class", "share"}``, the part of the image's pixels; in the CSV one row a class. Of a body's rotation
     it is ``orientation``, ``{"quaternion": [w, x, y, z], "degrees": {"yaw", "pitch", "roll"}}``; in the CSV one column
     each. Of a person's joints it is ``keypoints``, a list of ``{"joint", "x", "y", "score"}`` in the pixels of the
-    picture on disk, the middle of whose first pixel is (0, 0); in the CSV one row a joint. Of detected people each
+    image on disk, the middle of whose first pixel is (0, 0); in the CSV one row a joint. Of detected people each
     detection has such ``keypoints``, too.
 
     Masks are written to ``<run>/masks/<path of the annotated copy>``, with ``.png`` for ``.jpg``, named as ``mask`` in
-    the line of JSON: PNGs with VOC's palette, in the pixels of the picture on disk. Of a segmentation they hold the
-    classes' ids, of detections with masks 1 for the first detection and so on, those with a score of .3 or more.
+    the line of JSON: PNGs with VOC's palette, in the pixels of the image on disk. Of a segmentation they hold the
+    classes' ids, of detections with masks 1 for the first detection and so on, those with a score of 0.3 or more.
 
     The frames of a video (``original`` and ``fps`` in the batch) become one annotated video,
     ``<run>/predictions/<name>.mp4``; ``file`` is ``name#frame``, frames counted from 0.
 
     Args:
-        folder: the pictures' folder, to which their paths are relative; None takes the datamodule's ``images``.
+        folder: the images' folder, to which their paths are relative; None takes the datamodule's ``images``.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -131,7 +131,7 @@ class PredictionWriter(pl.Callback):
             file, suffix = (source.rpartition("#")[0], ".mp4") if is_frame else (source, ".jpg")
             copy = annotated_name(file, folder, suffix)
             target = Path("predictions") / copy
-            with harmless("annotated pictures", self._told):
+            with harmless("annotated images", self._told):
                 (run / target).parent.mkdir(parents=True, exist_ok=True)
                 if is_frame:
                     self._append(annotate(to_picture(truth["original"]), image, prediction, names), truth, run / target)
@@ -155,9 +155,9 @@ class PredictionWriter(pl.Callback):
         if trainer.is_global_zero:
             run = Path(trainer.default_root_dir)
             count, remarks = merge_parts(run, trainer.world_size)
-            print(f"{count} pictures: {run}/predictions.json, predictions.csv, predictions/", flush=True)
+            print(f"{count} images: {run}/predictions.json, predictions.csv, predictions/", flush=True)
             for remark, times in remarks.items():
-                print(f"{remark} in {times} of {count} pictures", flush=True)
+                print(f"{remark} in {times} of {count} images", flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._close()
@@ -185,9 +185,9 @@ class PredictionWriter(pl.Callback):
 
 
 def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1.0, 1.0)) -> dict[str, Any] | None:
-    """What a line of JSON says of a picture beside its files' names; None for a kind that is not written.
+    """What a line of JSON says of an image beside its files' names; None for a kind that is not written.
 
-    ``scale`` brings x and y from the pixels of what the model saw to those of the picture on disk.
+    ``scale`` brings x and y from the pixels of what the model saw to those of the image on disk.
     """
     if is_detections(prediction):
         if "keypoints" in prediction:
@@ -197,7 +197,7 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
         return segmentation_record(prediction, class_names)
     if is_orientation(prediction):
         return orientation_record(prediction)
-    if is_stylised(prediction):
+    if is_stylized(prediction):
         return style_record(prediction)
     if is_pose(prediction):
         return pose_record(prediction, class_names)
@@ -213,7 +213,7 @@ def record_of(prediction: Any, class_names: Any, scale: tuple[float, float] = (1
 def annotate(
     picture: Image.Image, image: Tensor, prediction: Any, class_names: Any, scale: tuple[float, float] = (1.0, 1.0)
 ) -> Image.Image:
-    """The picture as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw.
+    """The image as it is on disk with what was predicted of ``image``, the tensor (3,H,W) that the model saw.
 
     One person's joints are in the pixels of the file, which is ``scale`` times as wide and high as the tensor.
     """
@@ -225,8 +225,8 @@ def annotate(
             seen = (image.shape[-1], image.shape[-2])
             return draw_detections(draw_people(picture, prediction, class_names, seen), prediction, {}, PEOPLE, seen)
         return draw_detections(picture, prediction, {}, class_names, (image.shape[-1], image.shape[-2]))
-    if is_stylised(prediction):
-        return to_picture(prediction["stylised"])
+    if is_stylized(prediction):
+        return to_picture(prediction["stylized"])
     if is_segmentation(prediction):
         return draw_segmentation(picture, prediction, {}, class_names)
     if is_faces(prediction):
@@ -244,7 +244,7 @@ def part_path(run: Path, rank: int) -> Path:
 
 
 def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """The columns of predictions.csv, the file's name left out, and a picture's rows under them."""
+    """The columns of predictions.csv, the file's name left out, and an image's rows under them."""
     if "attributes" in record:
         columns, row = attribute_row(record)
         return columns, [row]
@@ -254,8 +254,8 @@ def table_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
         return KEYPOINT_COLUMNS, pose_rows(record)
     if "orientation" in record:
         return ORIENTATION_COLUMNS, [orientation_row(record)]
-    if "stylised" in record:
-        return ["width", "height", "random_features"], [[*record["stylised"], record["random_features"]]]
+    if "stylized" in record:
+        return ["width", "height", "random_features"], [[*record["stylized"], record["random_features"]]]
     if "classes" in record:
         return ["class", "share"], [[item["class"], repr(item["share"])] for item in record["classes"]]
     faces = "faces" in record
@@ -271,7 +271,7 @@ def merge_parts(run: Path, world_size: int) -> tuple[int, Counter[str]]:
     """Joins the ranks' parts into predictions.json and predictions.csv, and removes them.
 
     Returns:
-        How many pictures there are, and of how many of them there is which remark.
+        How many images there are, and of how many of them there is which remark.
     """
     count, remarks = 0, Counter[str]()
     with (
@@ -310,7 +310,7 @@ def _interleaved(run: Path, world_size: int) -> Iterator[str]:
 
 
 def scale_of(source: str, image: Tensor, truth: dict[str, Any]) -> tuple[float, float]:
-    """What x and y of ``image`` (3,H,W) are multiplied by to come to the pixels of the picture on disk, upright."""
+    """What x and y of ``image`` (3,H,W) are multiplied by to come to the pixels of the image on disk, upright."""
     from datamodules.images import EncodedImage
     from errors import BrokenImageError
 
@@ -319,14 +319,14 @@ def scale_of(source: str, image: Tensor, truth: dict[str, Any]) -> tuple[float, 
     else:
         try:
             original = EncodedImage(source, exif_orientation=True)
-        except BrokenImageError:  # a dataset may make its pictures
+        except BrokenImageError:  # a dataset may make its images
             return 1.0, 1.0
         height, width = original.height, original.width
     return width / image.shape[-1], height / image.shape[-2]
 
 
 def annotated_name(source: str, folder: str | None, suffix: str = ".jpg") -> Path:
-    """The relative path of the annotated copy; two pictures never get the same one."""
+    """The relative path of the annotated copy; two images never get the same one."""
     path = Path(os.path.abspath(source))
     root = Path(os.path.abspath(folder)) if folder else None
     if path == root:
@@ -338,14 +338,14 @@ def annotated_name(source: str, folder: str | None, suffix: str = ".jpg") -> Pat
     if relative.suffix == suffix:
         return relative
     added = suffix
-    # A picture that is itself called a.png.jpg keeps that name.
+    # An image that is itself called a.png.jpg keeps that name.
     while path.with_name(path.name + added).exists():
         added += suffix
     return relative.with_name(relative.name + added)
 
 
 def read_original(source: str, crop: Tensor) -> Image.Image:
-    """The picture on disk, upright, RGB, long side at most 1280 pixels; the network's crop where it cannot be read."""
+    """The image on disk, upright, RGB, long side at most 1280 pixels; the network's crop where it cannot be read."""
     try:
         with Image.open(source) as image:
             image.draft("RGB", (LONG_SIDE, LONG_SIDE))

@@ -59,7 +59,7 @@ class LastCheckpoint(Checkpoint):
     saved; a second Ctrl-C stops at once. With several ranks it does not matter which of them gets the signal.
 
     Args:
-        every_n_steps: optimiser steps between two checkpoints.
+        every_n_steps: optimizer steps between two checkpoints.
         keep: how many to keep; at least 2, so that there is an older one where the newest is damaged.
     """
 

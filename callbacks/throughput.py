@@ -13,10 +13,10 @@ GIB = 2**30
 
 
 class Throughput(pl.Callback):
-    """Logs the speed of training every ``trainer.log_every_n_steps`` optimiser steps, averaged since the last time.
+    """Logs the speed of training every ``trainer.log_every_n_steps`` optimizer steps, averaged since the last time.
 
     - ``time/images_per_second``: over all ranks.
-    - ``time/step_ms``: milliseconds an optimiser step, waiting included.
+    - ``time/step_ms``: milliseconds an optimizer step, waiting included.
     - ``time/data_wait``: share (0..1) of that time spent between batches: waiting for the loader, moving the batch to
       the device, and what other callbacks do there.
     - ``time/gpu_memory_gib``: this rank's peak of allocated GPU memory since the start, GiB; only on CUDA.

@@ -93,7 +93,7 @@ class VisionCLI(LightningCLI):
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
-        # Pictures to predict say nothing of classes: there the model's own, from its checkpoint or weights, stand.
+        # Images to predict say nothing of classes: there the model's own, from its checkpoint or weights, stand.
         self._predicting = subcommand == "predict"
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 

@@ -2,7 +2,7 @@
 
 The batch contract
 ------------------
-A batch is a dict. Images travel as uint8 and are normalised on the device by the module.
+A batch is a dict. Images travel as uint8 and are normalized on the device by the module.
 
 ====================  =========================================================================================
 case                  keys
@@ -10,17 +10,17 @@ case                  keys
 all                   ``image`` uint8 (B,3,H,W), or a list of (3,H,W) where sizes differ; ``id`` list[str]
 classification        ``label`` int64 (B,), or ``labels`` {attribute: int64 (B,)} with -100 where missing and
                       ``ingredients`` uint8 (B,V) of 0 and 1, a row of 255 where missing;
-                      emotion's ``image`` are grey faces, uint8 (B,1,H,W), but whole photographs in prediction
+                      emotion's ``image`` are gray faces, uint8 (B,1,H,W), but whole photographs in prediction
 detection             ``target`` list of {boxes float32 (N,4) xyxy pixels, labels int64 (N,), difficult bool (N,)};
                       instance segmentation adds masks uint8 (N,H,W); where the data has them ``proposals``,
                       list of float32 (N,4) xyxy pixels, best first: boxes that may hold objects
 segmentation          ``mask`` int64 (B,H,W), 255 = void, in training, a list where sizes differ; in evaluation
-                      ``original_mask``, list of int64 (h,w) at the pictures' own sizes
-pose                  ``keypoints`` float32 (B,K,2) in the image's pixels, centres at whole numbers, maybe outside, 0
-                      where not labelled; ``labelled`` bool (B,K); ``head_size`` float32 (B,) in pixels of the picture
-                      on disk, nan where unknown; ``to_original`` float32 (B,2,3), from the image to the picture on
-                      disk; an ``id`` is <path>#<person>. Whole pictures: ``target``, list of {boxes float32 (N,4) xyxy
-                      edges, labels int64 (N,) of 0, keypoints (N,K,2), labelled (N,K), head_size (N,)}, and
+                      ``original_mask``, list of int64 (h,w) at the images' own sizes
+pose                  ``keypoints`` float32 (B,K,2) in the image's pixels, centers at whole numbers, maybe outside, 0
+                      where not labeled; ``labeled`` bool (B,K); ``head_size`` float32 (B,) in pixels of the image
+                      on disk, nan where unknown; ``to_original`` float32 (B,2,3), from the image to the image on
+                      disk; an ``id`` is <path>#<person>. Whole images: ``target``, list of {boxes float32 (N,4) xyxy
+                      edges, labels int64 (N,) of 0, keypoints (N,K,2), labeled (N,K), head_size (N,)}, and
                       ``to_original``. Prediction: ``to_original`` alone
 orientation           ``rotation`` float32 (B,3,3), from the body's axes to the camera's (x right, y down, z away)
 style                 ``style`` uint8 (B,3,H,W), what the image is to look like; ``image`` is its content
@@ -55,21 +55,21 @@ class VisionDataModule(pl.LightningDataModule):
 
     A subclass defines `dataset` and, where there are classes, `class_names`. A dataset is map-style, gives one dict a
     sample by the contract above, draws its randomness from ``random``, ``numpy.random``, torch or an albumentations
-    ``transform``, and raises `BrokenImageError` for a picture that it cannot read.
+    ``transform``, and raises `BrokenImageError` for an image that it cannot read.
 
     Args:
         batch_size: samples a step and a rank (N ranks make N times that a step).
         eval_batch_size: the same in evaluation; ``batch_size`` where None.
         num_workers: loader processes a rank; None takes the cores of this rank, 8 at most. It changes no result.
-        broken_images: what evaluation does with a picture that cannot be read: ``error`` names it and stops, ``skip``
-            leaves it out, names and counts it. Training always puts the next picture in its place and counts it.
+        broken_images: what evaluation does with an image that cannot be read: ``error`` names it and stops, ``skip``
+            leaves it out, names and counts it. Training always puts the next image in its place and counts it.
         seed: of order and augmentation; None takes the run's ``seed_everything``.
         drop_last: leave out the last, smaller training batch.
         sampling: ``balanced`` draws every class equally often in training, for sets with rare classes; an epoch keeps
             its length. See `EpochSampler`.
     """
 
-    #: Samples a step in prediction, where a subclass reads pictures at their full size; None: as in evaluation.
+    #: Samples a step in prediction, where a subclass reads images at their full size; None: as in evaluation.
     predict_batch_size: int | None = None
 
     def __init__(
@@ -105,7 +105,7 @@ class VisionDataModule(pl.LightningDataModule):
     def labels(self, split: Split) -> np.ndarray | None:
         """int64 (N,): each sample's class in the dataset's order, -1 where it has none.
 
-        None where there are no classes. Read without opening a picture, for balanced sampling and class weights.
+        None where there are no classes. Read without opening an image, for balanced sampling and class weights.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Pictures with boxes: every crop, expansion and jitter is one rectangle of the picture that fills the result."""
+"""Images with boxes: every crop, expansion and jitter is one rectangle of the image that fills the result."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from datamodules.images import EncodedImage, resize
 from datamodules.transforms import FILL, fitted, is_size, to_tensor
 
 Photometric = Literal["none", "ssd", "yolo", "yolo2"]
-View = tuple[int, int, int, int]  # left, top, right, bottom in the picture's pixels; it may reach beyond the picture
+View = tuple[int, int, int, int]  # left, top, right, bottom in the image's pixels; it may reach beyond the image
 
 # SSD's samplers: no crop at all, a least overlap with some object, or any crop.
 LEAST_OVERLAPS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
 class BoxTransform:
-    """Reads a picture and moves its boxes along: path and boxes to uint8 (3,H,W), boxes and which of them are left.
+    """Reads an image and moves its boxes along: path and boxes to uint8 (3,H,W), boxes and which of them are left.
 
     With the defaults nothing is random: evaluation.
 
     Args:
-        size: side in pixels of the square that the picture is warped to, which changes its aspect (YOLO, SSD);
-            (shorter side, longest side), which keeps it (Fast and Faster R-CNN: 600, 1000); or None for the picture's.
+        size: side in pixels of the square that the image is warped to, which changes its aspect (YOLO, SSD);
+            (shorter side, longest side), which keeps it (Fast and Faster R-CNN: 600, 1000); or None for the image's.
         photometric: ``ssd`` (Liu et al. 2016, section 2.2, with the constants of the authors' code: brightness +-32,
-            contrast and saturation .5-1.5, hue +-18 of OpenCV's 180, each for half of the pictures), ``yolo`` (Redmon
+            contrast and saturation .5-1.5, hue +-18 of OpenCV's 180, each for half of the images), ``yolo`` (Redmon
             et al. 2016: saturation and exposure up to 1.5 times more or less) or ``yolo2`` (Redmon and Farhadi 2017,
             the authors' yolov2-voc.cfg: hue by up to a tenth of a turn too).
-        expand: half of the pictures lie somewhere on a canvas up to this many times as large (SSD: 4); 1 is off.
-        iou_crop: SSD's crops: of .3 to 1 of the sides, that overlap some object enough. Objects stay whose centre does.
-        jitter: each side moves by up to this part of the picture's (YOLO: .2). Objects stay of which a pixel does.
+        expand: half of the images lie somewhere on a canvas up to this many times as large (SSD: 4); 1 is off.
+        iou_crop: SSD's crops: of 0.3 to 1 of the sides, that overlap some object enough. Objects stay whose center does.
+        jitter: each side moves by up to this part of the image's (YOLO: 0.2). Objects stay of which a pixel does.
         hflip: probability of a horizontal flip.
-        exif_orientation: turn the picture as its camera says; for prediction, since annotations are of stored pixels.
+        exif_orientation: turn the image as its camera says; for prediction, since annotations are of stored pixels.
 
     Raises:
         ValueError: an argument is out of its range.
-        BrokenImageError: when called, the picture cannot be read.
+        BrokenImageError: when called, the image cannot be read.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BoxTransform:
             ("size", is_size(size), "1 or more", size),
             ("photometric", photometric in ("none", "ssd", "yolo", "yolo2"), "none, ssd, yolo or yolo2", photometric),
             ("expand", expand >= 1, "1 or more", expand),
-            ("jitter", 0 <= jitter < 0.5, "0 to .5", jitter),
+            ("jitter", 0 <= jitter < 0.5, "0 to 0.5", jitter),
             ("hflip", 0 <= hflip <= 1, "a probability", hflip),
         ):
             if not right:
@@ -69,12 +69,12 @@ class BoxTransform:
     def __call__(
         self, path: str, boxes: np.ndarray, objects: int | None = None
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Boxes are float32 (N,4) xyxy in the picture's pixels.
+        """Boxes are float32 (N,4) xyxy in the image's pixels.
 
         ``objects`` of them, the first, are what crops look for; None for all. The others (proposals) are moved along.
 
         Returns:
-            The picture, uint8 (3,H,W); the boxes that are left, float32 (M,4) xyxy in its pixels; their indices among
+            The image, uint8 (3,H,W); the boxes that are left, float32 (M,4) xyxy in its pixels; their indices among
             those given, int64 (M,), rising.
         """
         return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes, objects)
@@ -82,7 +82,7 @@ class BoxTransform:
     def apply(
         self, pixels: np.ndarray, boxes: np.ndarray, objects: int | None = None
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """The same of a picture that was read, uint8 (H,W,3) RGB."""
+        """The same of an image that was read, uint8 (H,W,3) RGB."""
         if self.photometric == "ssd":
             pixels = distort_ssd(pixels)
         elif self.photometric == "yolo":
@@ -93,7 +93,7 @@ class BoxTransform:
         flip = random.random() < self.hflip
         size = fitted(view[3] - view[1], view[2] - view[0], self.size)
         image = render(pixels, view, size)
-        moved, kept = move(boxes, view, size, by_centre=self.iou_crop)
+        moved, kept = move(boxes, view, size, by_center=self.iou_crop)
         if flip:
             image = cv2.flip(image, 1)
             moved[:, [0, 2]] = size[1] - moved[:, [2, 0]]
@@ -121,7 +121,7 @@ def iou_crop(view: View, boxes: np.ndarray) -> View:
     """A part of the view as SSD samples it (the authors' sampler.cpp), or all of it.
 
     A sampler is drawn, then up to 50 crops: sides of scale * sqrt(aspect) and scale / sqrt(aspect) of the view's, scale
-    .3 to 1, aspect .5 to 2. The first one that overlaps some object by the sampler's least IoU, and holds the centre of
+    0.3 to 1, aspect 0.5 to 2. The first one that overlaps some object by the sampler's least IoU, and holds the center of
     one, is taken; where none does, another sampler is drawn.
 
     Args:
@@ -129,7 +129,7 @@ def iou_crop(view: View, boxes: np.ndarray) -> View:
         boxes: float (N,4) xyxy in the same pixels.
     """
     width, height = view[2] - view[0], view[3] - view[1]
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     while True:
         least = random.choice(LEAST_OVERLAPS)
@@ -147,18 +147,18 @@ def iou_crop(view: View, boxes: np.ndarray) -> View:
             shared = inner.clip(0).prod(1)
             if (shared / (areas + w * h - shared)).max() < least:
                 continue
-            if ((centres > crop[:2]) & (centres < crop[2:])).all(1).any():
+            if ((centers > crop[:2]) & (centers < crop[2:])).all(1).any():
                 return crop
 
 
 def render(pixels: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
-    """The view, resized: uint8 (height, width, 3); what lies beyond the picture has the colour `FILL`."""
+    """The view, resized: uint8 (height, width, 3); what lies beyond the image has the color `FILL`."""
     height, width = size
     left, top, right, bottom = view
     inner = max(0, left), max(0, top), min(pixels.shape[1], right), min(pixels.shape[0], bottom)
     part = pixels[inner[1] : inner[3], inner[0] : inner[2]]
     if inner == view:
-        # A copy of its own where nothing was resized: the picture may be used again.
+        # A copy of its own where nothing was resized: the image may be used again.
         return part.copy() if part.shape[:2] == size else resize(part, size)
     canvas = np.empty((height, width, 3), np.uint8)
     canvas[:] = FILL
@@ -171,23 +171,23 @@ def render(pixels: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
 
 
 def move(
-    boxes: np.ndarray, view: View, size: tuple[int, int], by_centre: bool = False
+    boxes: np.ndarray, view: View, size: tuple[int, int], by_center: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes as they lie in the resized view, clipped to it: float32 (M,4), and their indices, int64 (M,).
 
     Args:
-        boxes: float (N,4) xyxy in the picture's pixels.
+        boxes: float (N,4) xyxy in the image's pixels.
         view: see `View`.
         size: (height, width) that the view is resized to.
-        by_centre: leave out boxes whose centre lies outside; else those of which less than a pixel is left.
+        by_center: leave out boxes whose center lies outside; else those of which less than a pixel is left.
     """
     scale = np.array([size[1] / (view[2] - view[0]), size[0] / (view[3] - view[1])] * 2, np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
     moved = (boxes.astype(np.float32) - np.array([view[0], view[1]] * 2, np.float32)) * scale
     clipped = moved.clip(0, limit)
-    if by_centre:
-        centres = (moved[:, :2] + moved[:, 2:]) / 2
-        inside = ((centres > 0) & (centres < limit[:2])).all(1)
+    if by_center:
+        centers = (moved[:, :2] + moved[:, 2:]) / 2
+        inside = ((centers > 0) & (centers < limit[:2])).all(1)
     else:
         # A box that was smaller than a pixel all along is no worse for being moved.
         inside = (clipped[:, 2:] - clipped[:, :2] >= np.minimum(1, moved[:, 2:] - moved[:, :2])).all(1)

@@ -36,16 +36,16 @@ class PackedStrings:
 
 
 class FolderDataset(Dataset):
-    """Pictures with their class: ``{"image": uint8 (3,H,W), "label": int, "id": path relative to the root}``.
+    """Images with their class: ``{"image": uint8 (3,H,W), "label": int, "id": path relative to the root}``.
 
     Args:
         root: folder that the names are relative to.
-        names: the pictures.
-        labels: one a picture; None leaves ``label`` out.
+        names: the images.
+        labels: one an image; None leaves ``label`` out.
         transform: path to tensor.
 
     Raises:
-        BrokenImageError: when indexed, the picture cannot be read.
+        BrokenImageError: when indexed, the image cannot be read.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FolderDataset(Dataset):
 
 
 def compare_to_list(root: str, folder: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(names that are not there, pictures below ``root/folder`` that are not named), sorted, relative to ``root``."""
+    """(names that are not there, images below ``root/folder`` that are not named), sorted, relative to ``root``."""
     missing, unlisted = set(names), []
     if os.path.isdir(os.path.join(root, folder)):
         for name in walk_files(os.path.join(root, folder), folder):

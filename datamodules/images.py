@@ -1,4 +1,4 @@
-"""Reading pictures from disk: every file becomes uint8 RGB with the right values, or one clear line says why not."""
+"""Reading images from disk: every file becomes uint8 RGB with the right values, or one clear line says why not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 # Half a gigabyte once decoded; a file that claims more is damaged or meant to exhaust the memory.
 MAX_PIXELS = 178_956_970
 
-# A buffer for decoding is kept a thread; for the rare picture beyond this one is made and given back.
+# A buffer for decoding is kept a thread; for the rare image beyond this one is made and given back.
 LARGEST_BUFFER = 64 * 2**20
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -62,32 +62,32 @@ def _walk(folder: str, base: str, above: tuple[str, ...]) -> Iterator[str]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends like a picture's, in any case of letters."""
+    """Whether a file's name ends like an image's, in any case of letters."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def list_images(folder: str) -> list[str]:
-    """Paths of all pictures below a folder, sorted, each beginning with ``folder`` as it was given.
+    """Paths of all images below a folder, sorted, each beginning with ``folder`` as it was given.
 
     Raises:
-        DatasetError: there is no such folder, or it holds no picture.
+        DatasetError: there is no such folder, or it holds no image.
     """
     if not os.path.isdir(folder):
         found = "a file" if os.path.exists(folder) else "nothing"
-        raise DatasetError(f"{folder}: expected a folder of pictures, found {found} there")
+        raise DatasetError(f"{folder}: expected a folder of images, found {found} there")
     files = list(walk_files(folder))
     images = [os.path.join(folder, name) for name in files if is_image(name)]
     if not images:
         found = f"{len(files)} other files such as {files[0]}" if files else "an empty folder"
-        raise DatasetError(f"{folder}: expected pictures ({', '.join(IMAGE_EXTENSIONS)}), found {found}")
+        raise DatasetError(f"{folder}: expected images ({', '.join(IMAGE_EXTENSIONS)}), found {found}")
     return sorted(images)
 
 
 def predicted_images(images: str | None, kind: str = "pictures") -> list[str]:
-    """What ``--data.images`` names: one picture, or all of a folder (see `list_images`).
+    """What ``--data.images`` names: one image, or all of a folder (see `list_images`).
 
     Raises:
-        DatasetError: nothing is named, there is no such folder, or it holds no picture.
+        DatasetError: nothing is named, there is no such folder, or it holds no image.
     """
     if images is None:
         raise DatasetError(f"predict needs {kind}: --data.images FOLDER")
@@ -95,11 +95,11 @@ def predicted_images(images: str | None, kind: str = "pictures") -> list[str]:
 
 
 class EncodedImage:
-    """A picture in memory, its header read and its pixels not yet decoded.
+    """An image in memory, its header read and its pixels not yet decoded.
 
     Args:
         path: the file.
-        exif_orientation: turn the picture as its camera says. Datasets are annotated on the pixels as stored, so only
+        exif_orientation: turn the image as its camera says. Datasets are annotated on the pixels as stored, so only
             a user's own photographs want this.
 
     Attributes:
@@ -108,7 +108,7 @@ class EncodedImage:
         warning: after decoding, what was odd about a file that could be read all the same; otherwise None.
 
     Raises:
-        BrokenImageError: the file is missing, empty, not a picture, damaged in its header or absurdly large.
+        BrokenImageError: the file is missing, empty, not an image, damaged in its header or absurdly large.
     """
 
     def __init__(self, path: str, exif_orientation: bool = False) -> None:
@@ -140,7 +140,7 @@ class EncodedImage:
             self.height, self.width = self.width, self.height
 
     def decode(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
-        """All of the picture: uint8 (H,W,3), RGB.
+        """All of the image: uint8 (H,W,3), RGB.
 
         Args:
             at_least: (height, width) below which the result need not be larger. A JPEG is then decoded at the smallest
@@ -152,22 +152,22 @@ class EncodedImage:
         return self._decode(_reduction(self.height, self.width, *at_least) if at_least else 1)[0]
 
     def crop(self, box: Box, size: tuple[int, int]) -> np.ndarray:
-        """A part of the picture, resized: uint8 (height, width, 3), RGB.
+        """A part of the image, resized: uint8 (height, width, 3), RGB.
 
         Where the part is at least twice as large as asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 by leaving high
         frequencies out of its DCT, an exact low-pass filter. What is left is a reduction of less than two.
 
         Args:
-            box: top, left, height, width of the part in the picture's pixels.
+            box: top, left, height, width of the part in the image's pixels.
             size: (height, width) of the result.
         """
         top, left, height, width = box
-        # The pixels lie in a buffer that the next picture overwrites, so what is returned must be a copy of its own.
+        # The pixels lie in a buffer that the next image overwrites, so what is returned must be a copy of its own.
         pixels, factor = self._decode(_reduction(height, width, *size), reuse=True, rows=top + height)
         if factor == 1:
             part = pixels[top : top + height, left : left + width]
             return part.copy() if part.shape[:2] == tuple(size) else resize(part, size)
-        # The part need not begin and end between two of the reduced picture's pixels.
+        # The part need not begin and end between two of the reduced image's pixels.
         step_y, step_x = height / factor / size[0], width / factor / size[1]
         if max(step_y, step_x) > 2:
             rows = slice(round(top / factor), round((top + height) / factor))
@@ -203,7 +203,7 @@ class EncodedImage:
             raise BrokenImageError(self.path, self._reason(error)) from None
 
     def _upper_rows(self, rows: int, factor: int, buffer: np.ndarray) -> np.ndarray | None:
-        """The upper ``rows`` and a few more, in the buffer: libjpeg decodes them as a picture of that height.
+        """The upper ``rows`` and a few more, in the buffer: libjpeg decodes them as an image of that height.
 
         None where nothing is saved or anything but the rows left out is odd about the file. libjpeg tells of the first
         oddity alone, so that what it steps over is the only one when it tells of that.
@@ -212,7 +212,7 @@ class EncodedImage:
         if frame is None:
             return None
         at, row_of_blocks = frame
-        # One more row of blocks than asked for: colours are interpolated across the boundary.
+        # One more row of blocks than asked for: colors are interpolated across the boundary.
         height = (-(-rows // row_of_blocks) + 1) * row_of_blocks
         if height >= self.height:
             return None
@@ -233,7 +233,7 @@ class EncodedImage:
                 return Image.open(io.BytesIO(self.data), formats=_FORMATS)
         except UnidentifiedImageError:
             start = bytes(self.data[:12])
-            reason = f"not a picture, or its header is damaged (it begins with {start!r})"
+            reason = f"not an image, or its header is damaged (it begins with {start!r})"
             raise BrokenImageError(self.path, reason) from None
         except Image.DecompressionBombError as error:
             found = re.search(r"\d+ pixels", str(error))
@@ -247,14 +247,14 @@ class EncodedImage:
         told = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
         told = f"{told}; {self.warning}" if self.warning else told
         kind = "truncated" if any(word in told.lower() for word in ("truncated", "premature end")) else "damaged"
-        return f"{kind} picture ({told})"
+        return f"{kind} image ({told})"
 
     def _turn(self, pixels: np.ndarray) -> np.ndarray:
         turn = _ORIENT.get(self._orientation)
         return np.ascontiguousarray(turn(pixels)) if turn else pixels
 
 
-# What libjpeg says when it steps over entropy-coded bytes to the next restart marker or the end of the picture.
+# What libjpeg says when it steps over entropy-coded bytes to the next restart marker or the end of the image.
 _STEPPED_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd[0-79]")
 
 
@@ -272,7 +272,7 @@ def _simplejpeg(data: bytes | bytearray, height: int, width: int, factor: int, b
 def _frame(data: bytes) -> tuple[int, int] | None:
     """Where a JPEG's height is written, and the height of a row of blocks in pixels.
 
-    None for all but sequential JPEGs: the scans of a progressive one each pass over the whole picture.
+    None for all but sequential JPEGs: the scans of a progressive one each pass over the whole image.
     """
     at = 2
     while at + 10 < len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
@@ -318,11 +318,11 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow picture as uint8 (H,W,3) RGB.
+    """A Pillow image as uint8 (H,W,3) RGB.
 
-    Grey is repeated. Transparent pictures are composited on white. 16-bit pixels are scaled by their type's range
+    Gray is repeated. Transparent images are composited on white. 16-bit pixels are scaled by their type's range
     (65535 becomes 255), where Pillow's own ``convert`` clips them. CMYK is taken as inverted, as Adobe writes it, and
-    converted without a colour profile. Float pixels are taken as 0..1.
+    converted without a color profile. Float pixels are taken as 0..1.
 
     Raises:
         ValueError: 32-bit pixels beyond the ranges above: nothing says which value is white.
@@ -335,7 +335,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
             raise ValueError(f"pixels of mode {image.mode}: expected 0..{top:g}, found {found}; save it with 8 bits")
         return np.repeat(np.rint(values * (255 / top)).astype(np.uint8)[..., None], 3, axis=2)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        # A premultiplied picture converts by way of its plain sibling only.
+        # A premultiplied image converts by way of its plain sibling only.
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -344,7 +344,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(height, width) of a picture, from its header.
+    """(height, width) of an image, from its header.
 
     Raises:
         BrokenImageError: see `EncodedImage`.
@@ -354,11 +354,11 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def read_image(path: str, exif_orientation: bool = False) -> np.ndarray:
-    """A picture as uint8 (H,W,3), RGB. See `to_rgb` for what becomes of other kinds of pixels.
+    """An image as uint8 (H,W,3), RGB. See `to_rgb` for what becomes of other kinds of pixels.
 
     Args:
         path: the file.
-        exif_orientation: turn the picture as its camera says.
+        exif_orientation: turn the image as its camera says.
 
     Raises:
         BrokenImageError: see `EncodedImage`; also for truncated and damaged files.

@@ -103,7 +103,7 @@ class SeededDataset(Dataset):
     ``transform`` with ``set_random_state`` (albumentations), that too: albumentations otherwise repeats itself in
     workers and over epochs.
 
-    A dataset raises `BrokenImageError` for a picture that cannot be read. With ``replace`` (training) the next readable
+    A dataset raises `BrokenImageError` for an image that cannot be read. With ``replace`` (training) the next readable
     sample takes its place, else the sample is left out; either way the batch carries the messages under ``skipped``,
     and the loader, in the main process, counts and prints them or stops. A `DatasetError` goes the same way, under
     ``refused``, and always stops: a worker's own exception would be lost in the text of its traceback.
@@ -142,7 +142,7 @@ class SeededDataset(Dataset):
                 return {"refused": str(error)}
             else:
                 return {**sample, "skipped": skipped} if skipped else sample
-        raise RuntimeError(f"not one of the {len(self)} pictures could be read; the last: {skipped[-1]}")
+        raise RuntimeError(f"not one of the {len(self)} images could be read; the last: {skipped[-1]}")
 
     def _seed(self, epoch: int, index: int, repetition: int) -> None:
         state = np.random.SeedSequence((self.seed, epoch, index, repetition)).generate_state(4)
@@ -160,7 +160,7 @@ class ResumingLoader(DataLoader):
     Args:
         trainer: the trainer whose progress decides epoch, start and rank; None outside of a trainer.
         training: follow the training progress; an evaluation loader always starts at the beginning of epoch 0.
-        stop_on_broken: raise at the first picture that cannot be read, instead of counting it.
+        stop_on_broken: raise at the first image that cannot be read, instead of counting it.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class ResumingLoader(DataLoader):
     def _report(self, skipped: Sequence[str]) -> None:
         for line in skipped:
             if self.stop_on_broken:
-                raise RuntimeError(f"{line}; to leave such pictures out of the evaluation: --data.broken_images skip")
+                raise RuntimeError(f"{line}; to leave such images out of the evaluation: --data.broken_images skip")
             if line not in self.skipped:
                 self.skipped.add(line)
                 print(f"skipped, {len(self.skipped)} so far: {line}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Selective Search's boxes of a dataset on disk: ``python -m datamodules.proposals --root VOCdevkit --out DIR``.
 
-Each picture has a file of its own, ``DIR/VOC2007/JPEGImages/000005.jpg.boxes``: `HEADER`, then little-endian float32
-(N,4) xyxy in the picture's pixels, best first. A file is there whole or not at all, and its checksum tells whether it
+Each image has a file of its own, ``DIR/VOC2007/JPEGImages/000005.jpg.boxes``: `HEADER`, then little-endian float32
+(N,4) xyxy in the image's pixels, best first. A file is there whole or not at all, and its checksum tells whether it
 is still what was written, so that the same command goes on where it was stopped and repairs what is damaged.
 """
 
@@ -30,7 +30,7 @@ MAGIC = b"boxes 1\n"
 
 
 def path_of(folder: str, name: str) -> str:
-    """Where the boxes of a picture lie, whose path relative to the devkit is ``name``; SBD lies beside the devkit."""
+    """Where the boxes of an image lie, whose path relative to the devkit is ``name``; SBD lies beside the devkit."""
     return os.path.join(folder, f"{name.replace('../', '')}.boxes")
 
 
@@ -78,7 +78,7 @@ def read_boxes(path: str) -> tuple[np.ndarray, int]:
         else:
             return np.frombuffer(bytearray(boxes), "<f4").astype(np.float32, copy=False).reshape(-1, 4), top
     raise DatasetError(
-        f"{path}: expected a picture's boxes, found {reason}: the command python -m datamodules.proposals that "
+        f"{path}: expected an image's boxes, found {reason}: the command python -m datamodules.proposals that "
         "wrote it writes it anew"
     )
 
@@ -88,16 +88,16 @@ def _checksum(top: int, count: int, data: bytes) -> int:
 
 
 def read_proposals(folder: str, name: str) -> np.ndarray:
-    """The boxes of one picture, float32 (N,4) xyxy in its pixels, best first; see `read_boxes` for what it raises."""
+    """The boxes of one image, float32 (N,4) xyxy in its pixels, best first; see `read_boxes` for what it raises."""
     return read_boxes(path_of(folder, name))[0]
 
 
 def check_proposals(folder: str, names: Sequence[str], options: str) -> None:
-    """Whether all these pictures have a file.
+    """Whether all these images have a file.
 
     Args:
         folder: the proposals.
-        names: of the pictures, relative to the devkit.
+        names: of the images, relative to the devkit.
         options: of the command that computes them, but for ``--out``.
 
     Raises:
@@ -106,7 +106,7 @@ def check_proposals(folder: str, names: Sequence[str], options: str) -> None:
     missing = [name for name in names if not os.path.isfile(path_of(folder, name))]
     if missing:
         raise DatasetError(
-            f"proposals: expected boxes of {len(names)} pictures, {folder} lacks {some(missing, 'picture')}: "
+            f"proposals: expected boxes of {len(names)} images, {folder} lacks {some(missing, 'picture')}: "
             f"python -m datamodules.proposals {options} --out {folder}"
         )
 

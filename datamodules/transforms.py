@@ -1,4 +1,4 @@
-"""From a picture's path to the tensor that enters a batch. The only file that imports albumentations."""
+"""From an image's path to the tensor that enters a batch. The only file that imports albumentations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import albumentations
 TrainCrop = Literal["random_resized", "scale_jitter", "pad"]
 Resize = int | tuple[int, int] | None
 
-# ImageNet's mean colour, with which is filled what lies beyond a picture (as SSD does).
+# ImageNet's mean color, with which is filled what lies beyond an image (as SSD does).
 FILL = (124, 116, 104)
 VOID = 255  # the id of pixels that belong to no class
 
@@ -50,10 +50,10 @@ def is_size(size: int | tuple[int, int] | None) -> bool:
 
 
 def fitted(height: int, width: int, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) to which a picture is resized.
+    """(height, width) to which an image is resized.
 
     Args:
-        height, width: the picture's, in pixels.
+        height, width: the image's, in pixels.
         size: the side of a square, which changes its aspect; (shorter, longest side), which keeps it; None: its own.
     """
     if size is None:
@@ -66,9 +66,9 @@ def fitted(height: int, width: int, size: int | tuple[int, int] | None) -> tuple
 
 
 def random_resized_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """Draws the part of a picture that Szegedy et al. 2014 train GoogLeNet on: top, left, height, width in pixels.
+    """Draws the part of an image that Szegedy et al. 2014 train GoogLeNet on: top, left, height, width in pixels.
 
-    An area uniform in ``scale`` times the picture's and a width/height log-uniform in ``ratio``. After ten draws that
+    An area uniform in ``scale`` times the image's and a width/height log-uniform in ``ratio``. After ten draws that
     do not fit, the largest central part whose ratio is allowed. The distribution is that of torchvision's
     RandomResizedCrop.
     """
@@ -85,20 +85,20 @@ def random_resized_box(height: int, width: int, scale: tuple[float, float], rati
 
 
 def scale_jitter_box(height: int, width: int, crop: int, shorter: int) -> Box:
-    """Draws a square of ``crop`` pixels from a picture whose shorter side is resized to ``shorter``, in the pixels of
-    the picture as it is (Simonyan and Zisserman 2015, section 3.1)."""
+    """Draws a square of ``crop`` pixels from an image whose shorter side is resized to ``shorter``, in the pixels of
+    the image as it is (Simonyan and Zisserman 2015, section 3.1)."""
     side = max(1, round(min(height, width) * crop / shorter))
     return random.randint(0, height - side), random.randint(0, width - side), side, side
 
 
 def pca_color_jitter(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Adds one random multiple of each principal component of ImageNet's colours (Krizhevsky et al. 2012, section 4.1).
+    """Adds one random multiple of each principal component of ImageNet's colors (Krizhevsky et al. 2012, section 4.1).
 
-    The same [p1 p2 p3][a1 l1, a2 l2, a3 l3] is added to every pixel, a_i ~ N(0, sigma), drawn once a picture.
+    The same [p1 p2 p3][a1 l1, a2 l2, a3 l3] is added to every pixel, a_i ~ N(0, sigma), drawn once an image.
 
     Args:
         pixels: uint8 (H,W,3), RGB.
-        sigma: .1 in the paper.
+        sigma: 0.1 in the paper.
     """
     shift = 255 * PCA_DIRECTIONS @ (PCA_SCALE * np.random.normal(0, sigma, 3))
     table = np.rint(np.clip(np.arange(256)[:, None] + shift, 0, 255)).astype(np.uint8)
@@ -106,13 +106,13 @@ def pca_color_jitter(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 class TrainTransform:
-    """Reads a picture with random crop, flip and colours: path to uint8 (3,S,S).
+    """Reads an image with random crop, flip and colors: path to uint8 (3,S,S).
 
     Args:
         image_size: side S of the result in pixels.
         crop: ``random_resized`` (GoogLeNet and most since), ``scale_jitter`` (VGG, ResNet: resize the shorter side to
             a random length, then crop) or ``pad`` (CIFAR: zero padding, then crop).
-        crop_scale: smallest and largest area of a random_resized crop, as a part of the picture's.
+        crop_scale: smallest and largest area of a random_resized crop, as a part of the image's.
         resize_range: shortest and longest shorter side of scale_jitter in pixels, both included.
         pad: zeros added on each side by ``pad``, in pixels.
         hflip: probability of a horizontal flip.
@@ -120,8 +120,8 @@ class TrainTransform:
         pca_jitter: sigma of `pca_color_jitter`.
 
     Raises:
-        ValueError: an argument is out of its range; when called, a picture is too small for ``pad``.
-        BrokenImageError: when called, the picture cannot be read.
+        ValueError: an argument is out of its range; when called, an image is too small for ``pad``.
+        BrokenImageError: when called, the image cannot be read.
     """
 
     def __init__(
@@ -191,15 +191,15 @@ class TrainTransform:
 
 
 class MaskTransform:
-    """A picture and its mask of ids, resized, scaled, cropped and reflected together: new uint8 (H,W,3) and (H,W).
+    """An image and its mask of ids, resized, scaled, cropped and reflected together: new uint8 (H,W,3) and (H,W).
 
-    With the defaults nothing is changed: evaluation. What lies beyond the picture has the colour `FILL` and the id
-    `VOID`. Pictures are interpolated bilinearly; ids are taken from the nearest pixel, measured between their centres.
+    With the defaults nothing is changed: evaluation. What lies beyond the image has the color `FILL` and the id
+    `VOID`. Images are interpolated bilinearly; ids are taken from the nearest pixel, measured between their centers.
 
     Args:
-        size: to which the picture is resized first, see `fitted`.
-        crop: side in pixels of the square that is cut out; where the picture is smaller, it lies anywhere in it.
-        scale: smallest and largest factor, drawn uniformly, by which the picture is scaled before the crop.
+        size: to which the image is resized first, see `fitted`.
+        crop: side in pixels of the square that is cut out; where the image is smaller, it lies anywhere in it.
+        scale: smallest and largest factor, drawn uniformly, by which the image is scaled before the crop.
         hflip: probability of a horizontal flip.
         color_jitter: brightness, contrast and saturation change by factors uniform in 1 +- this, in random order.
 
@@ -254,7 +254,7 @@ class MaskTransform:
 
 
 class FaceTransform:
-    """Turns, moves, scales and reflects a grey face at random: uint8 (H,W) to the same, new memory.
+    """Turns, moves, scales and reflects a gray face at random: uint8 (H,W) to the same, new memory.
 
     All angles, distances and factors are uniform. What lies outside repeats the border. The order is that of Keras's
     ImageDataGenerator, with which mini-Xception was trained: one bilinear warp.
@@ -292,22 +292,22 @@ class FaceTransform:
 
 
 class EvalTransform:
-    """Reads the centre of a resized picture: path to uint8 (3,crop,crop).
+    """Reads the center of a resized image: path to uint8 (3,crop,crop).
 
     Resized by Pillow's antialiased bilinear filter, as the published weights were evaluated: the result differs from
-    torchvision's Resize and CenterCrop by rounding alone. A JPEG more than four times as large as the resized picture
+    torchvision's Resize and CenterCrop by rounding alone. A JPEG more than four times as large as the resized image
     is first decoded at half its size or less.
 
     Args:
         crop: side of the central square in pixels. For ten-crop testing give the resized side (256): the module cuts
             the ten on the device.
         resize: length of the shorter side after resizing; (height, width), which does not keep the aspect (Places365);
-            None leaves the picture as it is (CIFAR).
-        exif_orientation: turn the picture as its camera says.
+            None leaves the image as it is (CIFAR).
+        exif_orientation: turn the image as its camera says.
 
     Raises:
-        ValueError: the crop is larger than the resized picture.
-        BrokenImageError: when called, the picture cannot be read.
+        ValueError: the crop is larger than the resized image.
+        BrokenImageError: when called, the image cannot be read.
     """
 
     def __init__(self, crop: int, resize: Resize = 256, exif_orientation: bool = False) -> None:
@@ -327,7 +327,7 @@ class EvalTransform:
         if self.resize is None:
             return to_tensor(image.decode()[top : top + self.crop, left : left + self.crop])
         pixels = image.decode(at_least=(2 * height, 2 * width))
-        # Resizing the crop alone, so that a picture of one pixel by thousands does not become a giant first.
+        # Resizing the crop alone, so that an image of one pixel by thousands does not become a giant first.
         y, x = pixels.shape[0] / height, pixels.shape[1] / width
         box = (
             left * x,

@@ -30,7 +30,7 @@ class VideoDataset(Dataset):
     """All frames of a video in turn. A sample: ``image``, ``id`` (path#frame), ``original``, ``fps``.
 
     ``original`` is the frame at its full size, uint8 (3,H,W) RGB. The length is what the file's header says; where the
-    file ends before, the frames that it lacks are broken pictures.
+    file ends before, the frames that it lacks are broken images.
 
     Args:
         path: of the video.

@@ -28,14 +28,14 @@ VOC_CLASSES = (
 
 
 def voc_palette() -> np.ndarray:
-    """VOC's colours of the ids 0 to 255, uint8 (256,3) RGB (VOClabelcolormap.m).
+    """VOC's colors of the ids 0 to 255, uint8 (256,3) RGB (VOClabelcolormap.m).
 
     Bits 0, 1, 2 of an id are the highest ones of red, green and blue, bits 3, 4, 5 the next, bits 6 and 7 the third.
     """
-    ids, colours = np.arange(256), np.zeros((256, 3), np.uint8)
+    ids, colors = np.arange(256), np.zeros((256, 3), np.uint8)
     for bit in range(8):
-        colours[:, bit % 3] |= ((ids >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
-    return colours
+        colors[:, bit % 3] |= ((ids >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return colors
 
 
 # --- download -----------------------------------------------------------------------------------------------------
@@ -108,13 +108,13 @@ def download(archive: tuple[str, str], folder: str, hosts: Sequence[str] | None 
 
 
 class VOCTree(VisionDataModule):
-    """What all datasets in VOC's layout share: where the devkit lies, lists of pictures, classes, what to fetch.
+    """What all datasets in VOC's layout share: where the devkit lies, lists of images, classes, what to fetch.
 
     Args:
         root: the folder ``VOCdevkit``, or the one that it lies in. Only prediction can do without.
         sets: the image sets of train, val and test, each ``<folder>/<name of the list>``.
         classes: names in label order, or a file with one a line; None for VOC's.
-        images: for prediction, a folder of pictures, one picture, or a video (of which all frames are predicted).
+        images: for prediction, a folder of images, one image, or a video (of which all frames are predicted).
         download: fetch what is missing of VOC2007 and VOC2012.
         **kwargs: see `VisionDataModule`.
 
@@ -209,7 +209,7 @@ class VOCTree(VisionDataModule):
         except OSError:
             raise self._refusal(image_set) from None
         if not ids:
-            raise DatasetError(f"{type(self).__name__}: {path} names no picture")
+            raise DatasetError(f"{type(self).__name__}: {path} names no image")
         return ids
 
     def _refusal(self, image_set: str) -> DatasetError:
@@ -229,7 +229,7 @@ class VOCTree(VisionDataModule):
         )
 
     def _check_ids(self, image_set: str, ids: list[str], files: dict[str, dict[str, str]]) -> None:
-        """Whether each picture of a set has its files; ``files`` are {what they are: {id: path}}."""
+        """Whether each image of a set has its files; ``files`` are {what they are: {id: path}}."""
         for kind, there in files.items():
             missing = [name for name in ids if name not in there]
             if missing:
@@ -245,7 +245,7 @@ class VOCTree(VisionDataModule):
 
 
 class PictureDataset(Dataset):
-    """Pictures alone, for prediction."""
+    """Images alone, for prediction."""
 
     def __init__(self, paths: Sequence[str], transform: BoxTransform) -> None:
         self.paths, self.transform = PackedStrings(paths), transform

@@ -27,7 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VisionModule(pl.LightningModule):
     """Base of all systems. A subclass writes `losses`, `predict` and, where it is measured, `build_metrics`.
 
-    - ``losses(batch)`` gives the named terms of the loss; their sum is minimised, and logged as ``train/<term>`` and
+    - ``losses(batch)`` gives the named terms of the loss; their sum is minimized, and logged as ``train/<term>`` and
       ``train/loss``.
     - ``predict(images)`` gives post-processed predictions in the input's pixels. Validation, test, predict and export
       all go through it; callbacks draw and write what it returns.
@@ -35,12 +35,12 @@ class VisionModule(pl.LightningModule):
       computed once an epoch over the whole set, on all ranks. Scalars are logged as ``val/<metric>``; the other results
       (a confusion matrix, a value a class) are left in ``epoch_results`` for the callbacks.
 
-    A batch follows the contract in ``datamodules/base.py``: uint8 images, normalised here, on the device.
+    A batch follows the contract in ``datamodules/base.py``: uint8 images, normalized here, on the device.
 
     Args:
-        optimizer: makes the optimiser from parameter groups. The default is SGD with the momentum and weight decay of
+        optimizer: makes the optimizer from parameter groups. The default is SGD with the momentum and weight decay of
             He et al. 2016, as a lambda because jsonargparse reads its arguments and makes them options.
-        schedule: makes the learning-rate schedule from (optimiser, total steps); it moves once a step. See
+        schedule: makes the learning-rate schedule from (optimizer, total steps); it moves once a step. See
             ``lightning_modules/schedules.py``. None keeps the rate constant.
         mean, std: of the pixels on a 0..1 scale, RGB, as the weights were trained with.
         channels_last: keep weights and images in NHWC memory, which convolutions on CPU and tensor cores prefer.
@@ -72,7 +72,7 @@ class VisionModule(pl.LightningModule):
     def save_arguments(self, frame: FrameType | None) -> None:
         """Keeps a subclass's arguments as hyperparameters; its ``__init__`` gives ``inspect.currentframe()``.
 
-        Lightning would look for the frame and leave a cycle of frames, which keeps loaders alive. Optimiser and
+        Lightning would look for the frame and leave a cycle of frames, which keeps loaders alive. Optimizer and
         schedule are plain dicts from the command line; functions, given by hand, would make the checkpoint unreadable
         and are left out.
         """
@@ -88,7 +88,7 @@ class VisionModule(pl.LightningModule):
     # --- what a system writes -----------------------------------------------------------------------------------
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named scalar terms whose sum is minimised."""
+        """Named scalar terms whose sum is minimized."""
         raise NotImplementedError(f"{type(self).__name__} is not trained: it has no losses")
 
     def predict(self, images: Tensor | list[Tensor]) -> Any:
@@ -107,15 +107,15 @@ class VisionModule(pl.LightningModule):
         """Adds one batch to the metrics; never takes the value that their forward returns (it averages batches)."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser. ``lr_scale`` in a group multiplies its learning rate; frozen parameters are out."""
+        """Groups for the optimizer. ``lr_scale`` in a group multiplies its learning rate; frozen parameters are out."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     # --- images ---------------------------------------------------------------------------------------------------
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 (B,3,H,W) to normalised float32 (B,3,H,W) in the module's memory format, on the device."""
+        """uint8 (B,3,H,W) to normalized float32 (B,3,H,W) in the module's memory format, on the device."""
         if images.dtype != torch.uint8:
-            raise TypeError(f"images: expected uint8 pixels (they are normalised on the device), found {images.dtype}")
+            raise TypeError(f"images: expected uint8 pixels (they are normalized on the device), found {images.dtype}")
         if self._pixel_mean.device != images.device:
             self._pixel_mean, self._pixel_std = self._pixel_mean.to(images.device), self._pixel_std.to(images.device)
         images = images.to(memory_format=self.memory_format)

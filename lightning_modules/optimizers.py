@@ -3,7 +3,7 @@
 A layer's step has the directions of its momentum and none of their lengths: all singular values of its matrix are made
 about equal, so that what a few directions dominate does not keep the others from learning. `torch.optim.Muon` takes
 matrices alone; here a convolution is the matrix (out, in x height x width), all of one shape are treated at once, and
-what is no hidden matrix is taken by SGD in the same optimiser, so that a config needs one and a checkpoint holds one.
+what is no hidden matrix is taken by SGD in the same optimizer, so that a config needs one and a checkpoint holds one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# The quintic of the authors' iteration, which brings singular values to .7 .. 1.2 in five steps rather than to 1.
+# The quintic of the authors' iteration, which brings singular values to 0.7 .. 1.2 in five steps rather than to 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
-IMAGE_CHANNELS = 3  # a layer that sees an image's colours is not a hidden one
+IMAGE_CHANNELS = 3  # a layer that sees an image's colors is not a hidden one
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor) -> Tensor:
     """U V^T, nearly, of each matrix U S V^T: float (K,M,N) to the same, by Newton and Schulz's iteration."""
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
@@ -125,7 +125,7 @@ class ConvMuon(Optimizer):
             shapes.setdefault(p.shape, []).append(i)
         for shape, indices in shapes.items():
             out, fan_in = shape[0], shape[1:].numel()
-            steps = orthogonalised(torch.stack([ahead[i].reshape(out, fan_in) for i in indices]))
+            steps = orthogonalized(torch.stack([ahead[i].reshape(out, fan_in) for i in indices]))
             rate = group["lr"] * max(1.0, out / fan_in) ** 0.5
             for i, change in zip(indices, steps, strict=True):
                 members[i].add_(change.view(shape), alpha=-rate)

@@ -1,6 +1,6 @@
 """Learning-rate schedules: of the step and the length of the run, or of what validation measures (`Plateau`).
 
-A config names one as the model's ``schedule``; ``VisionModule`` calls it with (optimiser, total steps)::
+A config names one as the model's ``schedule``; ``VisionModule`` calls it with (optimizer, total steps)::
 
     schedule: {class_path: lightning_modules.schedules.Cosine, init_args: {warmup_steps: 100}}
 
@@ -53,10 +53,10 @@ class Cosine(_Schedule):
     """Half a cosine, from 1 down to ``minimum`` (SGDR, Loshchilov and Hutter 2017, equation 5, without restarts).
 
     Args:
-        optimizer: the optimiser whose rates move.
+        optimizer: the optimizer whose rates move.
         total_steps: steps of the whole run, warm-up included.
         warmup_steps: steps over which the rate rises in a line. The cosine starts where they end.
-        minimum: last factor, as a fraction of the optimiser's own rate.
+        minimum: last factor, as a fraction of the optimizer's own rate.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, minimum: float = 0.0) -> None:
@@ -71,7 +71,7 @@ class Step(_Schedule):
     """Multiplied by ``gamma`` at each milestone: "divided by 10 at 32k and 48k of 64k iterations" (He et al. 2016).
 
     Args:
-        optimizer: the optimiser whose rates move.
+        optimizer: the optimizer whose rates move.
         total_steps: steps of the whole run.
         milestones: fractions of the run, rising, between 0 and 1: [0.5, 0.75].
         gamma: what the rate is multiplied by.
@@ -113,9 +113,9 @@ class Polynomial(_Schedule):
     """(1 - progress) to the power of ``power`` ("poly", Chen et al. 2017, DeepLab, section 4.1).
 
     Args:
-        optimizer: the optimiser whose rates move.
+        optimizer: the optimizer whose rates move.
         total_steps: steps of the whole run, warm-up included.
-        power: .9 in DeepLab; 1 is a straight line.
+        power: 0.9 in DeepLab; 1 is a straight line.
         warmup_steps: steps over which the rate rises in a line; the polynomial counts from step 0 all the same.
     """
 
@@ -127,10 +127,10 @@ class Polynomial(_Schedule):
 
 
 class InverseTime(_Schedule):
-    """1 / (1 + decay t) after t steps, as Torch7's optimisers had it and AdaIN's authors use it.
+    """1 / (1 + decay t) after t steps, as Torch7's optimizers had it and AdaIN's authors use it.
 
     Args:
-        optimizer: the optimiser whose rates move.
+        optimizer: the optimizer whose rates move.
         total_steps: steps of the whole run.
         decay: of AdaIN 5e-5.
         warmup_steps: steps over which the rate rises in a line.
@@ -145,10 +145,10 @@ class InverseTime(_Schedule):
 class Staircase(_Schedule):
     """Multiplied by ``gamma`` at the end of each of ``stairs`` equal parts of the run.
 
-    GoogLeNet falls by 4% every 8 epochs: in 80 epochs that is gamma .96 and 10 stairs.
+    GoogLeNet falls by 4% every 8 epochs: in 80 epochs that is gamma 0.96 and 10 stairs.
 
     Args:
-        optimizer: the optimiser whose rates move.
+        optimizer: the optimizer whose rates move.
         total_steps: steps of the whole run.
         gamma: what the rate is multiplied by.
         stairs: number of equal parts.
@@ -174,12 +174,12 @@ class Plateau(LRScheduler):
     written; torch's class of this name would be called later by Lightning, and not at all in a resumed epoch.
 
     Args:
-        optimizer: the optimiser whose rates move.
+        optimizer: the optimizer whose rates move.
         total_steps: steps of the whole run, on which nothing depends here.
         factor: what the rate is multiplied by.
         patience: validations without an improvement; counted anew after each reduction.
         threshold: what is gained by less is no improvement.
-        minimum: least factor, as a fraction of the optimiser's own rate.
+        minimum: least factor, as a fraction of the optimizer's own rate.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from lightning_modules.schedules import Cosine
 
 
 class Blobs(Dataset):
-    """Coloured noise of three classes, flipped and brightened at random by albumentations and by NumPy."""
+    """Colored noise of three classes, flipped and brightened at random by albumentations and by NumPy."""
 
     def __init__(self, size: int, train: bool, seconds: float = 0.0) -> None:
         self.size, self.train, self.seconds = size, train, seconds
@@ -69,7 +69,7 @@ class BlobsData(VisionDataModule):
 
 
 class SmallNet(VisionModule):
-    """Convolution, batch normalisation, dropout; every term of the loss is logged."""
+    """Convolution, batch normalization, dropout; every term of the loss is logged."""
 
     monitor = ("val/accuracy", "max")
 
@@ -134,7 +134,7 @@ def fit(folder: Path, resume: Path | None = None, every_n_steps: int = 1, **opti
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves: the last checkpoint's weights, optimiser, schedule, and everything that was logged."""
+    """All that a run leaves: the last checkpoint's weights, optimizer, schedule, and everything that was logged."""
     final = max((folder / "checkpoints").glob("step=*.ckpt"))
     checkpoint = torch.load(final, weights_only=True)
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state", "averaging_state")

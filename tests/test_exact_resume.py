@@ -1,4 +1,4 @@
-"""A run resumed from any checkpoint ends in the same bits, in weights, optimiser and log, as one never stopped."""
+"""A run resumed from any checkpoint ends in the same bits, in weights, optimizer and log, as one never stopped."""
 
 from __future__ import annotations
 

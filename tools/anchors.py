@@ -22,7 +22,7 @@ RESTARTS = 5
 
 
 def shape_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes with one centre, (N,2) and (K,2) widths and heights: float64 (N,K)."""
+    """Intersection over union of boxes with one center, (N,2) and (K,2) widths and heights: float64 (N,K)."""
     shared = np.minimum(a[:, None], b).prod(-1)
     return shared / (a.prod(-1)[:, None] + b.prod(-1) - shared)
 
@@ -69,7 +69,7 @@ def _cluster(sizes: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def training_sizes(data: VOCDetection, side: int) -> np.ndarray:
-    """Widths and heights in cells of all training objects, in pictures warped to a square: float64 (N,2).
+    """Widths and heights in cells of all training objects, in images warped to a square: float64 (N,2).
 
     Args:
         data: the dataset.

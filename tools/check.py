@@ -1,6 +1,6 @@
 """Examines a dataset before a long run: ``python -m tools.check --data ImageNet --data.root DIR``.
 
-Every picture is read, and every mask. The report counts pictures, objects or pixels a class and split, people and their
+Every image is read, and every mask. The report counts images, objects or pixels a class and split, people and their
 joints, kinds and sizes; it names what cannot be read, what lies in two splits and what differs from the expected tree.
 The exit status is 1 where there is a problem.
 """
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Finding(NamedTuple):
-    """What one picture turned out to be.
+    """What one image turned out to be.
 
     Attributes:
         mode: kind of pixels (``RGB``, ``L``, ``CMYK``, ...), empty if unreadable.
@@ -61,7 +61,7 @@ class Finding(NamedTuple):
 
 
 def examine(path: str) -> Finding:
-    """Reads one picture whole."""
+    """Reads one image whole."""
     try:
         image = EncodedImage(path)
         pixels = image.decode()
@@ -135,7 +135,7 @@ def _check_styles(data: StyleImages, report: Report, read: Callable[..., Sizes])
         new = [paths[i] for i in range(len(paths)) if paths[i] not in seen]
         seen.update(new)
         if new:
-            report.notes.append(f"{title}: {len(new)} pictures")
+            report.notes.append(f"{title}: {len(new)} images")
             read("", PackedStrings(new), [kind] * len(new), title)
 
 
@@ -154,7 +154,7 @@ def _check_classes(data: ClassificationData, report: Report, read: Callable[...,
         report.notes += [line for line in data.oddities(split) if line not in report.notes]
         listing = data.listing(split)
         if len(listing.names):
-            report.notes.append(f"{title}: {listing.counts.sum()} pictures, {_spread(listing.counts, listing.classes)}")
+            report.notes.append(f"{title}: {listing.counts.sum()} images, {_spread(listing.counts, listing.classes)}")
             report.notes += _counts(listing.counts, listing.classes)
             classes = [listing.classes[label] for label in listing.labels]
             read(data.folder, listing.names, classes, title)
@@ -175,18 +175,18 @@ def _check_objects(data: VOCDetection, report: Report, read: Callable[..., Sizes
             continue
         counts = np.bincount(annotations.labels, minlength=len(data.class_names))
         report.notes.append(
-            f"{title}: {len(annotations.images)} pictures, {counts.sum()} objects, "
+            f"{title}: {len(annotations.images)} images, {counts.sum()} objects, "
             f"{_spread(counts, data.class_names)}, {annotations.difficult.sum()} of them difficult, "
-            f"{(np.diff(annotations.start) == 0).sum()} pictures without one"
+            f"{(np.diff(annotations.start) == 0).sum()} images without one"
         )
         report.notes += _counts(counts, data.class_names)
         report.problems += [f"{title}: {line}" for line in annotations.remarks()]
-        # The same picture in two splits is a problem, whatever is on it.
+        # The same image in two splits is a problem, whatever is on it.
         read(data.devkit, annotations.images, [""] * len(annotations.images), title)
 
 
 class MaskFinding(NamedTuple):
-    """What one picture's masks turned out to be.
+    """What one image's masks turned out to be.
 
     Attributes:
         counts: int64 (256,), pixels of each id; of objects, how many there are of each label.
@@ -198,7 +198,7 @@ class MaskFinding(NamedTuple):
 
 
 def examine_masks(files: Files, root: str, classes: int) -> MaskFinding:
-    """Reads one picture's masks whole; of a picture that cannot be read itself nothing is said here."""
+    """Reads one image's masks whole; of an image that cannot be read itself nothing is said here."""
     nothing = np.zeros(256, np.int64)
     try:
         size = image_size(os.path.join(root, files.picture))
@@ -237,18 +237,15 @@ def _check_masks(data: MaskTree, report: Report, read: Callable[..., Sizes], wor
         if data.with_objects:
             without = int((counts.sum(1) == 0).sum())
             report.notes.append(
-                f"{title}: {len(files)} pictures, {totals.sum()} objects, {_spread(totals[: len(names)], names)}, "
-                f"{without} pictures without one"
+                f"{title}: {len(files)} images, {totals.sum()} objects, {_spread(totals[: len(names)], names)}, "
+                f"{without} images without one"
             )
             report.notes += _counts(totals[: len(names)], names)
         else:
             share = totals / max(1, totals.sum())
-            report.notes.append(
-                f"{title}: {len(files)} pictures, {totals.sum()} pixels, {share[VOID]:.2%} of them void"
-            )
+            report.notes.append(f"{title}: {len(files)} images, {totals.sum()} pixels, {share[VOID]:.2%} of them void")
             report.notes += [
-                f"  {name}: {totals[i]} pixels ({share[i]:.2%}) in {pictures[i]} pictures"
-                for i, name in enumerate(names)
+                f"  {name}: {totals[i]} pixels ({share[i]:.2%}) in {pictures[i]} images" for i, name in enumerate(names)
             ]
         read(data.devkit, files.pictures, [""] * len(files), title)
 
@@ -269,24 +266,24 @@ def _check_people(data: PoseData, report: Report, read: Callable[..., Sizes]) ->
             report.notes += [] if held else [f"{split}: no people"]
             continue
         seen.add(held)
-        counts, each = people.labelled.sum(0), people.labelled.sum(1)
+        counts, each = people.labeled.sum(0), people.labeled.sum(1)
         heads = np.isfinite(people.head_size).sum()
         report.notes.append(
-            f"{split}: {len(people.images)} pictures, {len(people)} people, {counts.sum()} labelled joints, "
+            f"{split}: {len(people.images)} images, {len(people)} people, {counts.sum()} labeled joints, "
             f"{each.min()} to {each.max()} a person, {heads} people with a head box"
         )
         report.notes += _counts(counts, names)
         report.notes += [f"{split}: {line}" for line in people.remarks()]
         sizes = np.array(read(data.folder, people.images, [""] * len(people.images), split))[people.picture]
-        # What a picture shows reaches half a pixel beyond the centres of its outermost ones.
+        # What an image shows reaches half a pixel beyond the centers of its outermost ones.
         limits = sizes[:, None, ::-1] - 0.5
         outside = (
-            people.labelled
+            people.labeled
             & ((people.keypoints < -0.5) | (people.keypoints > limits)).any(-1)
             & (sizes > 0).any(1)[:, None]
         )
         if outside.any():
-            report.notes.append(f"  {outside.sum()} joints of {outside.any(1).sum()} people lie outside of the picture")
+            report.notes.append(f"  {outside.sum()} joints of {outside.any(1).sum()} people lie outside of the image")
 
 
 def _spread(counts: np.ndarray, classes: Sequence[str]) -> str:
@@ -311,7 +308,7 @@ def _read_pictures(
     workers: int,
     progress: bool,
 ) -> Sizes:
-    """Examines pictures; gives the (height, width) of each, (0, 0) where it cannot be read."""
+    """Examines images; gives the (height, width) of each, (0, 0) where it cannot be read."""
     modes: Counter[str] = Counter()
     sizes: Sizes = []
     each: Sizes = []
@@ -329,8 +326,8 @@ def _read_pictures(
         if finding.warning:
             odd.append(f"{name}: read, but the decoder says: {finding.warning}")
         owners[finding.digest].append((title, classes[i], name))
-    report.problems += _shorten(broken, "unreadable pictures")
-    report.notes += _shorten(odd, "odd pictures")
+    report.problems += _shorten(broken, "unreadable images")
+    report.notes += _shorten(odd, "odd images")
     if sizes:
         report.notes.append("  kinds: " + ", ".join(f"{mode} {count}" for mode, count in modes.most_common()))
         heights, widths = np.array(sizes).T
@@ -348,16 +345,14 @@ def _check_duplicates(owners: Owners, report: Report) -> None:
             continue
         names = ", ".join(name for _, _, name in copies[:4])
         if len({title for title, _, _ in copies}) > 1:
-            across.append(f"the same picture in several splits: {names}")
+            across.append(f"the same image in several splits: {names}")
         elif len({label for _, label, _ in copies}) > 1:
-            contrary.append(f"the same picture in several classes: {names}")
+            contrary.append(f"the same image in several classes: {names}")
         else:
             repeated += len(copies) - 1
-    report.problems += _shorten(across, "pictures in several splits") + _shorten(
-        contrary, "pictures in several classes"
-    )
+    report.problems += _shorten(across, "images in several splits") + _shorten(contrary, "images in several classes")
     if repeated:
-        report.notes.append(f"{repeated} pictures repeat another of their class and split")
+        report.notes.append(f"{repeated} images repeat another of their class and split")
 
 
 def _shorten(lines: list[str], kind: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Turns masks in colours into masks of ids: ``python -m tools.color_masks COLOURED SegmentationClass``.
+"""Turns masks in colors into masks of ids: ``python -m tools.color_masks COLOURED SegmentationClass``.
 
-Each picture of the first folder becomes a PNG with a palette, of the same name, in the second. Colours are VOC's, void
-included, or those of ``--colors FILE``: a line ``id red green blue`` a colour, 255 for what is void.
+Each image of the first folder becomes a PNG with a palette, of the same name, in the second. Colors are VOC's, void
+included, or those of ``--colors FILE``: a line ``id red green blue`` a color, 255 for what is void.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def read_colors(path: str | None) -> np.ndarray:
 
 
 def to_ids(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """The ids of colours: uint8 (H,W) of uint8 (H,W,3) RGB.
+    """The ids of colors: uint8 (H,W) of uint8 (H,W,3) RGB.
 
     Args:
-        pixels: the coloured mask.
+        pixels: the colored mask.
         colors: see `read_colors`.
 
     Raises:
-        ValueError: a pixel has another colour.
+        ValueError: a pixel has another color.
     """
     weights = np.array([1 << 16, 1 << 8, 1])
     known, order = np.unique(colors[:, 1:] @ weights, return_index=True)
@@ -54,28 +54,28 @@ def to_ids(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     wrong = known[place] != codes
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
-        raise ValueError(f"the pixel at x {x}, y {y} has the colour {pixels[y, x].tolist()}, which has no id")
+        raise ValueError(f"the pixel at x {x}, y {y} has the color {pixels[y, x].tolist()}, which has no id")
     return colors[order[place], 0].astype(np.uint8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.color_masks", description=__doc__, allow_abbrev=False)
-    parser.add_argument("coloured", metavar="COLOURED", help="folder of masks in colours")
+    parser.add_argument("colored", metavar="COLOURED", help="folder of masks in colors")
     parser.add_argument("folder", metavar="FOLDER", help="where the masks of ids are written")
-    parser.add_argument("--colors", help="file with a line 'id red green blue' a colour; VOC's colours without")
+    parser.add_argument("--colors", help="file with a line 'id red green blue' a color; VOC's colors without")
     options = parser.parse_args(arguments)
     try:
-        colors, paths = read_colors(options.colors), list_images(options.coloured)
+        colors, paths = read_colors(options.colors), list_images(options.colored)
         os.makedirs(options.folder, exist_ok=True)
         for path in paths:
             target = os.path.join(options.folder, os.path.splitext(os.path.basename(path))[0] + ".png")
             if os.path.exists(target) and os.path.samefile(path, target):
-                raise DatasetError(f"{target}: expected another folder than the coloured masks', found the same")
+                raise DatasetError(f"{target}: expected another folder than the colored masks', found the same")
             try:
                 save_ids(target, to_ids(read_image(path), colors))
             except ValueError as error:
-                raise DatasetError(f"{path}: {error}: give all colours by --colors FILE") from None
+                raise DatasetError(f"{path}: {error}: give all colors by --colors FILE") from None
     except (DatasetError, BrokenImageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

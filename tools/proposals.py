@@ -32,7 +32,7 @@ def is_found(objects: np.ndarray, boxes: np.ndarray, iou: float = 0.5) -> np.nda
 
 
 def propose(picture: str, path: str, top: int) -> None:
-    """Computes a picture's boxes and writes them."""
+    """Computes an image's boxes and writes them."""
     # The one place where a datamodule's file asks for a system's: no loader comes here, they read what was written.
     from lightning_modules.components.selective_search import selective_search
 
@@ -52,7 +52,7 @@ def _end_with(parent: int) -> None:
 
 
 def compute(jobs: Sequence[tuple[str, str, int]], workers: int) -> Iterator[str | None]:
-    """Runs `propose` on each; yields, as they are done, None or what is wrong with the picture.
+    """Runs `propose` on each; yields, as they are done, None or what is wrong with the image.
 
     Raises:
         RuntimeError: a worker ended before its work did.
@@ -61,7 +61,7 @@ def compute(jobs: Sequence[tuple[str, str, int]], workers: int) -> Iterator[str 
         for job in jobs:
             yield _error_of(job)
         return
-    # On Ctrl-C what waits is cancelled; the few pictures that were handed to the workers are finished and written.
+    # On Ctrl-C what waits is canceled; the few images that were handed to the workers are finished and written.
     # Fresh processes: a forked one inherits locks that this one's threads may hold.
     fresh = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, fresh, initializer=_start_worker, initargs=(os.getpid(),))
@@ -86,7 +86,7 @@ def _error_of(job: tuple[str, str, int]) -> str | None:
 
 
 def left_to_do(folder: str, names: Sequence[str], top: int) -> tuple[list[str], list[str]]:
-    """Pictures whose boxes must be computed, and what is wrong with the files of those of them that have one."""
+    """Images whose boxes must be computed, and what is wrong with the files of those of them that have one."""
     jobs, remarks = [], []
     for name in names:
         try:
@@ -113,8 +113,8 @@ def summary(folder: str, annotations: Annotations) -> str:
             found.append(is_found(annotations.boxes[objects], proposals))
             boxes += len(proposals)
     hits = np.concatenate([np.zeros(0, bool), *found])
-    recall = f", recall {hits.mean():.4f} of {len(hits)} objects at IoU .5" if len(hits) else ""
-    return f"{len(found)} pictures, {boxes / max(1, len(found)):.1f} boxes each on average{recall}"
+    recall = f", recall {hits.mean():.4f} of {len(hits)} objects at IoU 0.5" if len(hits) else ""
+    return f"{len(found)} images, {boxes / max(1, len(found)):.1f} boxes each on average{recall}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,11 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", default=["VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"])
     parser.add_argument("--out", required=True, help="folder for the boxes: --data.proposals of a training run")
     parser.add_argument("--classes", nargs="+", help="names in label order, or a file of them; default: VOC's")
-    parser.add_argument("--top", type=int, default=2000, help="boxes of a picture at most; default: %(default)s")
+    parser.add_argument("--top", type=int, default=2000, help="boxes of an image at most; default: %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
     parser.add_argument("--masks", action="store_true", help="sets of ImageSets/Segmentation and SBD, for DeconvNet")
     parser.add_argument("--sbd", help="with --masks: benchmark_RELEASE; default: the one beside VOCdevkit")
-    parser.add_argument("--picture", help="PNG to draw the first picture's regions in, as they grow")
+    parser.add_argument("--picture", help="PNG to draw the first image's regions in, as they grow")
     options = parser.parse_args(arguments)
     classes = options.classes
     if classes is not None and len(classes) == 1 and os.path.isfile(classes[0]):
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in remarks:
             print(f"computed anew: {line}", file=sys.stderr)
         jobs = [(os.path.join(devkit, name), path_of(options.out, name), options.top) for name in left]
-        print(f"{len(names)} pictures, {len(names) - len(left)} have their boxes in {options.out} already")
+        print(f"{len(names)} images, {len(names) - len(left)} have their boxes in {options.out} already")
         broken = 0
         try:
             for error in track(compute(jobs, min(options.workers, max(1, len(jobs)))), "proposals", total=len(jobs)):
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(picture: str, path: str) -> None:
-    """Draws a picture's regions as they grow, see `selective_search.draw_growth`, as a PNG."""
+    """Draws an image's regions as they grow, see `selective_search.draw_growth`, as a PNG."""
     from lightning_modules.components.selective_search import draw_growth
 
     coded, data = cv2.imencode(".png", cv2.cvtColor(draw_growth(read_image(picture)), cv2.COLOR_RGB2BGR))

@@ -33,10 +33,10 @@ def draw_attributes(
     truth: dict[str, Any],
     class_names: Mapping[str, Sequence[str]] | None,
 ) -> Image.Image:
-    """The picture, below it a line for each attribute: its name, the truth after GT, the prediction after PD.
+    """The image, below it a line for each attribute: its name, the truth after GT, the prediction after PD.
 
     A right prediction is green, a wrong one red, one without a truth black; a missing truth is a dash. The probability
-    takes the truth's place where there are no labels at all. Ingredients have a line for GT and one for PD. The picture
+    takes the truth's place where there are no labels at all. Ingredients have a line for GT and one for PD. The image
     keeps its size, the text is scaled to it.
 
     Args:
@@ -55,9 +55,9 @@ def draw_attributes(
         _, chosen, probability = best
         cells = [(columns[0], columns[1], name.capitalize(), INK)]
         if "labels" in truth:
-            colour = INK if index is None else GREEN if best[0] == index else RED
+            color = INK if index is None else GREEN if best[0] == index else RED
             label = NOTHING if index is None else class_name(index, (class_names or {}).get(name))
-            cells += [(columns[1], columns[2], f"GT: {label}", INK), (columns[2], columns[3], f"PD: {chosen}", colour)]
+            cells += [(columns[1], columns[2], f"GT: {label}", INK), (columns[2], columns[3], f"PD: {chosen}", color)]
         else:
             cells.append((columns[1], columns[3], f"PD: {chosen} {100 * probability:.0f}%", INK))
         lines.append(cells)
@@ -73,8 +73,8 @@ def draw_attributes(
     draw = ImageDraw.Draw(canvas)
     for k, line in enumerate(lines):
         y = image.height + pad + k * row + row // 2
-        for left, right, text, colour in line:
-            draw.text((left, y), shorten(text, font, right - left - pad), fill=colour, font=font, anchor="lm")
+        for left, right, text, color in line:
+            draw.text((left, y), shorten(text, font, right - left - pad), fill=color, font=font, anchor="lm")
     return canvas
 
 
@@ -93,7 +93,7 @@ def attribute_choices(
 def likely_ingredients(
     probabilities: Tensor, class_names: Mapping[str, Sequence[str]] | None
 ) -> list[tuple[str, float]]:
-    """(name, probability) of those from .5 on, the most probable first."""
+    """(name, probability) of those from 0.5 on, the most probable first."""
     ranked = top_classes(probabilities, (class_names or {}).get("ingredients"), len(probabilities))
     return [(name, probability) for _, name, probability in ranked if probability >= 0.5]
 
@@ -104,7 +104,7 @@ def true_ingredients(present: Tensor, class_names: Mapping[str, Sequence[str]] |
 
 
 def attributes_record(prediction: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
-    """``attributes``: {name: its five most probable classes}; ``ingredients`` from a probability of .5 on."""
+    """``attributes``: {name: its five most probable classes}; ``ingredients`` from a probability of 0.5 on."""
     names = class_names or {}
     attributes = prediction["attributes"].items()
     record: dict[str, Any] = {"attributes": {k: classification_record(p, names.get(k)) for k, p in attributes}}
@@ -115,7 +115,7 @@ def attributes_record(prediction: dict[str, Any], class_names: Mapping[str, Sequ
 
 
 def attribute_row(record: dict[str, Any]) -> tuple[list[str], list[Any]]:
-    """The columns of predictions.csv, the file's name left out, and a picture's row under them."""
+    """The columns of predictions.csv, the file's name left out, and an image's row under them."""
     columns, cells = [], []
     for name, items in record["attributes"].items():
         columns += [name, f"{name}_probability"]

@@ -26,9 +26,9 @@ TOP = 5
 def draw_classification(
     image: Image.Image, prediction: dict[str, Tensor], truth: dict[str, Any], class_names: Sequence[str] | None
 ) -> Image.Image:
-    """The picture, below it the truth, if known, and the five most probable classes with their bars.
+    """The image, below it the truth, if known, and the five most probable classes with their bars.
 
-    Right is green, wrong is red; without a truth the bars are blue. The picture keeps its size, the text is scaled to
+    Right is green, wrong is red; without a truth the bars are blue. The image keeps its size, the text is scaled to
     it.
 
     Args:
@@ -49,17 +49,17 @@ def draw_classification(
     y = image.height + pad
     if label is not None:
         right = best[0][0] == int(label)
-        colour = GREEN if right else RED
+        color = GREEN if right else RED
         text = shorten(f"{'✓' if right else '✗'} truth: {class_name(int(label), class_names)}", font, width - 2 * pad)
-        draw.rectangle((0, image.height, width, image.height + row + pad // 2), fill=colour)
+        draw.rectangle((0, image.height, width, image.height + row + pad // 2), fill=color)
         draw.text((pad, image.height + (row + pad // 2) // 2), text, fill=PAPER, font=font, anchor="lm")
         y = image.height + headline + pad
     for index, name, probability in best:
-        colour = BLUE if label is None else GREEN if index == int(label) else RED
+        color = BLUE if label is None else GREEN if index == int(label) else RED
         box = (pad, y, width - pad - 1, y + row - max(2, size // 6))
         middle = (box[1] + box[3]) // 2
         draw.rectangle(box, fill=BAR_BED)
-        draw.rectangle((box[0], box[1], box[0] + probability * (box[2] - box[0]), box[3]), fill=_pale(colour))
+        draw.rectangle((box[0], box[1], box[0] + probability * (box[2] - box[0]), box[3]), fill=_pale(color))
         percent = f"{100 * probability:.1f}%"
         room = box[2] - box[0] - font.getlength(percent) - 3 * pad
         draw.text((box[0] + pad, middle), shorten(name, font, room), fill=INK, font=font, anchor="lm")
@@ -81,5 +81,5 @@ def classification_record(probabilities: Tensor, class_names: Sequence[str] | No
     return [{"label": i, "class": name, "probability": p} for i, name, p in top_classes(probabilities, class_names)]
 
 
-def _pale(colour: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple((value + 255) // 2 for value in colour)
+def _pale(color: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple((value + 255) // 2 for value in color)

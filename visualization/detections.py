@@ -1,4 +1,4 @@
-"""Boxes on pictures and in tables: what a detector found, and the grid of those that have one."""
+"""Boxes on images and in tables: what a detector found, and the grid of those that have one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from visualization.drawing import BLUE, GREEN, INK, PAPER, RED, class_name, load_font, shorten
 
 SHOWN = 0.3  # the score from which on a detection is drawn; tables have all of them
-TAGGED = 20  # so many, the best, have their class and score written; more of them hide the picture
+TAGGED = 20  # so many, the best, have their class and score written; more of them hide the image
 MATCHED = 0.5  # the overlap with which an object counts as found
 MISSED = (245, 180, 0)
 NO_DETECTION = f"nothing found (score {SHOWN:g} or more)"
@@ -35,17 +35,17 @@ def draw_detections(
     class_names: Sequence[str] | None,
     size: tuple[int, int],
 ) -> Image.Image:
-    """The picture with all boxes of a score of .3 or more, below it a line that counts them.
+    """The image with all boxes of a score of 0.3 or more, below it a line that counts them.
 
     Where the truth is known, boxes that find an object are green, all others red, and objects that no box finds
-    yellow; the difficult ones of these say so. Otherwise each class has its colour. Masks have one colour an object.
+    yellow; the difficult ones of these say so. Otherwise each class has its color. Masks have one color an object.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         prediction: see `is_detections`, best first.
         truth: ``target``, see the batch contract, or nothing.
         class_names: C names; None shows the numbers.
-        size: (width, height) of the tensor in whose pixels the boxes are; the picture may be larger or of another
+        size: (width, height) of the tensor in whose pixels the boxes are; the image may be larger or of another
             aspect.
     """
     scale = torch.tensor([picture.width / size[0], picture.height / size[1]] * 2)
@@ -61,11 +61,11 @@ def draw_detections(
     draw = ImageDraw.Draw(canvas)
     target = truth.get("target")
     if target is None:
-        colours = [class_colour(label) for label in labels]
+        colors = [class_color(label) for label in labels]
         text = f"{len(labels)} found" if labels else NO_DETECTION
     else:
         finds = found_objects(boxes / scale, labels, target)
-        colours = [RED if find is None else GREEN for find in finds]
+        colors = [RED if find is None else GREEN for find in finds]
         difficult = difficult_ones(target)
         for i, (box, label) in enumerate(zip(target["boxes"].float() * scale, target["labels"].tolist(), strict=True)):
             if i not in finds:
@@ -76,24 +76,24 @@ def draw_detections(
     # The best ones last, so that no weaker one covers them.
     for i in reversed(range(len(boxes))):
         tag = f"{class_name(labels[i], class_names)} {scores[i]:.2f}" if i < TAGGED else ""
-        _box(draw, boxes[i], colours[i], line, tag, font, picture.size)
+        _box(draw, boxes[i], colors[i], line, tag, font, picture.size)
     text = shorten(text, font, picture.width - size_of_text)
     draw.text((size_of_text // 2, picture.height + footer / 2), text, fill=INK, font=font, anchor="lm")
     return canvas
 
 
 def tint(picture: Image.Image, masks: Tensor) -> Image.Image:
-    """The picture with masks, bool or uint8 (K,H,W), each in a colour of its own, the first one on top."""
+    """The image with masks, bool or uint8 (K,H,W), each in a color of its own, the first one on top."""
     canvas = picture
     for i in reversed(range(len(masks))):
         mask = Image.fromarray(masks[i].to(torch.uint8).mul(255).cpu().numpy())
-        coloured = Image.blend(picture, Image.new("RGB", picture.size, class_colour(i)), 0.5)
-        canvas = Image.composite(coloured, canvas, mask.resize(picture.size, Image.Resampling.NEAREST))
+        colored = Image.blend(picture, Image.new("RGB", picture.size, class_color(i)), 0.5)
+        canvas = Image.composite(colored, canvas, mask.resize(picture.size, Image.Resampling.NEAREST))
     return canvas
 
 
 def without_faint_masks(prediction: Any) -> Any:
-    """The detections that are drawn alone, where they have masks: a hundred of a large picture take 100 megabytes."""
+    """The detections that are drawn alone, where they have masks: a hundred of a large image take 100 megabytes."""
     if not is_detections(prediction) or "masks" not in prediction:
         return prediction
     shown = prediction["scores"] >= SHOWN
@@ -105,11 +105,11 @@ def draw_cells(
 ) -> Image.Image:
     """What YOLO's lecture draws: the grid, every predicted box as thick as it is confident, each cell's class.
 
-    Cells have the colour of their most probable class. A cell that holds an object's centre has a thick frame, and of
+    Cells have the color of their most probable class. A cell that holds an object's center has a thick frame, and of
     its boxes the responsible one, which overlaps the object most, is drawn in white with its confidence.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         prediction: with ``cells``: {"boxes": (S,S,B,4) xyxy in pixels, "confidence": (S,S,B), "classes": (S,S,C)}.
         truth: ``target``, see the batch contract, or nothing.
         size: (width, height) of the tensor in whose pixels the boxes are.
@@ -127,7 +127,7 @@ def draw_cells(
         for column, label in enumerate(line):
             corner = torch.tensor([column, row]) * step
             frames[row, column] = (*corner.tolist(), *(corner + step).tolist())
-            tint.rectangle(frames[row, column], fill=class_colour(label))
+            tint.rectangle(frames[row, column], fill=class_color(label))
     canvas = Image.blend(picture, tinted, 0.3)
     draw = ImageDraw.Draw(canvas)
     for frame in frames.values():
@@ -173,8 +173,8 @@ def difficult_ones(target: dict[str, Tensor]) -> list[bool]:
     return target.get("difficult", torch.zeros(len(target["boxes"]), dtype=torch.bool)).tolist()
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """A colour for a class, far from those of the classes before it."""
+def class_color(label: int) -> tuple[int, int, int]:
+    """A color for a class, far from those of the classes before it."""
     if label == 0:
         return BLUE
     # Steps of the golden ratio never come near a hue that is taken.
@@ -185,12 +185,12 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def detections_record(
     prediction: dict[str, Tensor], class_names: Sequence[str] | None, scale: tuple[float, float]
 ) -> dict[str, Any]:
-    """What predictions.json says of a picture: ``detections``, best first; ``remark`` where there is none.
+    """What predictions.json says of an image: ``detections``, best first; ``remark`` where there is none.
 
     Args:
         prediction: see `is_detections`.
         class_names: C names; None gives the numbers.
-        scale: what x and y are multiplied by to come to the pixels of the picture on disk.
+        scale: what x and y are multiplied by to come to the pixels of the image on disk.
     """
     detections = [
         {
@@ -208,7 +208,7 @@ DETECTION_COLUMNS = ["detections", "detection", "class", "score", "x1", "y1", "x
 
 
 def detection_rows(record: dict[str, Any]) -> list[list[Any]]:
-    """A picture's rows of predictions.csv under `DETECTION_COLUMNS`, one a detection; one row where there is none."""
+    """An image's rows of predictions.csv under `DETECTION_COLUMNS`, one a detection; one row where there is none."""
     found = record["detections"]
     if not found:
         return [[0, *[""] * (len(DETECTION_COLUMNS) - 1)]]
@@ -216,10 +216,10 @@ def detection_rows(record: dict[str, Any]) -> list[list[Any]]:
 
 
 def _box(
-    draw: ImageDraw.ImageDraw, box: Tensor, colour: tuple[int, int, int], line: int, text: str, font: Any, size: Any
+    draw: ImageDraw.ImageDraw, box: Tensor, color: tuple[int, int, int], line: int, text: str, font: Any, size: Any
 ) -> None:
     x1, y1, x2, y2 = _ordered(box)
-    draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+    draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
     if not text:
         return
     pad = 2
@@ -227,7 +227,7 @@ def _box(
     width = min(size[0], font.getlength(text) + 2 * pad)
     left = max(0.0, min(x1, size[0] - width))
     top = y1 - height if y1 >= height else y1
-    draw.rectangle((left, top, left + width, top + height), fill=colour)
+    draw.rectangle((left, top, left + width, top + height), fill=color)
     draw.text((left + pad, top + height / 2), shorten(text, font, width - pad), fill=PAPER, font=font, anchor="lm")
 
 

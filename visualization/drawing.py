@@ -1,4 +1,4 @@
-"""What all pictures are drawn with: colours, fonts, names, tiles and sheets."""
+"""What all images are drawn with: colors, fonts, names, tiles and sheets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def class_name(index: int, class_names: Sequence[str] | None) -> str:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """uint8 (3,H,W), or grey (1,H,W), to an RGB PIL picture."""
+    """uint8 (3,H,W), or gray (1,H,W), to an RGB PIL image."""
     image = image.expand(3, -1, -1)
     return Image.fromarray(image.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """The picture scaled into a square of ``side`` pixels; small ones are enlarged with hard pixels."""
+    """The image scaled into a square of ``side`` pixels; small ones are enlarged with hard pixels."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     scaled = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)

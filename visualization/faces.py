@@ -1,4 +1,4 @@
-"""Faces in photographs with what was recognised of each: how `PredictionWriter` draws them and writes them down.
+"""Faces in photographs with what was recognized of each: how `PredictionWriter` draws them and writes them down.
 
 The prediction of a photograph with N faces: ``boxes`` float (N,4), xyxy in its pixels; ``probabilities`` float (N,C);
 ``aligned`` bool (N,), whether both eyes were found; ``eyes`` float (N,2,2), their x and y.
@@ -31,7 +31,7 @@ def draw_faces(
     Below a photograph without a face a line says so.
 
     Args:
-        picture: RGB, the photograph at any size.
+        image: RGB, the photograph at any size.
         prediction: see the module.
         class_names: C names; None shows the numbers.
         width: of the photograph in the pixels that the boxes are in.

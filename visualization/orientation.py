@@ -1,6 +1,6 @@
-"""Rotations on pictures and in files: the body's axes as arrows, quaternions and angles.
+"""Rotations on images and in files: the body's axes as arrows, quaternions and angles.
 
-The prediction of a picture: ``rotation`` float (3,3), from the body's axes to the camera's (x right, y down, z away).
+The prediction of an image: ``rotation`` float (3,3), from the body's axes to the camera's (x right, y down, z away).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lightning_modules.pose.rotations import geodesic, matrix_to_euler, matrix_t
 from visualization.drawing import BLUE, GREEN, INK, PAPER, RED, load_font, shorten
 
 AXES = ("x", RED), ("y", GREEN), ("z", BLUE)
-REACH = 0.4  # of the picture's shorter side, by an axis that is not foreshortened
+REACH = 0.4  # of the image's shorter side, by an axis that is not foreshortened
 RIGHT = 10.0  # degrees of error up to which it is called right
 
 ORIENTATION_COLUMNS = ["w", "x", "y", "z", "yaw", "pitch", "roll"]
@@ -27,13 +27,13 @@ def is_orientation(prediction: Any) -> bool:
 
 
 def draw_orientation(picture: Image.Image, prediction: dict[str, Tensor], truth: dict[str, Any]) -> Image.Image:
-    """The picture with the body's axes from its middle, x red, y green, z blue; below it the angles.
+    """The image with the body's axes from its middle, x red, y green, z blue; below it the angles.
 
     Axes are as long as they look from straight ahead, and the one that points to the camera is drawn last. With a truth
     its axes are pale and wide below them, and the line has the angle between the two, on green up to 10 degrees.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         prediction: see the module.
         truth: ``rotation`` float (3,3), or nothing.
     """
@@ -50,13 +50,13 @@ def draw_orientation(picture: Image.Image, prediction: dict[str, Tensor], truth:
         _axes(draw, true.float(), picture, left, 3 * line, pale=True)
     _axes(draw, rotation, picture, left, line)
     angles = orientation_record(prediction)["orientation"]["degrees"]
-    text, colour = ", ".join(f"{name} {value:.0f}" for name, value in angles.items()), INK
+    text, color = ", ".join(f"{name} {value:.0f}" for name, value in angles.items()), INK
     if true is not None:
         error = math.degrees(float(geodesic(rotation, true.float())))
         draw.rectangle((0, picture.height, width, picture.height + row), fill=GREEN if error <= RIGHT else RED)
-        text, colour = f"{error:.1f}° off: {text}", PAPER
+        text, color = f"{error:.1f}° off: {text}", PAPER
     middle = picture.height + row / 2
-    draw.text((pad, middle), shorten(text, font, width - 2 * pad), fill=colour, font=font, anchor="lm")
+    draw.text((pad, middle), shorten(text, font, width - 2 * pad), fill=color, font=font, anchor="lm")
     return canvas
 
 
@@ -64,27 +64,27 @@ def _axes(
     draw: ImageDraw.ImageDraw, rotation: Tensor, picture: Image.Image, left: int, line: int, pale: bool = False
 ) -> None:
     """The three axes as arrows; an arrow's head is left out where the axis points at the camera or away from it."""
-    colour: tuple[int, ...]
+    color: tuple[int, ...]
     reach = REACH * min(picture.size)
     middle = (left + picture.width / 2, picture.height / 2)
     columns = rotation.T.tolist()
     for k in sorted(range(3), key=lambda k: -columns[k][2]):
-        name, colour = AXES[k]
+        name, color = AXES[k]
         if pale:
-            colour = (*((3 * 255 + 2 * c) // 5 for c in colour),)
+            color = (*((3 * 255 + 2 * c) // 5 for c in color),)
         x, y, _ = columns[k]
         end = (middle[0] + reach * x, middle[1] + reach * y)
-        draw.line((middle, end), fill=colour, width=line)
+        draw.line((middle, end), fill=color, width=line)
         if pale or math.hypot(x, y) < 0.15:
             continue
         along, head = (x / math.hypot(x, y), y / math.hypot(x, y)), 4 * line
         base = (end[0] - head * along[0], end[1] - head * along[1])
         across = (-along[1] * head / 2, along[0] * head / 2)
         corners = [end, (base[0] + across[0], base[1] + across[1]), (base[0] - across[0], base[1] - across[1])]
-        draw.polygon(corners, fill=colour)
+        draw.polygon(corners, fill=color)
         font = load_font(max(10, 6 * line))
         draw.text(
-            (end[0] + 5 * line * along[0], end[1] + 5 * line * along[1]), name, fill=colour, font=font, anchor="mm"
+            (end[0] + 5 * line * along[0], end[1] + 5 * line * along[1]), name, fill=color, font=font, anchor="mm"
         )
 
 
@@ -98,6 +98,6 @@ def orientation_record(prediction: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def orientation_row(record: dict[str, Any]) -> list[Any]:
-    """A picture's row of predictions.csv under `ORIENTATION_COLUMNS`."""
+    """An image's row of predictions.csv under `ORIENTATION_COLUMNS`."""
     found = record["orientation"]
     return [repr(number) for number in (*found["quaternion"], *found["degrees"].values())]

@@ -15,7 +15,7 @@ from torch import Tensor
 from visualization.drawing import INK, PAPER, load_font
 from visualization.poses import draw_skeleton
 
-TILE = 192  # pixels, the longer side of one picture
+TILE = 192  # pixels, the longer side of one image
 PEOPLE = 6  # rows at most
 GAP, HEAD = 4, 24
 
@@ -26,7 +26,7 @@ def draw_stages(
     """A row a person: what each stage found, one a column, and the truth, if known.
 
     Args:
-        samples: picture RGB, stages float (S,K,2) in its pixels, and ``keypoints`` (K,2) and ``labelled`` (K,) or
+        samples: image RGB, stages float (S,K,2) in its pixels, and ``keypoints`` (K,2) and ``labeled`` (K,) or
             nothing.
         joint_names: K names; None leaves the limbs out.
     """
@@ -43,7 +43,7 @@ def draw_stages(
         everything = torch.ones(stages.shape[1], dtype=torch.bool)
         shown = [(points, everything) for points in stages]
         if len(titles) > count:
-            shown.append((truth["keypoints"], truth["labelled"]))
+            shown.append((truth["keypoints"], truth["labeled"]))
         for column, (points, which) in enumerate(shown):
             tile = small.copy()
             draw_skeleton(tile, points, which, joint_names, picture.size)

@@ -1,4 +1,4 @@
-"""People's joints on pictures and in files: skeletons and heatmaps, and where each joint was found.
+"""People's joints on images and in files: skeletons and heatmaps, and where each joint was found.
 
 The prediction of one person: ``keypoints`` float (K,2) in the pixels of the image, the middle of the first one (0, 0),
 ``scores`` float (K,) and, of a network with heatmaps, ``heatmaps`` float (S,K,h,w), of S stacks.
@@ -46,7 +46,7 @@ def limbs(joint_names: Sequence[str]) -> list[tuple[int, int]]:
     return [(names.index(a), names.index(b)) for a, b in pairs if a in names and b in names]
 
 
-def side_colour(name: str) -> tuple[int, int, int]:
+def side_color(name: str) -> tuple[int, int, int]:
     """Orange on the person's own right, blue on the left, else green."""
     return RIGHT if name.startswith("right_") else LEFT if name.startswith("left_") else MIDDLE
 
@@ -58,10 +58,10 @@ def draw_skeleton(
     joint_names: Sequence[str] | None,
     size: tuple[int, int],
 ) -> None:
-    """Draws a person's limbs and joints on the picture itself.
+    """Draws a person's limbs and joints on the image itself.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         keypoints: float (K,2) in the pixels of a tensor of ``size``.
         shown: bool (K,), the joints that are drawn; limbs are where both their ends are.
         joint_names: K names; None leaves the limbs out.
@@ -78,11 +78,11 @@ def draw_skeleton(
     for a, b in limbs(names):
         if drawn[a] and drawn[b]:
             sided = next((name for name in (names[b], names[a]) if name.startswith(("right_", "left_"))), names[a])
-            draw.line((points[a], points[b]), fill=side_colour(sided), width=line)
+            draw.line((points[a], points[b]), fill=side_color(sided), width=line)
     radius = line
     for name, (x, y), visible in zip(names, points, drawn.tolist(), strict=True):
         if visible:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=side_colour(name), outline=PAPER)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=side_color(name), outline=PAPER)
 
 
 def draw_pose(
@@ -92,14 +92,14 @@ def draw_pose(
     joint_names: Sequence[str] | None,
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """The picture with the joints that were found, beside it with the true ones, if known.
+    """The image with the joints that were found, beside it with the true ones, if known.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         prediction: see the module.
-        truth: ``keypoints`` float (K,2) and ``labelled`` bool (K,), or nothing.
+        truth: ``keypoints`` float (K,2) and ``labeled`` bool (K,), or nothing.
         joint_names: K names.
-        size: (width, height) of the tensor in whose pixels the joints are; None: the picture's own.
+        size: (width, height) of the tensor in whose pixels the joints are; None: the image's own.
     """
     size = size or picture.size
     found = picture.copy()
@@ -107,7 +107,7 @@ def draw_pose(
     if "keypoints" not in truth:
         return found
     true = picture.copy()
-    draw_skeleton(true, truth["keypoints"], truth["labelled"], joint_names, size)
+    draw_skeleton(true, truth["keypoints"], truth["labeled"], joint_names, size)
     gap, text = 4, max(11, min(28, round(min(picture.size) / 20)))
     font, row = load_font(text), round(1.6 * text)
     canvas = Image.new("RGB", (2 * picture.width + gap, picture.height + row), PAPER)
@@ -121,10 +121,10 @@ def draw_pose(
 def draw_people(
     picture: Image.Image, prediction: dict[str, Tensor], joint_names: Sequence[str] | None, size: tuple[int, int]
 ) -> Image.Image:
-    """The picture with the joints of all detected people of a score of .3 or more.
+    """The image with the joints of all detected people of a score of 0.3 or more.
 
     Args:
-        picture, joint_names, size: see `draw_pose`.
+        image, joint_names, size: see `draw_pose`.
         prediction: ``keypoints`` float (N,K,2) and ``scores`` float (N,).
     """
     drawn = picture.copy()
@@ -138,10 +138,10 @@ def draw_people(
 
 
 def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[str] | None) -> Image.Image:
-    """A row a stack, a column a joint: the heatmap over the picture, which is grey where it is low, red from 1 on.
+    """A row a stack, a column a joint: the heatmap over the image, which is gray where it is low, red from 1 on.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         heatmaps: float (S,K,h,w).
         joint_names: K names; None shows the numbers.
     """
@@ -149,7 +149,7 @@ def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[
 
     scale = HEATMAP_TILE / max(picture.size)
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    grey = np.asarray(small.convert("L"), np.float32)[..., None] * 0.8
+    gray = np.asarray(small.convert("L"), np.float32)[..., None] * 0.8
     stacks, joints = heatmaps.shape[:2]
     resized = torch.nn.functional.interpolate(
         heatmaps.detach().cpu().float(), (small.height, small.width), mode="bilinear", align_corners=False
@@ -164,7 +164,7 @@ def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[
         for k in range(joints):
             heat = resized[s, k].numpy()
             share = 0.85 * np.sqrt(heat)[..., None]
-            mixed = grey * (1 - share) + 255 * colormaps["turbo"](heat)[..., :3] * share
+            mixed = gray * (1 - share) + 255 * colormaps["turbo"](heat)[..., :3] * share
             left = margin + k * (small.width + gap)
             canvas.paste(Image.fromarray(np.rint(mixed).astype(np.uint8)), (left, top))
             if s == 0:
@@ -177,7 +177,7 @@ def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[
 
 
 def in_file_pixels(prediction: dict[str, Tensor], to_original: Tensor) -> dict[str, Tensor]:
-    """A person's joints in the pixels of the picture on disk, by the matrix (2,3) of the batch contract."""
+    """A person's joints in the pixels of the image on disk, by the matrix (2,3) of the batch contract."""
     matrix = to_original.double()
     places = prediction["keypoints"].double() @ matrix[:, :2].T + matrix[:, 2]
     return {**prediction, "keypoints": places}
@@ -200,7 +200,7 @@ def add_joints(
     joint_names: Sequence[str] | None,
     scale: tuple[float, float],
 ) -> dict[str, Any]:
-    """The record of detected people, each with its ``keypoints`` in the pixels of the picture on disk.
+    """The record of detected people, each with its ``keypoints`` in the pixels of the image on disk.
 
     Args:
         record: ``detections``, in the order of the prediction.
@@ -215,5 +215,5 @@ def add_joints(
 
 
 def pose_rows(record: dict[str, Any]) -> list[list[Any]]:
-    """A picture's rows of predictions.csv under `KEYPOINT_COLUMNS`, one a joint."""
+    """An image's rows of predictions.csv under `KEYPOINT_COLUMNS`, one a joint."""
     return [[item["joint"], *(repr(item[key]) for key in ("x", "y", "score"))] for item in record["keypoints"]]

@@ -1,4 +1,4 @@
-"""Classes of pixels on pictures and in files: overlays with VOC's colours and a legend, masks as VOC stores them."""
+"""Classes of pixels on images and in files: overlays with VOC's colors and a legend, masks as VOC stores them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_segmentation(prediction: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def palette() -> np.ndarray:
-    """VOC's colours, uint8 (256,3) RGB."""
+    """VOC's colors, uint8 (256,3) RGB."""
     from datamodules.voc import voc_palette
 
     return voc_palette()
@@ -35,13 +35,13 @@ def palette() -> np.ndarray:
 def draw_segmentation(
     picture: Image.Image, prediction: Tensor, truth: dict[str, Any], class_names: Sequence[str] | None
 ) -> Image.Image:
-    """The picture in the colours of the predicted classes, beside it in those of the true ones, if known; a legend.
+    """The image in the colors of the predicted classes, beside it in those of the true ones, if known; a legend.
 
-    A first class called ``background`` leaves the picture as it is. Void is VOC's cream, nearly opaque.
+    A first class called ``background`` leaves the image as it is. Void is VOC's cream, nearly opaque.
 
     Args:
-        picture: RGB, of any size.
-        prediction: ids, integers (h,w); the picture may be larger.
+        image: RGB, of any size.
+        prediction: ids, integers (h,w); the image may be larger.
         truth: ``original_mask`` or ``mask``, int64 (h,w) with 255 for void, or nothing.
         class_names: C names; None shows the numbers.
     """
@@ -83,7 +83,7 @@ def draw_segmentation(
 
 
 def overlay(picture: Image.Image, ids: np.ndarray, class_names: Sequence[str] | None) -> Image.Image:
-    """The picture in the colours of ids, uint8 (H,W) of its size."""
+    """The image in the colors of ids, uint8 (H,W) of its size."""
     opacity = np.full(256, OPACITY)
     opacity[VOID] = 0.9
     if class_names is not None and len(class_names) and class_names[0] == "background":
@@ -110,7 +110,7 @@ def resized_ids(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
 def ids_of(prediction: Any) -> Tensor | None:
     """What is stored as a mask: the classes' ids, or of objects 1, 2, ... in the order of their scores; else None.
 
-    Objects with a score below .3 are left out, and those that share a pixel leave it to the best one.
+    Objects with a score below 0.3 are left out, and those that share a pixel leave it to the best one.
     """
     if is_segmentation(prediction):
         return prediction
@@ -133,7 +133,7 @@ def save_ids(ids: Tensor, size: tuple[int, int], path: Path) -> None:
 
 
 def segmentation_record(prediction: Tensor, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """What predictions.json says of a picture: ``classes``, the largest first, with their part of its pixels."""
+    """What predictions.json says of an image: ``classes``, the largest first, with their part of its pixels."""
     counts = torch.bincount(prediction.flatten().long())
     order = [i for i in counts.argsort(descending=True, stable=True).tolist() if counts[i]]
     shares = (counts.double() / max(1, prediction.numel())).tolist()

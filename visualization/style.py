@@ -10,23 +10,23 @@ from torch import Tensor
 from visualization.drawing import INK, PAPER, load_font, shorten, to_picture
 
 
-def is_stylised(prediction: Any) -> bool:
+def is_stylized(prediction: Any) -> bool:
     """Whether a prediction is of this kind."""
-    return isinstance(prediction, dict) and "stylised" in prediction
+    return isinstance(prediction, dict) and "stylized" in prediction
 
 
-def draw_stylised(picture: Image.Image, prediction: dict[str, Tensor], truth: dict[str, Any]) -> Image.Image:
-    """Side by side, each as high as the first: the picture, the style, where there is one, and what was made of them.
+def draw_stylized(picture: Image.Image, prediction: dict[str, Tensor], truth: dict[str, Any]) -> Image.Image:
+    """Side by side, each as high as the first: the image, the style, where there is one, and what was made of them.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         prediction: see the module.
         truth: ``style`` uint8 (3,H,W), or nothing.
     """
     shown = [("picture", picture)]
     if "style" in truth:
         shown.append(("style", to_picture(truth["style"])))
-    shown.append(("found (random features)" if is_random(prediction) else "found", to_picture(prediction["stylised"])))
+    shown.append(("found (random features)" if is_random(prediction) else "found", to_picture(prediction["stylized"])))
     height, text = picture.height, max(11, min(28, round(picture.height / 20)))
     row, gap, font = round(1.6 * text), 4, load_font(text)
     panels = [
@@ -48,6 +48,6 @@ def is_random(prediction: dict[str, Tensor]) -> bool:
 
 
 def style_record(prediction: dict[str, Tensor]) -> dict[str, Any]:
-    """What a line of ``predictions.json`` says: ``{"stylised": [width, height], "random_features": bool}``."""
-    height, width = prediction["stylised"].shape[-2:]
-    return {"stylised": [width, height], "random_features": is_random(prediction)}
+    """What a line of ``predictions.json`` says: ``{"stylized": [width, height], "random_features": bool}``."""
+    height, width = prediction["stylized"].shape[-2:]
+    return {"stylized": [width, height], "random_features": is_random(prediction)}

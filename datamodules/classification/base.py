@@ -24,12 +24,12 @@ class Listing:
 
     Attributes:
         classes: names of the classes, as they are on disk.
-        names: paths of the pictures relative to the dataset's folder.
-        labels: int32 (N,), each picture's index in ``classes``.
+        names: paths of the images relative to the dataset's folder.
+        labels: int32 (N,), each image's index in ``classes``.
         loose: files directly in the split's folder, which have no class.
-        foreign: files in the class folders that are not pictures.
-        missing: pictures that the split's list names and that are not there.
-        unlisted: pictures that are there and that no list names.
+        foreign: files in the class folders that are not images.
+        missing: images that the split's list names and that are not there.
+        unlisted: images that are there and that no list names.
     """
 
     classes: list[str]
@@ -42,30 +42,30 @@ class Listing:
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 (C,): pictures a class."""
+        """int64 (C,): images a class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
 
 class ClassificationData(VisionDataModule):
-    """Base of datasets with one class a picture: how pictures are read, and what is said of a tree that is not right.
+    """Base of datasets with one class an image: how images are read, and what is said of a tree that is not right.
 
     A subclass defines `read_classes`, `read_listing`, `absent`, `title` and `expected`.
 
     Args:
         root: the dataset's folder. Only prediction can do without.
-        image_size: side of the square pictures in pixels.
-        resize: in evaluation, the shorter side before the centre is cut out; [height, width] does not keep the aspect;
-            null leaves pictures as they are; ``auto`` is 8/7 of image_size (256 for 224), or null with train_crop pad.
+        image_size: side of the square images in pixels.
+        resize: in evaluation, the shorter side before the center is cut out; [height, width] does not keep the aspect;
+            null leaves images as they are; ``auto`` is 8/7 of image_size (256 for 224), or null with train_crop pad.
             Places365 takes ``auto`` for both sides.
         train_crop: ``random_resized``, ``scale_jitter`` or ``pad``; see `TrainTransform`.
-        crop_scale: smallest and largest area of a random_resized crop, as a part of the picture's.
+        crop_scale: smallest and largest area of a random_resized crop, as a part of the image's.
         resize_range: shortest and longest shorter side for scale_jitter, in pixels.
         pad: zeros that train_crop pad adds on each side, in pixels.
         hflip: probability of a horizontal flip in training.
         color_jitter: brightness, contrast and saturation change by factors in 1 +- this in training.
-        pca_jitter: sigma of AlexNet's colour jitter in training (.1 in the paper).
-        eval_crop: side of the evaluated centre; image_size where null. Ten-crop testing takes the resized side.
-        images: for prediction, a folder of pictures or one picture; they are turned as their camera says.
+        pca_jitter: sigma of AlexNet's color jitter in training (0.1 in the paper).
+        eval_crop: side of the evaluated center; image_size where null. Ten-crop testing takes the resized side.
+        images: for prediction, a folder of images or one image; they are turned as their camera says.
         **kwargs: see `VisionDataModule`.
 
     Raises:
@@ -134,7 +134,7 @@ class ClassificationData(VisionDataModule):
 
     @property
     def folder(self) -> str:
-        """The folder that pictures are named relative to."""
+        """The folder that images are named relative to."""
         return self.root or ""
 
     @cached_property
@@ -166,7 +166,7 @@ class ClassificationData(VisionDataModule):
         return {name: i for i, name in enumerate(self.classes or ())}
 
     def labels(self, split: Split) -> np.ndarray | None:
-        """int64 (N,): each picture's index in ``class_names``, -1 for a folder that is none of them."""
+        """int64 (N,): each image's index in ``class_names``, -1 for a folder that is none of them."""
         return None if split == "predict" else self._labels(split)
 
     def _labels(self, split: Split) -> np.ndarray:
@@ -174,10 +174,10 @@ class ClassificationData(VisionDataModule):
         return np.array([label_of.get(name, -1) for name in listing.classes], np.int64)[listing.labels]
 
     def dataset(self, split: Split) -> FolderDataset:
-        """The pictures of one split. See `FolderDataset`; for ``predict`` there are no labels.
+        """The images of one split. See `FolderDataset`; for ``predict`` there are no labels.
 
         Raises:
-            DatasetError: see `problems`; for ``predict``, there are no pictures.
+            DatasetError: see `problems`; for ``predict``, there are no images.
         """
         if split == "predict":
             return self._predicted()
@@ -193,7 +193,7 @@ class ClassificationData(VisionDataModule):
 
     def _predicted(self) -> FolderDataset:
         paths = predicted_images(self.images)
-        # A user's photograph is larger than the pictures of a dataset that is trained as it is.
+        # A user's photograph is larger than the images of a dataset that is trained as it is.
         transform = EvalTransform(self.eval_crop, self.resize or self.eval_crop, exif_orientation=True)
         return FolderDataset("", PackedStrings(paths), None, transform)
 
@@ -205,7 +205,7 @@ class ClassificationData(VisionDataModule):
         if listing.missing:
             pictures = some(listing.missing, "picture")
             return [f"{self.title(split)} names {pictures} not in {self.folder}: unpack the archive once more"]
-        return [] if len(listing.names) else [f"{self.title(split)} holds no pictures"]
+        return [] if len(listing.names) else [f"{self.title(split)} holds no images"]
 
     def oddities(self, split: Split) -> list[str]:
         """What a user should know of a split that can be used, one line each."""
@@ -214,19 +214,19 @@ class ClassificationData(VisionDataModule):
             lines.append(f"{title}: left out {some(listing.loose, 'file')} that lie in no class folder")
         if listing.foreign:
             kinds = some(listing.foreign, "file")
-            lines.append(f"{title}: left out {kinds} that are not pictures by their extension")
+            lines.append(f"{title}: left out {kinds} that are not images by their extension")
         if listing.unlisted:
             lines.append(f"left out {some(listing.unlisted, 'picture')} that no list names")
         present = set(np.unique(self._labels(split)).tolist())
         without = [name for i, name in enumerate(self.classes or ()) if i not in present]
         if without:
-            lines.append(f"{title} has no pictures of {some(without, 'class', 'classes')}")
+            lines.append(f"{title} has no images of {some(without, 'class', 'classes')}")
         return lines
 
     def refusal(self, problem: str, split: Split | None = None) -> DatasetError:
         """The error for a tree that cannot be used: what was expected, drawn beside what was found.
 
-        Of a split that merely lacks pictures the problem's line says all.
+        Of a split that merely lacks images the problem's line says all.
         """
         problem = f"{type(self).__name__}: {problem}"
         if split is not None and self.listing(split).missing:

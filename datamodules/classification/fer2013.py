@@ -1,4 +1,4 @@
-"""FER2013 (Goodfellow et al. 2013): one csv of 35,887 grey faces of 48x48 pixels with one of seven emotions each."""
+"""FER2013 (Goodfellow et al. 2013): one csv of 35,887 gray faces of 48x48 pixels with one of seven emotions each."""
 
 from __future__ import annotations
 

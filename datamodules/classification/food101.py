@@ -1,5 +1,5 @@
 """Food-101: Bossard, Guillaumin and Van Gool, "Food-101 - Mining Discriminative Components with Random Forests", ECCV
-2014. 101 dishes, 750 training and 250 test pictures of each."""
+2014. 101 dishes, 750 training and 250 test images of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MD5 = "85eeb15f3717b99a5da872d97d918f87"
 
 
 class Food101(ClassificationData):
-    """Food-101 as its archive unpacks, split as its ``meta`` says (75,750 and 25,250 pictures) and never otherwise.
+    """Food-101 as its archive unpacks, split as its ``meta`` says (75,750 and 25,250 images) and never otherwise.
 
     ::
 
@@ -29,14 +29,14 @@ class Food101(ClassificationData):
         food-101/meta/classes.txt               one class a line; labels are by their sorted names
         food-101/meta/{train,test}.json         {class: ["class/number", ...]}; or .txt, one entry a line
 
-    There is no official validation split. As the field does, validation measures the test pictures, so the best
-    checkpoint is chosen on them; with ``val_fraction`` it is chosen on training pictures that are held out. The
-    training labels are noisy on purpose (wrong classes, intense colours), the test pictures were verified by hand: a
+    There is no official validation split. As the field does, validation measures the test images, so the best
+    checkpoint is chosen on them; with ``val_fraction`` it is chosen on training images that are held out. The
+    training labels are noisy on purpose (wrong classes, intense colors), the test images were verified by hand: a
     held-out part measures lower than the test set.
 
     Args:
         root: the folder ``food-101``, or the one that it lies in. Only prediction can do without.
-        val_fraction: part of each class's training pictures that is held out for validation, 0 to 1; the same pictures
+        val_fraction: part of each class's training images that is held out for validation, 0 to 1; the same images
             in every run. 0 trains on all of them.
         **kwargs: see `ClassificationData`.
     """
@@ -97,7 +97,7 @@ class Food101(ClassificationData):
         return Listing(classes, PackedStrings(names), labels, missing=missing, unlisted=unlisted)
 
     def _held_out(self, labels: np.ndarray) -> np.ndarray:
-        """bool (N,): a share of each class, at least one picture, drawn with a generator of their own."""
+        """bool (N,): a share of each class, at least one image, drawn with a generator of their own."""
         held = np.zeros(len(labels), bool)
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)

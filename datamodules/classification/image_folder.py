@@ -1,4 +1,4 @@
-"""What datasets of one class a picture share, and the plainest of them: root/{train,val,test}/<class>/<picture>."""
+"""What datasets of one class an image share, and the plainest of them: root/{train,val,test}/<class>/<image>."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datamodules.folders import some
 
 
 class ImageFolder(ClassificationData):
-    """Any tree ``root/{train,val,test}/<class>/<picture>``; classes are labelled in the order of their sorted names.
+    """Any tree ``root/{train,val,test}/<class>/<image>``; classes are labeled in the order of their sorted names.
 
     Folders below a class's folder are read too. Where there is no test folder, testing uses val. A tree may lack train
     if it is only evaluated.
@@ -75,12 +75,12 @@ class ImageFolder(ClassificationData):
             lines.append(f"{title} has {some(unknown, 'class', 'classes')} that {self.folders['train']}/ lacks")
         empty = [name for name, count in zip(listing.classes, listing.counts, strict=True) if not count]
         if empty and split == "train":
-            lines.append(f"{title} has {some(empty, 'class folder', 'class folders')} without pictures")
+            lines.append(f"{title} has {some(empty, 'class folder', 'class folders')} without images")
         return lines
 
     def expected(self) -> str:
         train, val = self.folders["train"], self.folders["val"]
-        return f"  {self.root}/\n    {train}/<class>/<picture>.jpg\n    {val}/<class>/<picture>.jpg"
+        return f"  {self.root}/\n    {train}/<class>/<image>.jpg\n    {val}/<class>/<image>.jpg"
 
     def advice(self, split: Split | None) -> str:
         root = self.root or ""

@@ -67,7 +67,7 @@ class ImageNet(ImageFolder):
         names = sorted(os.listdir(path))[:100] if folder and os.path.isdir(path) else []
         if any(re.match(r"ILSVRC2012_val_\d{8}\.", name) for name in names):
             return (
-                f"{folder}/ is as the archive unpacks it. Move each picture into the folder of its wnid, for example\n"
+                f"{folder}/ is as the archive unpacks it. Move each image into the folder of its wnid, for example\n"
                 f"with the well-known script valprep.sh, run inside of {path}. The devkit's ground truth\n"
                 "numbers classes by ILSVRC id, which is not the index among sorted wnids."
             )

@@ -1,5 +1,5 @@
 """Places365-Standard: Zhou, Lapedriza, Khosla, Oliva and Torralba, "Places: A 10 Million Image Database for Scene
-Recognition", TPAMI 2018. 365 scenes, 1.8 million training pictures, 50 validation pictures of each scene."""
+Recognition", TPAMI 2018. 365 scenes, 1.8 million training images, 50 validation images of each scene."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Places365(ClassificationData):
 
         standard                                      easy
         categories_places365.txt                      categories_places365.txt (the archive has none: add it)
-        places365_train_standard.txt                  places365_standard/train/<class>/<picture>.jpg
-        places365_val.txt                             places365_standard/val/<class>/<picture>.jpg
+        places365_train_standard.txt                  places365_standard/train/<class>/<image>.jpg
+        places365_val.txt                             places365_standard/val/<class>/<image>.jpg
         data_256_standard/a/airfield/00000001.jpg
         val_256/Places365_val_00000001.jpg
 
@@ -37,8 +37,8 @@ class Places365(ClassificationData):
     before it. In the easy layout a class's folder is its category without the letter, where ``/`` is ``-`` (as in the
     archive) or ``_``, or its number. ``train.txt`` and ``val.txt`` beside them are not read.
 
-    The labels of the test pictures are not public. Testing measures val; ``predict --data.images ROOT/test_256`` labels
-    the test pictures.
+    The labels of the test images are not public. Testing measures val; ``predict --data.images ROOT/test_256`` labels
+    the test images.
 
     In evaluation ``resize: auto`` does not keep the aspect, as in the authors' code: both sides become 8/7 of
     image_size (256 for 224).
@@ -46,7 +46,7 @@ class Places365(ClassificationData):
     Args:
         root: the folder that holds the above; of the easy layout also ``places365_standard``. Only prediction can do
             without.
-        large: take the pictures in ``data_large_standard`` and ``val_large``, whose shorter side is 512 or less, in
+        large: take the images in ``data_large_standard`` and ``val_large``, whose shorter side is 512 or less, in
             place of those of 256x256 pixels.
         **kwargs: see `ClassificationData`.
     """
@@ -59,7 +59,7 @@ class Places365(ClassificationData):
 
     @property
     def standard(self) -> bool:
-        """Whether the pictures lie in the standard layout."""
+        """Whether the images lie in the standard layout."""
         folders = (f"{part}_{size}" for part in ("data", "val") for size in ("256", "large"))
         names = {name for folder in folders for name in (folder, f"{folder}_standard")}
         return any(os.path.isdir(os.path.join(self.root or "", name)) for name in names)
@@ -82,7 +82,7 @@ class Places365(ClassificationData):
         if not there:
             raise self.refusal(f"there is no {CATEGORIES}, which labels come from")
         if self.large and not self.standard:
-            raise self.refusal("there are no large pictures; the easy layout has none", "train")
+            raise self.refusal("there are no large images; the easy layout has none", "train")
         return read_categories(there[0])
 
     def label_of(self) -> dict[str, int]:
@@ -129,10 +129,10 @@ class Places365(ClassificationData):
         return Listing(classes, PackedStrings(names), labels, missing=missing, unlisted=unlisted)
 
     def _read_list(self, path: str, pictures: str) -> tuple[list[str], np.ndarray]:
-        """The pictures that a list names, in the folder ``pictures``, and their labels: int32 (N,).
+        """The images that a list names, in the folder ``images``, and their labels: int32 (N,).
 
         Raises:
-            DatasetError: a line is not ``picture label``, or its label is not that of the category that it lies in.
+            DatasetError: a line is not ``image label``, or its label is not that of the category that it lies in.
         """
         label_of = {category: label for label, category in enumerate(self.classes or ())}
         names: list[str] = []
@@ -141,7 +141,7 @@ class Places365(ClassificationData):
             for number, line in enumerate(file, start=1):
                 name, _, label = line.strip().rpartition(" ")
                 if not name or not label.isdecimal() or int(label) >= len(label_of):
-                    expected = f"a picture and a label of 0 to {len(label_of) - 1}"
+                    expected = f"an image and a label of 0 to {len(label_of) - 1}"
                     raise DatasetError(f"{path}, line {number}: expected {expected}, found {line.strip()!r}")
                 category = name.rpartition("/")[0]
                 if category and label_of.get(category) != int(label):
@@ -174,7 +174,7 @@ class Places365(ClassificationData):
         return (
             f"  {self.folder}/\n    {CATEGORIES}\n    places365_train_standard.txt, places365_val.txt\n"
             f"    data_{size}_standard/a/airfield/00000001.jpg\n    val_{size}/Places365_val_00000001.jpg\n"
-            f"or\n  {self.folder}/\n    {CATEGORIES}\n    train/<class>/<picture>.jpg\n    val/<class>/<picture>.jpg"
+            f"or\n  {self.folder}/\n    {CATEGORIES}\n    train/<class>/<image>.jpg\n    val/<class>/<image>.jpg"
         )
 
     def advice(self, split: Split | None) -> str:
@@ -183,7 +183,7 @@ class Places365(ClassificationData):
             return f"Fetch {CATEGORIES_URL} (MD5 {CATEGORIES_MD5}) and put it in {self.root}. {archives}"
         other = "val_256" if self.large else "val_large"
         if self.standard and os.path.isdir(os.path.join(self.root or "", other)):
-            return f"{other}/ is there: --data.large {str(not self.large).lower()} takes pictures of that size."
+            return f"{other}/ is there: --data.large {str(not self.large).lower()} takes images of that size."
         return archives
 
 

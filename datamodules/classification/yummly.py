@@ -62,10 +62,10 @@ class Recipe:
 
 
 class RecipeDataset(FolderDataset):
-    """Pictures with ``labels`` {attribute: int, -100 where missing} and ``ingredients`` uint8 (V,), 255 where missing.
+    """Images with ``labels`` {attribute: int, -100 where missing} and ``ingredients`` uint8 (V,), 255 where missing.
 
     Args:
-        pictures: the pictures.
+        images: the images.
         attributes: {attribute: int64 (N,)}.
         ingredients: uint8 (N,V); None leaves them out.
     """
@@ -85,15 +85,15 @@ class RecipeDataset(FolderDataset):
 
 
 class Yummly28K(ClassificationData):
-    """Recipes of Yummly: a picture each, with cuisine, course, taste and ingredients.
+    """Recipes of Yummly: an image each, with cuisine, course, taste and ingredients.
 
     ::
 
         Yummly28K/images27638/img00001.jpg          numbers 1 to 27638, or some of them
         Yummly28K/metadata27638/meta00001.json      {"attributes": {"cuisine": [...], "course": [...]},
-                                                     "flavors": {"Salty": .3, ...} or {}, "ingredientLines": [...], ...}
+                                                     "flavors": {"Salty": 0.3, ...} or {}, "ingredientLines": [...], ...}
 
-    Pictures and metadata belong together by their number. A recipe with several cuisines (or courses) counts as the
+    Images and metadata belong together by their number. A recipe with several cuisines (or courses) counts as the
     first of them; where ``cuisines`` are given, as the first of those. Its taste is the strongest of its flavours, the
     first by name of equals; one without flavours, or with zeros alone, has none. What a recipe lacks is no label.
 
@@ -110,7 +110,7 @@ class Yummly28K(ClassificationData):
         balance: the attribute whose classes ``sampling: balanced`` draws equally often.
         val_fraction, test_fraction: parts of the recipes, about; the rest is train.
         split_seed: another one splits otherwise.
-        unpaired: what to do about a picture without its json and a json without its picture: ``error``, or ``skip``,
+        unpaired: what to do about an image without its json and a json without its image: ``error``, or ``skip``,
             which leaves it out and says how many.
         **kwargs: see `ClassificationData`.
     """
@@ -150,7 +150,7 @@ class Yummly28K(ClassificationData):
 
     @cached_property
     def pictures(self) -> dict[int, str]:
-        """Names of the pictures by their numbers."""
+        """Names of the images by their numbers."""
         return self._numbered(IMAGES, r"img(\d+)\.jpe?g")
 
     @cached_property
@@ -174,7 +174,7 @@ class Yummly28K(ClassificationData):
 
     @cached_property
     def recipes(self) -> dict[int, Recipe]:
-        """The recipes that have a picture, by their numbers, ascending."""
+        """The recipes that have an image, by their numbers, ascending."""
         numbers = sorted(self.pictures.keys() & self.metadata.keys())
         with ThreadPoolExecutor(READERS) as pool:
             paths = [os.path.join(self.folder, METADATA, self.metadata[n]) for n in numbers]
@@ -226,7 +226,7 @@ class Yummly28K(ClassificationData):
 
     @property
     def class_names(self) -> None:
-        """None: a picture has several labels; see ``attributes``."""
+        """None: an image has several labels; see ``attributes``."""
         return None
 
     def attribute_labels(self, split: Split) -> dict[str, np.ndarray]:
@@ -276,10 +276,10 @@ class Yummly28K(ClassificationData):
         return Listing(classes, PackedStrings(names), labels, missing=missing)
 
     def dataset(self, split: Split) -> FolderDataset:
-        """The pictures of one split. See `RecipeDataset`; for ``predict`` there are no labels.
+        """The images of one split. See `RecipeDataset`; for ``predict`` there are no labels.
 
         Raises:
-            DatasetError: see `problems`; for ``predict``, there are no pictures.
+            DatasetError: see `problems`; for ``predict``, there are no images.
         """
         pictures = super().dataset(split)
         if split == "predict":
@@ -294,7 +294,7 @@ class Yummly28K(ClassificationData):
         return [f"{line}: {advice}" for line in lines] or super().problems(split)
 
     def _unpaired(self) -> list[str]:
-        """A line on the pictures without metadata, and one on the metadata without a picture."""
+        """A line on the images without metadata, and one on the metadata without an image."""
         lines = []
         for have, other, kinds, lacks in (
             (self.pictures, self.metadata, ("picture", "pictures"), "json"),

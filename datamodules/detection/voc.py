@@ -25,17 +25,17 @@ from errors import DatasetError
 
 @dataclass(frozen=True)
 class Annotations:
-    """The objects of all pictures of a set, picture after picture.
+    """The objects of all images of a set, image after image.
 
     Attributes:
-        images: paths of the pictures relative to the devkit.
-        boxes: float32 (T,4) xyxy: continuous, from (0, 0) at the picture's upper left corner; what VOC writes as pixels
+        images: paths of the images relative to the devkit.
+        boxes: float32 (T,4) xyxy: continuous, from (0, 0) at the image's upper left corner; what VOC writes as pixels
             xmin to xmax, both included and counted from 1, is xmin - 1 to xmax.
         labels: int64 (T,).
         difficult: bool (T,).
-        start: int64 (N+1,): picture i has the objects start[i] to start[i+1].
+        start: int64 (N+1,): image i has the objects start[i] to start[i+1].
         flat: XML files of the boxes that were left out since they have no area.
-        outside: the same of those that were left out since they lie outside of their picture.
+        outside: the same of those that were left out since they lie outside of their image.
         clipped: the same of those that reach beyond it and were clipped.
     """
 
@@ -52,8 +52,8 @@ class Annotations:
         """What was left out or changed, a line each, with a file."""
         kinds = (
             (self.flat, "left out {} whose box has no area"),
-            (self.outside, "left out {} whose box lies outside of the picture"),
-            (self.clipped, "clipped the box of {} that reaches beyond the picture"),
+            (self.outside, "left out {} whose box lies outside of the image"),
+            (self.clipped, "clipped the box of {} that reaches beyond the image"),
         )
         return [what.format(some(files, "object")) for files, what in kinds if files]
 
@@ -62,7 +62,7 @@ Object = tuple[float, float, float, float, int, bool]  # left, top, right, botto
 
 
 def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Object], tuple[float, float]]:
-    """The objects of one XML file, and the (width, height) that it says its picture has; (0, 0) where it does not.
+    """The objects of one XML file, and the (width, height) that it says its image has; (0, 0) where it does not.
 
     Parts of objects (a person's head and hands) are no objects. ``difficult`` may be missing: then it is not.
 
@@ -96,14 +96,14 @@ def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Object], 
 
 
 class VOCDataset(Dataset):
-    """Pictures with their objects, see the batch contract; ``target`` is left out where there are no annotations.
+    """Images with their objects, see the batch contract; ``target`` is left out where there are no annotations.
 
     Args:
         root: folder that the paths are relative to.
         annotations: the objects.
-        transform: picture and boxes to tensors.
+        transform: image and boxes to tensors.
         difficult: keep objects that are marked difficult.
-        proposals: a folder that `datamodules.proposals` wrote: each picture's are moved as its boxes are.
+        proposals: a folder that `datamodules.proposals` wrote: each image's are moved as its boxes are.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class VOCDetection(VOCTree):
         VOCdevkit/VOC2007/Annotations/<id>.xml
         VOCdevkit/VOC2007/ImageSets/Main/{train,val,trainval,test}.txt    one id a line
 
-    The defaults are the papers': trained on 07+12 (16,551 pictures), validated and tested on VOC2007's test set
+    The defaults are the papers': trained on 07+12 (16,551 images), validated and tested on VOC2007's test set
     (4,952), so that the best checkpoint is chosen on the test set, as the papers did; ``train: [VOC2007/train]`` and
     ``val: [VOC2007/val]`` keep them apart.
 
@@ -155,14 +155,14 @@ class VOCDetection(VOCTree):
         root: the folder ``VOCdevkit``, or the one that it lies in. Only prediction can do without.
         train, val, test: image sets, each ``<folder>/<name of the list>``.
         classes: names in label order, or a file with one a line; None for VOC's twenty.
-        image_size: side in pixels of the square that pictures are warped to (YOLO 448, SSD 300); or [shorter, longest],
-            which keeps the aspect (Faster R-CNN: [600, 1000]) and gives lists of pictures of different sizes.
+        image_size: side in pixels of the square that images are warped to (YOLO 448, SSD 300); or [shorter, longest],
+            which keeps the aspect (Faster R-CNN: [600, 1000]) and gives lists of images of different sizes.
         eval_image_size: the same for validation, test and prediction; None for ``image_size``.
         photometric, expand, iou_crop, jitter, hflip: training augmentation, see `BoxTransform`.
         train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
         proposals: folder of boxes that may hold objects, for Fast R-CNN: ``python -m datamodules.proposals`` writes it.
             Prediction has none.
-        images: for prediction, a folder of pictures, one picture, or a video (of which all frames are predicted).
+        images: for prediction, a folder of images, one image, or a video (of which all frames are predicted).
         download: fetch what is missing of VOC2007 and VOC2012.
         **kwargs: see `VisionDataModule`.
 
@@ -222,7 +222,7 @@ class VOCDetection(VOCTree):
         """All objects of a split's image sets, in the order of the lists.
 
         Raises:
-            DatasetError: a list, a picture or an annotation is missing, or an annotation is not as expected.
+            DatasetError: a list, an image or an annotation is missing, or an annotation is not as expected.
         """
         label_of = {name: i for i, name in enumerate(self.class_names)}
         images: list[str] = []
@@ -235,13 +235,13 @@ class VOCDetection(VOCTree):
             folder = image_set.split("/")[0]
             ids, pictures = self._ids(image_set), self._pictures(folder)
             annotated = self._stems(f"{folder}/Annotations")
-            self._check_ids(image_set, ids, {"picture in JPEGImages": pictures, "XML file in Annotations": annotated})
+            self._check_ids(image_set, ids, {"image in JPEGImages": pictures, "XML file in Annotations": annotated})
             for name in ids:
                 images.append(pictures[name])
                 path = os.path.join(self.devkit, annotated[name])
                 found, (width, height) = read_annotation(path, label_of)
                 if any(item[0] < 0 or item[1] < 0 or item[2] > width or item[3] > height for item in found):
-                    # Many files have no size, or a wrong one: the picture knows.
+                    # Many files have no size, or a wrong one: the image knows.
                     height, width = image_size(os.path.join(self.devkit, pictures[name]))
                 for left, top, right, bottom, label, difficult in found:
                     inner = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)

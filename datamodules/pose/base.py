@@ -1,8 +1,8 @@
-"""What datasets of people's joints share: the people, the crop of one of them, whole pictures, and the options.
+"""What datasets of people's joints share: the people, the crop of one of them, whole images, and the options.
 
-Coordinates are continuous, with the centres of pixels at whole numbers: (0, 0) is the middle of the first pixel, x to
+Coordinates are continuous, with the centers of pixels at whole numbers: (0, 0) is the middle of the first pixel, x to
 the right, y down. Files that count from 1 lose that 1 where they are read, and nothing shifts a coordinate afterwards
-but the affine map that makes the crop: a square of side s becomes S pixels by x -> (x + .5) S / s - .5, x counted
+but the affine map that makes the crop: a square of side s becomes S pixels by x -> (x + 0.5) S / s - 0.5, x counted
 from the square's first pixel.
 """
 
@@ -28,7 +28,7 @@ from datamodules.images import EncodedImage, predicted_images
 from datamodules.pose.crops import MARGIN, PersonCrop, WholePicture, apply_affine
 from errors import DatasetError
 
-FAR = 2  # sides of a person's box from its centre: a joint farther away than that is most likely a slip
+FAR = 2  # sides of a person's box from its center: a joint farther away than that is most likely a slip
 
 
 # --- people -------------------------------------------------------------------------------------------------------
@@ -38,12 +38,12 @@ class Person(NamedTuple):
     """One annotated person.
 
     Attributes:
-        image: path of the picture relative to the dataset's root.
-        number: which of the picture's annotations this is, from 0.
+        image: path of the image relative to the dataset's root.
+        number: which of the image's annotations this is, from 0.
         center: (x, y) of the square that is cut out.
         side: of that square in pixels.
         keypoints: float (K,2).
-        labelled: bool (K,).
+        labeled: bool (K,).
         head_size: in pixels, nan where there is no head box.
     """
 
@@ -52,22 +52,22 @@ class Person(NamedTuple):
     center: tuple[float, float]
     side: float
     keypoints: np.ndarray
-    labelled: np.ndarray
+    labeled: np.ndarray
     head_size: float
 
 
 @dataclass(frozen=True)
 class People:
-    """The people of a split, picture after picture.
+    """The people of a split, image after image.
 
     Attributes:
-        images: paths of the P pictures relative to the dataset's root.
-        picture: int64 (N,), rising: the index of each person's picture.
-        number: int64 (N,), which of the picture's annotations each person is.
+        images: paths of the P images relative to the dataset's root.
+        image: int64 (N,), rising: the index of each person's image.
+        number: int64 (N,), which of the image's annotations each person is.
         center: float64 (N,2), of the squares that are cut out.
         side: float64 (N,), of those squares.
-        keypoints: float32 (N,K,2); 0 where not labelled.
-        labelled: bool (N,K).
+        keypoints: float32 (N,K,2); 0 where not labeled.
+        labeled: bool (N,K).
         head_size: float32 (N,), nan where there is no head box.
         skipped: {what people lack: how many were left out for it}.
     """
@@ -78,26 +78,26 @@ class People:
     center: np.ndarray
     side: np.ndarray
     keypoints: np.ndarray
-    labelled: np.ndarray
+    labeled: np.ndarray
     head_size: np.ndarray
     skipped: dict[str, int]
 
     @classmethod
     def gather(cls, people: Sequence[Person], joints: int, skipped: Counter[str]) -> People:
-        """Packs people, which need not be in the order of their pictures."""
+        """Packs people, which need not be in the order of their images."""
         place = {name: i for i, name in enumerate(dict.fromkeys(person.image for person in people))}
         people = sorted(people, key=lambda person: (place[person.image], person.number))
         keypoints = np.array([person.keypoints for person in people], np.float64).reshape(-1, joints, 2)
         finite = np.isfinite(keypoints).all(-1)
-        labelled = np.array([person.labelled for person in people], bool).reshape(-1, joints) & finite
+        labeled = np.array([person.labeled for person in people], bool).reshape(-1, joints) & finite
         return cls(
             PackedStrings(list(place)),
             np.array([place[person.image] for person in people], np.int64),
             np.array([person.number for person in people], np.int64),
             np.array([person.center for person in people], np.float64).reshape(-1, 2),
             np.array([person.side for person in people], np.float64),
-            np.where(labelled[..., None], keypoints, 0).astype(np.float32),
-            labelled,
+            np.where(labeled[..., None], keypoints, 0).astype(np.float32),
+            labeled,
             np.array([person.head_size for person in people], np.float32),
             dict(skipped),
         )
@@ -106,12 +106,12 @@ class People:
         return len(self.picture)
 
     def far(self) -> np.ndarray:
-        """Indices of the people with a joint more than `FAR` sides of their box away from its centre: int64 (M,)."""
+        """Indices of the people with a joint more than `FAR` sides of their box away from its center: int64 (M,)."""
         away = np.abs(self.keypoints - self.center[:, None]).max(-1) > FAR * self.side[:, None]
-        return np.flatnonzero((away & self.labelled).any(1))
+        return np.flatnonzero((away & self.labeled).any(1))
 
     def name(self, index: int) -> str:
-        """``<path of the picture>#<number of the person in it>``."""
+        """``<path of the image>#<number of the person in it>``."""
         return f"{self.images[int(self.picture[index])]}#{self.number[index]}"
 
     def remarks(self) -> list[str]:
@@ -165,14 +165,14 @@ def read_mat(path: str, name: str, expected: str) -> Any:
 
 
 class PoseDataset(Dataset):
-    """One person a sample, or with a `WholePicture` one picture; see the batch contract.
+    """One person a sample, or with a `WholePicture` one image; see the batch contract.
 
     Args:
         root: folder that the paths are relative to.
         people: whom it holds.
         joint_names: K names, as in `PoseData`.
         view: what makes the image.
-        training: leave people out of whom nothing is to be seen in a whole picture.
+        training: leave people out of whom nothing is to be seen in a whole image.
     """
 
     def __init__(
@@ -195,11 +195,11 @@ class PoseDataset(Dataset):
             return self._picture(index, view)
         path = os.path.join(self.root, people.images[int(people.picture[index])])
         image, matrix, flipped = view(path, people.center[index], float(people.side[index]))
-        keypoints, labelled = self._move(np.array([index]), matrix, flipped)
+        keypoints, labeled = self._move(np.array([index]), matrix, flipped)
         return {
             "image": image,
             "keypoints": torch.from_numpy(keypoints[0]),
-            "labelled": torch.from_numpy(labelled[0]),
+            "labeled": torch.from_numpy(labeled[0]),
             "head_size": float(people.head_size[index]),
             "to_original": _inverse(matrix),
             "id": people.name(index),
@@ -209,8 +209,8 @@ class PoseDataset(Dataset):
         people, name = self.people, self.people.images[index]
         mine = np.arange(*np.searchsorted(people.picture, [index, index + 1]))
         image, matrix, flipped = view(os.path.join(self.root, name))
-        keypoints, labelled = self._move(mine, matrix, flipped)
-        boxes = joint_boxes(keypoints, labelled, image.shape[1], image.shape[2])
+        keypoints, labeled = self._move(mine, matrix, flipped)
+        boxes = joint_boxes(keypoints, labeled, image.shape[1], image.shape[2])
         kept = np.arange(len(mine))
         if self.training:
             kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] > 1).all(1))
@@ -218,21 +218,21 @@ class PoseDataset(Dataset):
             "boxes": torch.from_numpy(boxes[kept]),
             "labels": torch.zeros(len(kept), dtype=torch.int64),
             "keypoints": torch.from_numpy(keypoints[kept]),
-            "labelled": torch.from_numpy(labelled[kept]),
+            "labeled": torch.from_numpy(labeled[kept]),
             "head_size": torch.from_numpy(people.head_size[mine[kept]]),
         }
         return {"image": image, "target": target, "to_original": _inverse(matrix), "id": name}
 
     def _move(self, mine: np.ndarray, matrix: np.ndarray, flipped: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Some people's joints in the image's pixels, float32 (M,K,2), and whether they are labelled, bool (M,K)."""
-        keypoints, labelled = apply_affine(self.people.keypoints[mine], matrix), self.people.labelled[mine]
+        """Some people's joints in the image's pixels, float32 (M,K,2), and whether they are labeled, bool (M,K)."""
+        keypoints, labeled = apply_affine(self.people.keypoints[mine], matrix), self.people.labeled[mine]
         if flipped:
-            keypoints, labelled = keypoints[:, self.partners], labelled[:, self.partners]
-        return np.where(labelled[..., None], keypoints, 0).astype(np.float32), labelled
+            keypoints, labeled = keypoints[:, self.partners], labeled[:, self.partners]
+        return np.where(labeled[..., None], keypoints, 0).astype(np.float32), labeled
 
 
 class ViewedPictures(Dataset):
-    """Pictures alone, for prediction: ``image``, ``to_original``, ``id``. For crops, the whole of a picture is one."""
+    """Images alone, for prediction: ``image``, ``to_original``, ``id``. For crops, the whole of an image is one."""
 
     def __init__(self, paths: Sequence[str], view: PersonCrop | WholePicture) -> None:
         self.paths, self.view = PackedStrings(paths), view
@@ -255,20 +255,20 @@ def _inverse(matrix: np.ndarray) -> Tensor:
     return torch.from_numpy(cv2.invertAffineTransform(matrix).astype(np.float32))
 
 
-def joint_boxes(keypoints: np.ndarray, labelled: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The box of each person's labelled joints, enlarged by `MARGIN` and clipped to the image: float32 (N,4) xyxy.
+def joint_boxes(keypoints: np.ndarray, labeled: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The box of each person's labeled joints, enlarged by `MARGIN` and clipped to the image: float32 (N,4) xyxy.
 
-    Edges are counted from the image's upper left corner, as `VOCDetection`'s are: a pixel's centre x lies at x + .5.
+    Edges are counted from the image's upper left corner, as `VOCDetection`'s are: a pixel's center x lies at x + 0.5.
 
     Args:
         keypoints: float (N,K,2).
-        labelled: bool (N,K), at least one a person.
+        labeled: bool (N,K), at least one a person.
         height, width: of the image.
     """
     # With no people there are no least and greatest joints.
-    points = keypoints.reshape(-1, labelled.shape[1], 2) + 0.5
-    low = np.where(labelled[..., None], points, np.inf).min(1)
-    high = np.where(labelled[..., None], points, -np.inf).max(1)
+    points = keypoints.reshape(-1, labeled.shape[1], 2) + 0.5
+    low = np.where(labeled[..., None], points, np.inf).min(1)
+    high = np.where(labeled[..., None], points, -np.inf).max(1)
     margin = MARGIN * (high - low).max(1, keepdims=True) + 0.5
     limit = np.array([width, height])
     return np.concatenate([(low - margin).clip(0, limit), (high + margin).clip(0, limit)], axis=1).astype(np.float32)
@@ -282,16 +282,16 @@ class PoseData(VisionDataModule):
 
     Args:
         root: the dataset's folder. Only prediction can do without.
-        crop: ``person``: a sample is a square around one person; ``picture``: a sample is a picture with all its
+        crop: ``person``: a sample is a square around one person; ``image``: a sample is an image with all its
             people, which detectors take.
-        image_size: side of the crops in pixels. Of whole pictures the longest side, or [shorter, longest]; null leaves
+        image_size: side of the crops in pixels. Of whole images the longest side, or [shorter, longest]; null leaves
             them as they are.
         scale: deviation of the binary logarithm of the factor that training crops' sides change by.
         rotation: deviation in degrees of the angle that two of five training crops are turned by.
         hflip: probability of a horizontal flip in training; left and right joints are exchanged with it.
         color: in training each channel is multiplied by a factor uniform in 1 +- this.
-            Whole pictures are flipped and coloured only. See `PersonCrop`.
-        images: for prediction, a folder of pictures or one picture. With ``crop: person`` each is taken for a person.
+            Whole images are flipped and colored only. See `PersonCrop`.
+        images: for prediction, a folder of images or one image. With ``crop: person`` each is taken for a person.
         **kwargs: see `VisionDataModule`.
 
     Raises:
@@ -336,7 +336,7 @@ class PoseData(VisionDataModule):
         return self.root
 
     def people(self, split: Split) -> People:
-        """The people of a split, read without opening a picture.
+        """The people of a split, read without opening an image.
 
         Raises:
             DatasetError: the files are not as described.

@@ -21,11 +21,11 @@ TURNED = 0.4  # part of the training crops that are rotated (the author's code)
 
 
 class View(NamedTuple):
-    """A picture as it enters the batch.
+    """An image as it enters the batch.
 
     Attributes:
         image: uint8 (3,H,W).
-        matrix: float64 (2,3), from the picture's coordinates to the image's.
+        matrix: float64 (2,3), from the image's coordinates to the image's.
         flipped: whether left and right are exchanged.
     """
 
@@ -35,13 +35,13 @@ class View(NamedTuple):
 
 
 def crop_matrix(center: Sequence[float], side: float, size: int, angle: float = 0.0, flip: bool = False) -> np.ndarray:
-    """The affine map that makes a square of a picture to ``size`` x ``size`` pixels: float64 (2,3).
+    """The affine map that makes a square of an image to ``size`` x ``size`` pixels: float64 (2,3).
 
     Args:
         center: (x, y) of the square; it becomes ((size - 1) / 2, (size - 1) / 2).
-        side: of the square in the picture's pixels.
+        side: of the square in the image's pixels.
         size: in pixels.
-        angle: degrees by which what is shown is turned about the centre, clockwise as one sees it.
+        angle: degrees by which what is shown is turned about the center, clockwise as one sees it.
         flip: reflect it then from left to right: x -> size - 1 - x.
     """
     cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
@@ -57,13 +57,13 @@ def apply_affine(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def warp(path: str, matrix: np.ndarray, size: int, exif_orientation: bool = False) -> np.ndarray:
-    """The part of a picture that ``matrix`` maps to ``size`` x ``size`` pixels: uint8 (S,S,3) RGB, black beyond it.
+    """The part of an image that ``matrix`` maps to ``size`` x ``size`` pixels: uint8 (S,S,3) RGB, black beyond it.
 
-    A picture that is reduced by two or more is first read smaller, so that nothing aliases: a JPEG by its DCT, others
+    An image that is reduced by two or more is first read smaller, so that nothing aliases: a JPEG by its DCT, others
     by means over areas. What is left is bilinear.
 
     Raises:
-        BrokenImageError: the picture cannot be read.
+        BrokenImageError: the image cannot be read.
     """
     image = EncodedImage(path, exif_orientation)
     reduction = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
@@ -90,10 +90,10 @@ def scale_channels(pixels: np.ndarray, color: float) -> np.ndarray:
 
 
 class PersonCrop:
-    """Cuts one person out: path, centre and side of a square to a `View` of ``size`` x ``size`` pixels.
+    """Cuts one person out: path, center and side of a square to a `View` of ``size`` x ``size`` pixels.
 
     With the defaults nothing is random: evaluation. The augmentation is that of Newell et al. 2016 (pose-hg-train):
-    what is beyond the picture is black.
+    what is beyond the image is black.
 
     Args:
         size: side of the result in pixels.
@@ -101,7 +101,7 @@ class PersonCrop:
         rotation: two of five crops are turned by a normal angle of this deviation in degrees, clipped at twice that.
         hflip: probability of a horizontal flip.
         color: each channel is multiplied by its own factor, uniform in 1 +- this.
-        exif_orientation: turn the picture as its camera says; for prediction, since annotations are of stored pixels.
+        exif_orientation: turn the image as its camera says; for prediction, since annotations are of stored pixels.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -142,7 +142,7 @@ class PersonCrop:
 
 
 class WholePicture:
-    """Reads a picture whole: path to a `View`, for detectors of people.
+    """Reads an image whole: path to a `View`, for detectors of people.
 
     Args:
         size: its longest side in pixels, or (shorter, longest), either of which keeps the aspect; None: as it is.

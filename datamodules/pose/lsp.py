@@ -1,4 +1,4 @@
-"""Leeds Sports Pose (Johnson and Everingham 2010) and its extension LSPET (2011): joints.mat beside its pictures."""
+"""Leeds Sports Pose (Johnson and Everingham 2010) and its extension LSPET (2011): joints.mat beside its images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENLARGE = 1.25  # the square's side, in the longer side of the joints' box, as M
 
 
 def read_lsp(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Joints, float64 (N,14,2), counted from 0, and whether they are labelled, bool (N,14).
+    """Joints, float64 (N,14,2), counted from 0, and whether they are labeled, bool (N,14).
 
     LSP's array is (3,14,N): its third row says which joints are hidden, but all are annotated. LSPET's is (14,3,N): its
     third column is 1 for joints that are annotated.
@@ -37,13 +37,13 @@ def read_lsp(path: str) -> tuple[np.ndarray, np.ndarray]:
     people = np.moveaxis(joints, -1, 0) if joints.ndim == 3 else joints[None]
     if people.shape[1:] == (3, len(LSP_JOINTS)):
         people = people.transpose(0, 2, 1)
-        labelled = np.ones(people.shape[:2], bool)
+        labeled = np.ones(people.shape[:2], bool)
     elif people.shape[1:] == (len(LSP_JOINTS), 3):
-        labelled = people[..., 2] > 0
+        labeled = people[..., 2] > 0
     else:
         raise DatasetError(f"{path}: expected joints of (3,14,N) or (14,3,N), found {joints.shape}")
     points = people[..., :2].astype(np.float64) - 1
-    return points, labelled & np.isfinite(points).all(-1)
+    return points, labeled & np.isfinite(points).all(-1)
 
 
 class LSP(PoseData):
@@ -57,8 +57,8 @@ class LSP(PoseData):
     A set is ``<folder>`` or ``<folder>:<first>-<last>``, people counted from 1, both included. The defaults are the
     usual ones: trained on LSPET and the first half of LSP, measured on the second half of LSP.
 
-    The square that is cut out is a quarter larger than the longer side of the labelled joints' box, about its centre:
-    in evaluation too, as the dataset says nothing else of where a person is. People with fewer than two labelled joints
+    The square that is cut out is a quarter larger than the longer side of the labeled joints' box, about its center:
+    in evaluation too, as the dataset says nothing else of where a person is. People with fewer than two labeled joints
     are left out. There are no heads' boxes: ``head_size`` is nan.
 
     Args:
@@ -104,7 +104,7 @@ class LSP(PoseData):
                 if person.side > 0:
                     kept.append(person)
                 else:
-                    skipped["two labelled joints"] += 1
+                    skipped["two labeled joints"] += 1
         return People.gather(kept, len(LSP_JOINTS), skipped)
 
     def _people(self, name: str) -> list[Person]:
@@ -117,22 +117,22 @@ class LSP(PoseData):
                 f"LSP: no {path}\nexpected\n  {self.root}/{folder}/\n    joints.mat\n    images/im0001.jpg\nfound\n"
                 f"{tree(self.folder)}"
             )
-        points, labelled = read_lsp(path)
+        points, labeled = read_lsp(path)
         start, stop = (int(first), int(last)) if first else (1, len(points))
         if not 1 <= start <= stop <= len(points):
             raise DatasetError(f"LSP: {name}: {path} has the people 1 to {len(points)}")
         # The files' names have four digits in LSP and five in LSPET.
         digits = 4 if os.path.isfile(os.path.join(self.folder, folder, "images", "im0001.jpg")) else 5
         return [
-            _person(f"{folder}/images/im{i + 1:0{digits}d}.jpg", points[i], labelled[i]) for i in range(start - 1, stop)
+            _person(f"{folder}/images/im{i + 1:0{digits}d}.jpg", points[i], labeled[i]) for i in range(start - 1, stop)
         ]
 
 
 _SET = re.compile(r"([^:]+)(?::(\d+)-(\d+))?")
 
 
-def _person(image: str, points: np.ndarray, labelled: np.ndarray) -> Person:
+def _person(image: str, points: np.ndarray, labeled: np.ndarray) -> Person:
     """A person whose side is 0 where fewer than two joints give a box."""
-    low, high = (points[labelled].min(0), points[labelled].max(0)) if labelled.any() else (np.zeros(2), np.zeros(2))
+    low, high = (points[labeled].min(0), points[labeled].max(0)) if labeled.any() else (np.zeros(2), np.zeros(2))
     center = (low + high) / 2
-    return Person(image, 0, (center[0], center[1]), ENLARGE * (high - low).max(), points, labelled, float("nan"))
+    return Person(image, 0, (center[0], center[1]), ENLARGE * (high - low).max(), points, labeled, float("nan"))

@@ -27,7 +27,7 @@ MPII_JOINTS = [
 
 MAT = "mpii_human_pose_v1_u12_1.mat"
 VAL_LIST = "val.txt"
-SHARE = 10  # one of so many pictures is held out where nothing says which
+SHARE = 10  # one of so many images is held out where nothing says which
 
 HEAD = 0.6  # of the diagonal of the head's box is PCKh's unit (the benchmark's own evaluation code)
 PERSON = 200  # pixels that a person of scale 1 is high
@@ -53,32 +53,32 @@ def to_person(
     """From what a file says, counted from 1, to a `Person`.
 
     Args:
-        image: path of the picture relative to the dataset's root.
-        number: which of the picture's people this is.
+        image: path of the image relative to the dataset's root.
+        number: which of the image's people this is.
         objpos: (x, y) of about the middle of the person.
         scale: height of the person in 200 pixels.
         points: {joint: (x, y)} of those that are annotated.
         head_size: in pixels.
     """
-    keypoints, labelled = np.zeros((len(MPII_JOINTS), 2)), np.zeros(len(MPII_JOINTS), bool)
+    keypoints, labeled = np.zeros((len(MPII_JOINTS), 2)), np.zeros(len(MPII_JOINTS), bool)
     for joint, point in points.items():
-        keypoints[joint], labelled[joint] = np.subtract(point, 1), True
-    labelled &= np.isfinite(keypoints).all(1)
+        keypoints[joint], labeled[joint] = np.subtract(point, 1), True
+    labeled &= np.isfinite(keypoints).all(1)
     if objpos is None or scale is None or not (np.isfinite([*objpos, scale]).all() and scale > 0):
-        return Annotation(Person(image, number, (0.0, 0.0), 1.0, keypoints, labelled, float("nan")), "objpos or scale")
+        return Annotation(Person(image, number, (0.0, 0.0), 1.0, keypoints, labeled, float("nan")), "objpos or scale")
     center = objpos[0] - 1, objpos[1] - 1 + LOWER * scale
     head = head_size if head_size is not None and head_size > 0 else float("nan")
-    person = Person(image, number, center, PERSON * scale * ENLARGE, keypoints, labelled, head)
-    return Annotation(person, "" if labelled.any() else "joints")
+    person = Person(image, number, center, PERSON * scale * ENLARGE, keypoints, labeled, head)
+    return Annotation(person, "" if labeled.any() else "joints")
 
 
 # --- the release --------------------------------------------------------------------------------------------------
 
 
 def read_release(path: str) -> dict[int, list[Annotation]]:
-    """All people of the training pictures: {index of the picture in the release: its people}.
+    """All people of the training images: {index of the image in the release: its people}.
 
-    A joint is labelled where it is among a person's points, whatever their ``is_visible`` says: hidden joints are
+    A joint is labeled where it is among a person's points, whatever their ``is_visible`` says: hidden joints are
     annotated, and count.
 
     Raises:
@@ -143,7 +143,7 @@ def _number(value: Any) -> float | None:
 def read_json(path: str, head_sizes: np.ndarray | None) -> list[Annotation]:
     """The people of a conversion: a list of {image, center, scale, joints (16,2), joints_vis (16)}, counted from 1.
 
-    ``joints_vis`` means labelled there.
+    ``joints_vis`` means labeled there.
 
     Args:
         path: the file.
@@ -173,12 +173,12 @@ def read_json(path: str, head_sizes: np.ndarray | None) -> list[Annotation]:
         try:
             image = f"images/{entry['image']}"
             joints = np.array(entry["joints"], np.float64).reshape(len(MPII_JOINTS), 2)
-            labelled = np.array(entry["joints_vis"], np.float64).reshape(len(MPII_JOINTS)) > 0
+            labeled = np.array(entry["joints_vis"], np.float64).reshape(len(MPII_JOINTS)) > 0
             x, y = (float(value) for value in entry["center"])
             scale = float(entry["scale"])
         except (TypeError, ValueError) as error:
             raise DatasetError(f"{where} is not as expected, {_FORM}: {error}") from None
-        points = {int(joint): (joints[joint, 0], joints[joint, 1]) for joint in np.flatnonzero(labelled)}
+        points = {int(joint): (joints[joint, 0], joints[joint, 1]) for joint in np.flatnonzero(labeled)}
         # Conversions write -1 for a person without objpos.
         objpos = None if x == -1 or scale <= 0 else (x, y)
         head = None if head_sizes is None else float(head_sizes[i])
@@ -216,18 +216,18 @@ def read_head_sizes(path: str) -> np.ndarray:
 class MPII(PoseData):
     """MPII's release, or one of its JSON conversions::
 
-        root/images/<picture>.jpg
+        root/images/<image>.jpg
         root/mpii_human_pose_v1_u12_1.mat       the release
         root/annot/{train,valid}.json           or the conversions: 22,246 and 2,958 people
 
-    Joints of the benchmark's test pictures are withheld, so that figures are on people held out of its training
-    pictures; ``test`` is ``val``. The release does not say which; a picture is never on both sides:
+    Joints of the benchmark's test images are withheld, so that figures are on people held out of its training
+    images; ``test`` is ``val``. The release does not say which; an image is never on both sides:
 
     - with conversions, those of ``valid.json``, the 2,958 people that the field measures on;
-    - with the release, those that ``val`` names: a text file with one picture a line, or a .mat with RELEASE_img_index
+    - with the release, those that ``val`` names: a text file with one image a line, or a .mat with RELEASE_img_index
       and RELEASE_person_index, as the published evaluation code for those 2,958 people has (the rest of the people on
-      their pictures is left out of both sides);
-    - else those of root/val.txt where there is one, else those on pictures the CRC-32 of whose name is a multiple of
+      their images is left out of both sides);
+    - else those of root/val.txt where there is one, else those on images the CRC-32 of whose name is a multiple of
       ten.
 
     Left out and counted are people without objpos or scale or joints, and in validation those without a head box.
@@ -303,7 +303,7 @@ class MPII(PoseData):
             if os.path.isfile(self._path(name)):
                 return self._path(name)
         raise DatasetError(
-            f"MPII: no annotations\nexpected\n  {self.root}/\n    images/<picture>.jpg\n    {MAT}, or "
+            f"MPII: no annotations\nexpected\n  {self.root}/\n    images/<image>.jpg\n    {MAT}, or "
             f"annot/train.json and annot/valid.json\nfound\n{tree(self.folder)}"
         )
 
@@ -332,7 +332,7 @@ class MPII(PoseData):
 
     @cached_property
     def _held_out(self) -> tuple[set[int], set[tuple[int, int]] | None]:
-        """Indices of the pictures, and of which of their people, (picture, person); None for all of them."""
+        """Indices of the images, and of which of their people, (image, person); None for all of them."""
         path = self.given_val and self._path(self.given_val)
         if path and path.endswith(".mat"):
             images, people = (
@@ -357,9 +357,9 @@ class MPII(PoseData):
             with open(path, encoding="utf-8") as file:
                 names = [os.path.basename(line.strip()) for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"MPII: val: expected a list of pictures, found {error}") from None
+            raise DatasetError(f"MPII: val: expected a list of images, found {error}") from None
         place = {self._name(index): index for index in self._release if self._release[index]}
         unknown = [name for name in names if name not in place]
         if unknown:
-            raise DatasetError(f"{path}: {some(unknown, 'name')} that no training picture with people has")
+            raise DatasetError(f"{path}: {some(unknown, 'name')} that no training image with people has")
         return {place[name] for name in names}

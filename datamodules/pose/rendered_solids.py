@@ -1,4 +1,4 @@
-"""Rendered solids of known orientation: nothing is downloaded, every training picture is a new one.
+"""Rendered solids of known orientation: nothing is downloaded, every training image is a new one.
 
 The camera's axes are x to the right, y down, z away from it. A solid's own are x ahead, y to its right, z below it, as
 aircraft have them, so that yaw, pitch and roll have their usual signs (see lightning_modules/pose/rotations.py). Not
@@ -55,8 +55,8 @@ PAINT = np.array(
     [[60, 200, 210], [210, 60, 50], [200, 60, 200], [60, 190, 70], [225, 205, 60], [60, 80, 215]], np.float32
 )
 DISTANCE = 4.0  # of the camera, in radii of the solid
-FILLS = 0.85  # of the picture's side, by the sphere around the solid
-SHIFT = 0.04  # of the picture's side, by which a solid lies off the middle at most
+FILLS = 0.85  # of the image's side, by the sphere around the solid
+SHIFT = 0.04  # of the image's side, by which a solid lies off the middle at most
 SAMPLES = 2  # rays a pixel and direction: edges without steps
 EVALUATION = {"val": 1, "test": 2}
 
@@ -70,16 +70,16 @@ def render(
     shift: tuple[float, float] = (0.0, 0.0),
     ambient: float = 0.35,
 ) -> np.ndarray:
-    """Draws a solid upon a picture: a ray a sample, shaded by Lambert's cosine law, in true perspective.
+    """Draws a solid upon an image: a ray a sample, shaded by Lambert's cosine law, in true perspective.
 
     Args:
         rotation: float (3,3), from the solid's axes to the camera's.
         solid: which.
-        picture: float (S,S,3), the background, 0..255.
+        image: float (S,S,3), the background, 0..255.
         colors: float (6,3), 0..255, of the faces that look along -x, x, -y, y, -z and z.
         light: float (3,), unit, from the solid to the light, in the camera's axes.
-        shift: x and y of the solid's middle off the picture's, in radii.
-        ambient: what a face that sees no light has of its colour.
+        shift: x and y of the solid's middle off the image's, in radii.
+        ambient: what a face that sees no light has of its color.
 
     Returns:
         float (S,S,3).
@@ -173,11 +173,11 @@ class RenderedSolids(VisionDataModule):
 
     Args:
         solids: which of aeroplane, chair and corner.
-        image_size: side of the pictures in pixels.
-        paint: ``faces`` gives each of the six directions its colour; ``plain`` draws all of a solid in one, another in
-            each picture, so that shape and shading alone tell how it is turned. That takes far longer to learn.
-        train, val, test: pictures an epoch. Those of training are new ones in every epoch.
-        images: for prediction, a folder of pictures or one picture; of each the middle square is looked at.
+        image_size: side of the images in pixels.
+        paint: ``faces`` gives each of the six directions its color; ``plain`` draws all of a solid in one, another in
+            each image, so that shape and shading alone tell how it is turned. That takes far longer to learn.
+        train, val, test: images an epoch. Those of training are new ones in every epoch.
+        images: for prediction, a folder of images or one image; of each the middle square is looked at.
         **kwargs: see `VisionDataModule`.
 
     Raises:
@@ -210,10 +210,10 @@ class RenderedSolids(VisionDataModule):
         self.sizes = {"train": train, "val": val, "test": test}
 
     def dataset(self, split: Split) -> Dataset:
-        """The solids of one split; for ``predict``, pictures.
+        """The solids of one split; for ``predict``, images.
 
         Raises:
-            DatasetError: there are no pictures to predict.
+            DatasetError: there are no images to predict.
         """
         if split == "predict":
             transform = EvalTransform(self.image_size, self.image_size, exif_orientation=True)

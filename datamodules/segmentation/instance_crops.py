@@ -34,7 +34,7 @@ def enlarge(box: np.ndarray) -> tuple[int, int, int, int]:
     """A box with context around it, 1.2 times as wide and high: left, top, right, bottom in whole pixels.
 
     Args:
-        box: float (4,) xyxy in pixels. What comes out may reach beyond the picture, and has a pixel at least.
+        box: float (4,) xyxy in pixels. What comes out may reach beyond the image, and has a pixel at least.
     """
     middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * (CONTEXT / 2)
     left, top = np.rint(middle - half).astype(int).tolist()
@@ -43,7 +43,7 @@ def enlarge(box: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def cut(array: np.ndarray, box: tuple[int, int, int, int], fill: int | tuple[int, int, int]) -> np.ndarray:
-    """That part of a picture uint8 (h,w,3) or of a mask (h,w); what lies beyond it is ``fill``."""
+    """That part of an image uint8 (h,w,3) or of a mask (h,w); what lies beyond it is ``fill``."""
     left, top, right, bottom = box
     height, width = array.shape[:2]
     inner = array[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
@@ -63,11 +63,11 @@ def only_object(mask: np.ndarray, label: int, void: np.ndarray) -> np.ndarray:
 
 
 class CropDataset(Dataset):
-    """A crop of each picture, an object or a proposal drawn at random; see the batch contract, in training.
+    """A crop of each image, an object or a proposal drawn at random; see the batch contract, in training.
 
     Args:
         root: folder that the files are relative to.
-        files: the pictures and their masks, with those of the objects.
+        files: the images and their masks, with those of the objects.
         classes: number of classes, the background counted.
         transform: what becomes of a crop, which may be of any size.
         proposals: folder of boxes, see `VOCInstanceCrops`; None to crop objects.
@@ -108,10 +108,10 @@ class CropDataset(Dataset):
 
 
 class WithProposals(Dataset):
-    """A dataset's samples with the boxes of their pictures, see the batch contract.
+    """A dataset's samples with the boxes of their images, see the batch contract.
 
     Args:
-        dataset: gives pictures at their own size.
+        dataset: gives images at their own size.
         folder: of the boxes.
     """
 
@@ -132,12 +132,12 @@ class WithProposals(Dataset):
 class VOCInstanceCrops(MaskTree):
     """DeconvNet's two stages of training, in the tree of `VOCSegmentation` with ``SegmentationObject/<id>.png``.
 
-    Every picture gives one crop an epoch, a box enlarged by 1.2 and warped to a square. In the first stage it is that
+    Every image gives one crop an epoch, a box enlarged by 1.2 and warped to a square. In the first stage it is that
     of an object, drawn at random; all but that object is background. In the second it is a proposal's, drawn from those
-    that have an IoU of .5 or more with an object's box (an object's, where there is none); all classes in it count. A
-    picture without objects is taken whole. (The paper counts every crop as an example, and rare classes repeatedly.)
+    that have an IoU of 0.5 or more with an object's box (an object's, where there is none); all classes in it count. A
+    image without objects is taken whole. (The paper counts every crop as an example, and rare classes repeatedly.)
 
-    Validation, test and prediction are those of `VOCSegmentation`, pictures at their own size, and have the proposals
+    Validation, test and prediction are those of `VOCSegmentation`, images at their own size, and have the proposals
     with them if there are any.
 
     Args:

@@ -13,11 +13,11 @@ from errors import BrokenImageError, DatasetError
 
 
 def read_ids(path: str) -> np.ndarray:
-    """A mask's ids, uint8 (H,W): the indices of a PNG with a palette, the values of a grey one, or SBD's ``.mat``.
+    """A mask's ids, uint8 (H,W): the indices of a PNG with a palette, the values of a gray one, or SBD's ``.mat``.
 
     Raises:
         BrokenImageError: the file is missing, damaged, or not of SBD's structure.
-        DatasetError: the mask is in colours; the message says how to convert it.
+        DatasetError: the mask is in colors; the message says how to convert it.
     """
     if path.endswith(".mat"):
         return _sbd_matrix(path)[0]
@@ -28,8 +28,8 @@ def read_ids(path: str) -> np.ndarray:
         raise BrokenImageError(path, f"no mask ({error})") from None
     if mode not in ("P", "L"):
         raise DatasetError(
-            f"{path}: expected a mask of class ids, 8 bits a pixel (PNG with a palette, or grey), found {mode}: "
-            "python -m tools.color_masks turns masks in VOC's or other colours into ids"
+            f"{path}: expected a mask of class ids, 8 bits a pixel (PNG with a palette, or gray), found {mode}: "
+            "python -m tools.color_masks turns masks in VOC's or other colors into ids"
         )
     return ids
 
@@ -51,10 +51,10 @@ def read_mask(path: str, classes: int, size: tuple[int, int]) -> np.ndarray:
     Args:
         path: see `read_ids`.
         classes: number of classes; ids are 0 to that, and `VOID`.
-        size: (height, width) of its picture.
+        size: (height, width) of its image.
 
     Raises:
-        DatasetError: an id beyond the classes, another size than the picture, or what `read_ids` raises.
+        DatasetError: an id beyond the classes, another size than the image, or what `read_ids` raises.
     """
     ids = read_ids(path)
     _check_size(path, ids, size)
@@ -70,8 +70,8 @@ def read_mask(path: str, classes: int, size: tuple[int, int]) -> np.ndarray:
 def _check_size(path: str, ids: np.ndarray, size: tuple[int, int]) -> None:
     if ids.shape != size:
         raise DatasetError(
-            f"{path}: expected a mask of its picture's size {size[1]}x{size[0]}, found {ids.shape[1]}x{ids.shape[0]}: "
-            "masks are drawn on the picture as it is stored"
+            f"{path}: expected a mask of its image's size {size[1]}x{size[0]}, found {ids.shape[1]}x{ids.shape[0]}: "
+            "masks are drawn on the image as it is stored"
         )
 
 
@@ -89,7 +89,7 @@ def read_objects(path: str, class_path: str, classes: int, size: tuple[int, int]
         path: in SegmentationObject: ids from 1 on, 0 where there is no object, and `VOID`; or SBD's in ``inst``.
         class_path: the mask of its classes, unused for SBD.
         classes: number of classes; label k is the class with the id k + 1.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Raises:
         BrokenImageError: a file is damaged, or an object has no class.
@@ -119,7 +119,7 @@ def read_objects(path: str, class_path: str, classes: int, size: tuple[int, int]
 
 
 def masks_and_boxes(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objects of a picture that have a pixel, in the order of their ids.
+    """The objects of an image that have a pixel, in the order of their ids.
 
     Args:
         ids: uint8 (H,W), see `read_objects`.
@@ -142,7 +142,7 @@ def masks_and_boxes(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
 
 
 def save_ids(path: str, ids: np.ndarray) -> None:
-    """Writes uint8 (H,W) as VOC does: a PNG whose palette has VOC's colours."""
+    """Writes uint8 (H,W) as VOC does: a PNG whose palette has VOC's colors."""
     image = Image.fromarray(ids)
     image.putpalette(voc_palette().tobytes())
     image.save(path)

@@ -1,7 +1,7 @@
 """Which class each pixel belongs to, and which object: PASCAL VOC, the Semantic Boundaries Dataset, and sets like them.
 
-Masks are pictures of ids. In the files of VOC an id is an index into a palette: a reader that converts to colours or
-to grey loses it. 255 is void, which is neither learned nor measured.
+Masks are images of ids. In the files of VOC an id is an index into a palette: a reader that converts to colors or
+to gray loses it. 255 is void, which is neither learned nor measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SBD_HOSTS = (
 )
 SBD_ARCHIVE = ("benchmark.tgz", "82b4d87ceb2ed10f6038a1cba92111cb")
 
-VOC_TRAIN, TRAINAUG = 1464, 10582  # pictures of VOC2012's train set, and of the union with SBD without VOC2012's val
+VOC_TRAIN, TRAINAUG = 1464, 10582  # images of VOC2012's train set, and of the union with SBD without VOC2012's val
 
 # --- masks ----------------------------------------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ VOC_TRAIN, TRAINAUG = 1464, 10582  # pictures of VOC2012's train set, and of the
 
 
 class Files(NamedTuple):
-    """One picture's files, relative to the devkit; ``objects`` is empty where they are not asked for."""
+    """One image's files, relative to the devkit; ``objects`` is empty where they are not asked for."""
 
     picture: str
     classes: str
@@ -52,7 +52,7 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """The files of a split, one entry a picture, in the order of its lists; see `Files`."""
+    """The files of a split, one entry an image, in the order of its lists; see `Files`."""
 
     pictures: PackedStrings
     classes: PackedStrings
@@ -66,15 +66,15 @@ class Pictures:
 
 
 class MaskDataset(Dataset):
-    """Pictures with the class of each pixel, see the batch contract.
+    """Images with the class of each pixel, see the batch contract.
 
     Args:
         root: folder that the files are relative to.
-        files: the pictures and their masks.
+        files: the images and their masks.
         classes: number of classes.
-        transform: moves picture and mask together.
-        evaluation: the mask is given as it is on disk, as ``original_mask``, and only the picture goes through
-            ``transform``; else ``mask`` belongs to the picture that is given.
+        transform: moves image and mask together.
+        evaluation: the mask is given as it is on disk, as ``original_mask``, and only the image goes through
+            ``transform``; else ``mask`` belongs to the image that is given.
     """
 
     def __init__(self, root: str, files: Pictures, classes: int, transform: MaskTransform, evaluation: bool) -> None:
@@ -94,16 +94,16 @@ class MaskDataset(Dataset):
 
 
 class ObjectDataset(Dataset):
-    """Pictures with the mask, box and class of each object, see the batch contract.
+    """Images with the mask, box and class of each object, see the batch contract.
 
-    Masks are resized and reflected with the picture, boxes drawn round what is left of them; an object of which no
+    Masks are resized and reflected with the image, boxes drawn round what is left of them; an object of which no
     pixel is left goes with its label.
 
     Args:
         root: folder that the files are relative to.
-        files: the pictures and their masks.
+        files: the images and their masks.
         classes: number of classes, the background not counted.
-        transform: moves picture and masks together.
+        transform: moves image and masks together.
     """
 
     def __init__(self, root: str, files: Pictures, classes: int, transform: MaskTransform) -> None:
@@ -166,7 +166,7 @@ class MaskTree(VOCTree):
         """The files of a split's image sets, in the order of the lists.
 
         Raises:
-            DatasetError: a list, a picture or a mask is missing.
+            DatasetError: a list, an image or a mask is missing.
         """
         found = [files for image_set in self.sets[split] for files in self._files(image_set)]
         return Pictures(*(PackedStrings([files[i] for files in found]) for i in range(3)))
@@ -185,7 +185,7 @@ class MaskTree(VOCTree):
     def _voc_files(self, image_set: str, ids: list[str]) -> list[Files]:
         folder = image_set.split("/")[0]
         kinds = ("SegmentationClass", *(("SegmentationObject",) if self.with_objects else ()))
-        there = {"picture in JPEGImages": self._pictures(folder)}
+        there = {"image in JPEGImages": self._pictures(folder)}
         for kind in kinds:
             masks = self._stems(f"{folder}/{kind}").items()
             there[f"mask in {kind}"] = {name: path for name, path in masks if is_image(path)}
@@ -203,19 +203,19 @@ class MaskTree(VOCTree):
     def _trainaug(self) -> list[Files]:
         """SBD's train and val and VOC2012's train, without VOC2012's val; VOC's own masks where VOC has them.
 
-        Of the released data these are the 10,582 pictures that DeepLab and most after it are trained on.
+        Of the released data these are the 10,582 images that DeepLab and most after it are trained on.
         """
         own, held_out = self._ids("VOC2012/train"), set(self._ids("VOC2012/val"))
         everything = {*self._sbd_ids("SBD/train"), *self._sbd_ids("SBD/val")}
         others = sorted(everything - set(own) - held_out)
         total = len(own) + len(others)
         what = (
-            f"{total:,} pictures, {len(own):,} of them with VOC's masks and {len(others):,} with SBD's; "
+            f"{total:,} images, {len(own):,} of them with VOC's masks and {len(others):,} with SBD's; "
             f"{len(everything & held_out):,} of SBD's {len(everything):,} are in VOC's val and left out"
         )
         if len(own) == VOC_TRAIN and total != TRAINAUG:
             raise DatasetError(
-                f"{type(self).__name__}: SBD/trainaug: expected {TRAINAUG:,} pictures, found {what}: the lists of one "
+                f"{type(self).__name__}: SBD/trainaug: expected {TRAINAUG:,} images, found {what}: the lists of one "
                 f"of the two are not those of the release: {how_to_fetch(SBD_ARCHIVE, self._above_sbd, SBD_HOSTS)}"
             )
         rank_zero_info(f"SBD/trainaug: {what}")
@@ -253,28 +253,28 @@ class VOCSegmentation(MaskTree):
         VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt    one id a line
         benchmark_RELEASE/dataset/{img/<id>.jpg,cls/<id>.mat,inst/<id>.mat,train.txt,val.txt}    beside VOCdevkit
 
-    Image sets are ``VOC2012/train`` (1,464 pictures), ``VOC2012/val`` (1,449), ``SBD/train`` (8,498), ``SBD/val``
+    Image sets are ``VOC2012/train`` (1,464 images), ``VOC2012/val`` (1,449), ``SBD/train`` (8,498), ``SBD/val``
     (2,857) and ``SBD/trainaug`` (10,582: SBD and VOC2012's train without VOC2012's val; VOC's own masks where there
-    are any). FCN's validation set of 736 pictures is ``VOC2012/seg11valid``, with the authors' list in
+    are any). FCN's validation set of 736 images is ``VOC2012/seg11valid``, with the authors' list in
     ImageSets/Segmentation.
 
-    In evaluation pictures come at their own size, and the truth always does.
+    In evaluation images come at their own size, and the truth always does.
 
     Args:
         root: the folder ``VOCdevkit``, or the one that it lies in. Only prediction can do without.
         train, val, test: image sets, see above.
         classes: names in the order of the ids, from id 0 on, or a file with one a line; None for the background and
             VOC's twenty.
-        image_size: what training pictures are resized to first: the side of a square, or [shorter, longest], which
+        image_size: what training images are resized to first: the side of a square, or [shorter, longest], which
             keeps the aspect; None leaves them.
-        crop_size: side of the squares that are cut out in training; what lies beyond a picture is void. None takes
-            whole pictures.
-        scale: smallest and largest factor by which training pictures are scaled before the crop.
+        crop_size: side of the squares that are cut out in training; what lies beyond an image is void. None takes
+            whole images.
+        scale: smallest and largest factor by which training images are scaled before the crop.
         hflip: probability of a horizontal flip in training.
         color_jitter: brightness, contrast and saturation change by factors in 1 +- this in training.
-        eval_size: what pictures are resized to in validation, test and prediction, as ``image_size``; None leaves them.
+        eval_size: what images are resized to in validation, test and prediction, as ``image_size``; None leaves them.
         sbd: the folder ``benchmark_RELEASE``; None for the one beside ``VOCdevkit``.
-        images: for prediction, a folder of pictures, one picture, or a video (of which all frames are predicted).
+        images: for prediction, a folder of images, one image, or a video (of which all frames are predicted).
         download: fetch what is missing of VOC2007, VOC2012 and SBD.
         **kwargs: see `VisionDataModule`.
 
@@ -322,13 +322,13 @@ class VOCSegmentation(MaskTree):
 class VOCInstance(MaskTree):
     """The mask, box and class of each object, in the tree of `VOCSegmentation` with ``SegmentationObject/<id>.png``.
 
-    Labels count from 0 and leave the background out. In evaluation pictures come at their own size.
+    Labels count from 0 and leave the background out. In evaluation images come at their own size.
 
     Args:
         root, train, val, test: see `VOCSegmentation`.
         classes: names in the order of the ids, from id 1 on (0 is the background), or a file with one a line; None for
             VOC's twenty.
-        image_size: what training pictures are resized to: the side of a square, or [shorter, longest], which keeps the
+        image_size: what training images are resized to: the side of a square, or [shorter, longest], which keeps the
             aspect; None leaves them.
         hflip: probability of a horizontal flip in training.
         sbd, images, download: see `VOCSegmentation`.

@@ -1,4 +1,4 @@
-"""Pictures to be changed and pictures whose style they are to have: folders of both, or one of each."""
+"""Images to be changed and images whose style they are to have: folders of both, or one of each."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from datamodules.transforms import EvalTransform, to_tensor
 from datamodules.video import VideoDataset, is_video
 from errors import DatasetError
 
-SHARE = 10  # one of so many pictures is held out where nothing says which
+SHARE = 10  # one of so many images is held out where nothing says which
 
 
 class CropTransform:
-    """Reads a random square of a picture, in training: path to uint8 (3,crop,crop).
+    """Reads a random square of an image, in training: path to uint8 (3,crop,crop).
 
     Args:
         crop: side of the square in pixels.
-        shorter: length that the picture's shorter side is resized to first.
+        shorter: length that the image's shorter side is resized to first.
     """
 
     def __init__(self, crop: int, shorter: int) -> None:
@@ -43,7 +43,7 @@ class CropTransform:
 
 
 class WholeTransform:
-    """Reads a whole picture: path to uint8 (3,H,W).
+    """Reads a whole image: path to uint8 (3,H,W).
 
     Args:
         longest: pixels of its longer side at most; None: as it is.
@@ -67,7 +67,7 @@ class WholeTransform:
 
 
 class PairedDataset(Dataset):
-    """A content picture a sample, and a picture of style: ``image``, ``style`` uint8 (3,S,S), ``id``.
+    """A content image a sample, and an image of style: ``image``, ``style`` uint8 (3,S,S), ``id``.
 
     In training the style is drawn by the generator that the loader has seeded for this content of this epoch, so that
     the pairs are a function of (seed, epoch, index); else content i has style i modulo their number.
@@ -97,26 +97,26 @@ class PairedDataset(Dataset):
 class StyleImages(VisionDataModule):
     """Folders of content and of style, flat or nested::
 
-        root/content/**/<picture>
-        root/style/**/<picture>
+        root/content/**/<image>
+        root/style/**/<image>
 
     Where no folder for validation is given, contents the CRC-32 of whose name is a multiple of ten are held out; with
-    fewer than ten pictures all of them do both, and a line says so. Styles are the same, unless ``val_style`` differs.
+    fewer than ten images all of them do both, and a line says so. Styles are the same, unless ``val_style`` differs.
 
     Args:
         root: folder of both. Only prediction can do without.
         content, style: other folders than root's; a system that takes one style for itself leaves ``style`` out.
         val_content, val_style: folders for validation and test.
-        styled: give a picture of style with each content.
+        styled: give an image of style with each content.
         image_size: side of the squares in pixels.
         resize: pixels of the shorter side before a square is cut, in training at random, in evaluation in the middle,
             so that strokes are as large in both; None: a quarter more than ``image_size``.
-        images: for prediction, a picture, a folder or a video.
-        longest: in prediction, pixels of the longer side at most; None: pictures are taken as they are.
+        images: for prediction, an image, a folder or a video.
+        longest: in prediction, pixels of the longer side at most; None: images are taken as they are.
         **kwargs: see `VisionDataModule`.
 
     Raises:
-        DatasetError: there is no such folder, or no picture in it.
+        DatasetError: there is no such folder, or no image in it.
         ValueError: an argument is out of its range.
     """
 
@@ -163,9 +163,7 @@ class StyleImages(VisionDataModule):
     def _folder(self, name: str) -> str:
         given = self.folders[name] or (self.folders[name[4:]] if name.startswith("val_") else None)
         if given is None and self.root is None:
-            raise DatasetError(
-                f"{type(self).__name__}: no pictures given: --data.root FOLDER, with content/ and style/"
-            )
+            raise DatasetError(f"{type(self).__name__}: no images given: --data.root FOLDER, with content/ and style/")
         return given or os.path.join(str(self.root), name.removeprefix("val_"))
 
     def _contents(self, training: bool) -> list[str]:
@@ -178,13 +176,13 @@ class StyleImages(VisionDataModule):
         held_out = {path for path in paths if zlib.crc32(os.path.relpath(path, folder).encode()) % SHARE == 0}
         if len(paths) < SHARE or not held_out:
             if not training:
-                rank_zero_warn(f"{folder}: with {len(paths)} pictures none is held out: validation sees the training's")
+                rank_zero_warn(f"{folder}: with {len(paths)} images none is held out: validation sees the training's")
             return paths
         return [path for path in paths if (path in held_out) != training]
 
 
 class RepeatedPair(Dataset):
-    """The same pictures ``count`` times: ``image`` and, where given, ``style``, uint8 (3,H,W), and ``id``."""
+    """The same images ``count`` times: ``image`` and, where given, ``style``, uint8 (3,H,W), and ``id``."""
 
     def __init__(self, content: str, style: str | None, content_size: int | None, style_size: int | None, count: int):
         self.content, self.style, self.count = content, style, count
@@ -203,10 +201,10 @@ class RepeatedPair(Dataset):
 
 
 class ImagePair(VisionDataModule):
-    """One picture, or one and another whose style it is to have, for systems that learn an image.
+    """One image, or one and another whose style it is to have, for systems that learn an image.
 
     Args:
-        content: the picture: what is inverted, whose texture is taken, or what is painted anew.
+        content: the image: what is inverted, whose texture is taken, or what is painted anew.
         style: the other, where there is one.
         image_size: pixels of the content's longer side at most; None: as it is.
         style_size: the same of the style; its strokes come out as large as they are in these pixels. None: as content.
@@ -238,5 +236,5 @@ class ImagePair(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if self.content is None:
-            raise DatasetError(f"{type(self).__name__}: no picture given: --data.content PICTURE")
+            raise DatasetError(f"{type(self).__name__}: no image given: --data.content PICTURE")
         return RepeatedPair(self.content, self.style, *self.sizes, self.steps if split == "train" else 1)

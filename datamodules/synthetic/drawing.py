@@ -14,7 +14,7 @@ SHAPES = ("disk", "square", "triangle", "cross", "star", "ring", "crescent", "ba
 TEXTURES = ("striped", "plain", "dotted", "checked")
 
 
-# Neighbours differ in shape and texture both, so that a few classes are easier than all of them.
+# Neighbors differ in shape and texture both, so that a few classes are easier than all of them.
 CLASSES = [f"{TEXTURES[(s + t) % 4]}_{SHAPES[s]}" for t, s in product(range(4), range(8))]
 
 
@@ -30,19 +30,19 @@ def check_arguments(classes: int, most: int, train: int, val: int, size: int) ->
             raise ValueError(f"{name}: expected {low} to {high}, found {value}")
 
 
-def save(path: str, picture: np.ndarray, grey: bool = False) -> None:
-    """Writes uint8 (H,W,3), RGB, as a JPEG, of one channel if ``grey``."""
-    stored = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
+def save(path: str, picture: np.ndarray, gray: bool = False) -> None:
+    """Writes uint8 (H,W,3), RGB, as a JPEG, of one channel if ``gray``."""
+    stored = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY if gray else cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(path, stored, [cv2.IMWRITE_JPEG_QUALITY, 92]):
         raise OSError(f"{path}: could not be written")
 
 
 def draw_picture(name: str, hue: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture of a class: uint8 (H,W,3), RGB, its shorter side ``size``.
+    """One image of a class: uint8 (H,W,3), RGB, its shorter side ``size``.
 
     Args:
         name: one of `CLASSES`.
-        hue: centre of the shape's hues, 0..1.
+        hue: center of the shape's hues, 0..1.
         size: in pixels.
         rng: where all randomness comes from.
     """
@@ -60,7 +60,7 @@ def draw_picture(name: str, hue: float, size: int, rng: np.random.Generator) -> 
 def draw_object(
     picture: np.ndarray, name: str, hue: float, center: np.ndarray, radius: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One object of a class upon a picture, float (H,W,3): the new picture, and its mask, uint8 (H,W) of 0 and 255."""
+    """One object of a class upon an image, float (H,W,3): the new image, and its mask, uint8 (H,W) of 0 and 255."""
     texture, shape = name.split("_")
     height, width = picture.shape[:2]
     mask = np.zeros((height, width), np.uint8)
@@ -89,7 +89,7 @@ def any_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A gradient between two colours under soft blotches: float64 (H,W,3)."""
+    """A gradient between two colors under soft blotches: float64 (H,W,3)."""
     y, x = np.mgrid[0:height, 0:width]
     angle = rng.uniform(0, 2 * math.pi)
     ramp = (math.cos(angle) * x / width + math.sin(angle) * y / height) / 2 + 0.5
@@ -150,7 +150,7 @@ def _fill(mask: np.ndarray, shape: str, center: np.ndarray, radius: float, turn:
 
 
 def _texture(texture: str, height: int, width: int, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Where the first colour shows: bool (H,W)."""
+    """Where the first color shows: bool (H,W)."""
     y, x = np.mgrid[0:height, 0:width]
     angle = rng.uniform(0, math.pi)
     period = max(4.0, radius * rng.uniform(0.35, 0.5))
@@ -166,7 +166,7 @@ def _texture(texture: str, height: int, width: int, radius: float, rng: np.rando
 
 
 class Brush:
-    """Draws round a centre; lengths and positions are in units of a radius, before a turn that is drawn once.
+    """Draws round a center; lengths and positions are in units of a radius, before a turn that is drawn once.
 
     Args:
         canvas: uint8 (H,W,3), drawn on.
@@ -180,7 +180,7 @@ class Brush:
         self.turn = rng.uniform(0, 2 * math.pi)
 
     def tone(self, hue: float, saturation: float, value: float) -> list[float]:
-        """A colour near to this one, 0..1 each, as RGB of 0..255."""
+        """A color near to this one, 0..1 each, as RGB of 0..255."""
         hue = (hue + self.rng.normal(0, 0.015)) % 1
         saturation, value = np.clip(np.array([saturation, value]) + self.rng.normal(0, 0.06, 2), 0, 1)
         return color(hue, saturation, value).tolist()

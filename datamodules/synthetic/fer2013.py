@@ -111,8 +111,8 @@ def draw_photograph(
         tilt: heads are turned by up to this many degrees to either side.
 
     Returns:
-        The picture, uint8 (H,W,3), RGB, and the centres of the eyes, float64 (N,2,2): x and y in pixels, a person's
-        eye on the left in the picture first, a picture's first pixel reaching from 0 to 1.
+        The image, uint8 (H,W,3), RGB, and the centers of the eyes, float64 (N,2,2): x and y in pixels, a person's
+        eye on the left in the image first, an image's first pixel reaching from 0 to 1.
     """
     picture = background(height, width, rng)
     eyes = np.empty((len(emotions), 2, 2))
@@ -126,7 +126,7 @@ def draw_photograph(
         matrix = cv2.getRotationMatrix2D((canvas / 2, canvas / 2), angle, 1.0)
         matrix[:, 2] = matrix[:, 2] + place - canvas / 2
         eyes[i] = (canvas / 2 + (EYE_CENTRES - 0.5) * side) @ matrix[:, :2].T + matrix[:, 2]
-        # OpenCV counts from the centres of the pixels.
+        # OpenCV counts from the centers of the pixels.
         matrix[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
         head, mask = (cv2.warpAffine(x, matrix, (width, height), flags=cv2.INTER_LINEAR) for x in (head, mask))
         tint = np.array([1.08, 0.98, 0.86])  # of skin; the mean of the channels stays
@@ -135,7 +135,7 @@ def draw_photograph(
 
 
 def draw_head(expression: Expression, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A head with hair and shoulders: grey values of 0..255 and its mask of 0..1, both float64 (2 side, 2 side).
+    """A head with hair and shoulders: gray values of 0..255 and its mask of 0..1, both float64 (2 side, 2 side).
 
     Args:
         expression: of the face, to which some jitter is added.

@@ -1,4 +1,4 @@
-"""Draws a small dataset in Food-101's layout: plates of food, which differ by colour, texture and arrangement."""
+"""Draws a small dataset in Food-101's layout: plates of food, which differ by color, texture and arrangement."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def write_food101(
     """Writes ``folder/food-101/images/<class>/<number>.jpg`` and ``folder/food-101/meta``.
 
     A class is a dish of Food-101, drawn from above or from the side. Table, plate, light, place, scale, turn and number
-    of the pieces vary. The pictures are a function of the arguments alone. Their sides are ``size`` to 1.5 times that.
+    of the pieces vary. The images are a function of the arguments alone. Their sides are ``size`` to 1.5 times that.
 
     Args:
         folder: where; it is made if missing, and what was written there before stays.
         classes: number of classes, 2 to 12.
-        train, val: training and test pictures a class; there is no validation split.
-        size: shorter side of the pictures in pixels, at least 16.
-        seed: another seed draws other pictures of the same classes.
+        train, val: training and test images a class; there is no validation split.
+        size: shorter side of the images in pixels, at least 16.
+        seed: another seed draws other images of the same classes.
 
     Returns:
         Names of the classes, sorted: label order.
@@ -63,7 +63,7 @@ def _write_lines(path: str, lines: list[str]) -> None:
 
 
 def draw_dish(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture of a dish: uint8 (H,W,3), RGB, its shorter side ``size``.
+    """One image of a dish: uint8 (H,W,3), RGB, its shorter side ``size``.
 
     Args:
         name: one of `DISHES`.
@@ -84,7 +84,7 @@ def draw_dish(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     brush.radius *= rng.uniform(0.75, 0.95)
     DISHES[name](brush)
     picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float64)
-    light = rng.uniform(0.75, 1.1) * rng.uniform(0.9, 1.1, 3)  # its strength, and its colour
+    light = rng.uniform(0.75, 1.1) * rng.uniform(0.9, 1.1, 3)  # its strength, and its color
     return with_noise(picture * light, rng)
 
 
@@ -219,7 +219,7 @@ def _ice_cream(brush: Brush) -> None:
         brush.disk(at - 0.13, 0.1, brush.tone(hue, saturation / 3, 1.0))
 
 
-# Neighbours differ in colour and arrangement both, so that a few classes are easier than all of them.
+# Neighbors differ in color and arrangement both, so that a few classes are easier than all of them.
 DISHES: dict[str, Callable[[Brush], None]] = {
     "pizza": _pizza,
     "caesar_salad": _caesar_salad,

@@ -8,24 +8,24 @@ import numpy as np
 
 from datamodules.synthetic.drawing import CLASSES, check_arguments, draw_picture, save
 
-GREY_EVERY = 20  # ImageNet's share of grey pictures is about 2 %; here it is 5 %, so that small sets have some
+GREY_EVERY = 20  # ImageNet's share of gray images is about 2 %; here it is 5 %, so that small sets have some
 
 
 def write_imagenet(
     folder: str, classes: int = 4, train: int = 64, val: int = 16, size: int = 64, seed: int = 0
 ) -> list[str]:
-    """Writes ``folder/{train,val}/<class>/<picture>.JPEG``.
+    """Writes ``folder/{train,val}/<class>/<image>.JPEG``.
 
-    A class is a shape with a texture and a preferred, overlapping range of hues. Position, scale, turn, colours,
-    background and clutter vary. The pictures are a function of the arguments alone. Their sides are ``size`` to 1.5
-    times that, one in twenty is grey.
+    A class is a shape with a texture and a preferred, overlapping range of hues. Position, scale, turn, colors,
+    background and clutter vary. The images are a function of the arguments alone. Their sides are ``size`` to 1.5
+    times that, one in twenty is gray.
 
     Args:
         folder: where; it is made if missing, and what was written there before stays.
         classes: number of classes, 2 to 32.
-        train, val: pictures a class.
-        size: shorter side of the pictures in pixels, at least 16.
-        seed: another seed draws other pictures of the same classes.
+        train, val: images a class.
+        size: shorter side of the images in pixels, at least 16.
+        seed: another seed draws other images of the same classes.
 
     Returns:
         Names of the classes, sorted: label order.
@@ -42,6 +42,6 @@ def write_imagenet(
             for i in range(count):
                 rng = np.random.default_rng((seed, split_index, label, i))
                 picture = draw_picture(name, label / classes, size, rng)
-                grey = (label * count + i) % GREY_EVERY == GREY_EVERY // 2
-                save(os.path.join(directory, f"{name}_{i:05d}.JPEG"), picture, grey)
+                gray = (label * count + i) % GREY_EVERY == GREY_EVERY // 2
+                save(os.path.join(directory, f"{name}_{i:05d}.JPEG"), picture, gray)
     return sorted(names)

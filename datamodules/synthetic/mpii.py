@@ -13,7 +13,7 @@ from scipy.io import savemat
 from datamodules.pose.mpii import MAT, MPII_JOINTS, PERSON, VAL_LIST
 from datamodules.synthetic.drawing import any_color, background, clutter, color, save, with_noise
 
-TEST_PICTURES = 2  # without joints, as the benchmark's test pictures are
+TEST_PICTURES = 2  # without joints, as the benchmark's test images are
 
 RIGHT, LEFT = 0, 1
 ANKLE, KNEE, HIP = (0, 5), (1, 4), (2, 3)  # indices of the right one and the left one
@@ -47,7 +47,7 @@ class Body(NamedTuple):
 
 
 class Sitter(NamedTuple):
-    """A person on a picture.
+    """A person on an image.
 
     Attributes:
         points: float64 (16,2), joints in pixels, (0, 0) the middle of the first one.
@@ -67,22 +67,22 @@ class Sitter(NamedTuple):
 def write_mpii(
     folder: str, train: int = 200, val: int = 50, size: int = 128, seed: int = 0, difficulty: float = 1.0
 ) -> list[str]:
-    """Writes ``folder/images``, ``folder/mpii_human_pose_v1_u12_1.mat`` and ``folder/val.txt``, the pictures held out.
+    """Writes ``folder/images``, ``folder/mpii_human_pose_v1_u12_1.mat`` and ``folder/val.txt``, the images held out.
 
-    A picture shows one to four people. Each is a figure in space, so that limbs shorten and hide each other: standing,
+    An image shows one to four people. Each is a figure in space, so that limbs shorten and hide each other: standing,
     walking, sitting, bent over, lying, arms anywhere, legs crossed, seen from any side. Whoever is seen from behind
     has no face and the left on the left. Objects and other people hide joints; borders cut people off, and joints
     beyond them are not annotated. One hidden joint in five is not, either.
 
     As in the release, points are in any order, ``is_visible`` is a number, a text or empty, some people have no objpos
-    and scale, and two test pictures have no joints. All is a function of the arguments alone.
+    and scale, and two test images have no joints. All is a function of the arguments alone.
 
     Args:
         folder: where; it is made if missing, and what was written there before stays.
-        train, val: number of pictures.
-        size: shorter side of the pictures in pixels, at least 32.
-        seed: another seed draws other pictures.
-        difficulty: 0..1. As it falls there are fewer people on a picture and fewer objects before them, more of them
+        train, val: number of images.
+        size: shorter side of the images in pixels, at least 32.
+        seed: another seed draws other images.
+        difficulty: 0..1. As it falls there are fewer people on an image and fewer objects before them, more of them
             stand upright, uncut and with their front to the viewer: a small network learns them in minutes.
 
     Returns:
@@ -166,7 +166,7 @@ def _test_rects(people: list[Sitter]) -> Any:
 
 
 def draw_scene(size: int, rng: np.random.Generator, difficulty: float = 1.0) -> tuple[np.ndarray, list[Sitter]]:
-    """A picture, uint8 (H,W,3) RGB, and who is on it."""
+    """An image, uint8 (H,W,3) RGB, and who is on it."""
     longer = int(size * rng.uniform(1, 1.5))
     height, width = (size, longer) if rng.random() < 0.7 else (longer, size)
     canvas = Canvas(background(height, width, rng))
@@ -315,7 +315,7 @@ for _side in (RIGHT, LEFT):
 
 
 class Canvas:
-    """A picture in the making, and which part of whom each pixel shows.
+    """An image in the making, and which part of whom each pixel shows.
 
     Attributes:
         pixels: float64 (H,W,3), RGB, 0..255.
@@ -338,9 +338,9 @@ class Canvas:
         owner: int = 0,
         stripes: tuple[np.ndarray, float] | None = None,
     ) -> None:
-        """A limb from a to b, round in its shading, with radii at its ends; striped by a second colour, so many times.
+        """A limb from a to b, round in its shading, with radii at its ends; striped by a second color, so many times.
 
-        With ``rng`` a third of them are striped in any colour.
+        With ``rng`` a third of them are striped in any color.
         """
         if rng is not None and rng.random() < 0.33:
             stripes = any_color(rng), float(rng.uniform(2, 6))
@@ -372,7 +372,7 @@ class Canvas:
         stripes: tuple[np.ndarray, np.ndarray] | None,
         owner: int = 0,
     ) -> None:
-        """A flat piece that darkens by ``depth`` along a direction; striped by a second colour along a wave vector."""
+        """A flat piece that darkens by ``depth`` along a direction; striped by a second color along a wave vector."""
         window = self._window(corners.min(0) - 1, corners.max(0) + 1)
         if window is None:
             return

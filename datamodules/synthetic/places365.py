@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.synthetic.drawing import check_arguments, color, save, with_noise
 
-UNLABELLED = 4  # pictures in test_256, which have no public labels
+UNLABELLED = 4  # images in test_256, which have no public labels
 
 
 def write_places365(
@@ -19,20 +19,20 @@ def write_places365(
 ) -> list[str]:
     """Writes a dataset in the standard layout, or in the easy one, with ``categories_places365.txt`` in both.
 
-    Standard: ``places365_{train_standard,val,test}.txt``, ``data_256_standard/a/airfield/<picture>.jpg``, ``val_256/``
-    and ``test_256/``. Easy: ``places365_standard/{train,val}/<class>/<picture>.jpg`` with ``train.txt`` and
+    Standard: ``places365_{train_standard,val,test}.txt``, ``data_256_standard/a/airfield/<image>.jpg``, ``val_256/``
+    and ``test_256/``. Easy: ``places365_standard/{train,val}/<class>/<image>.jpg`` with ``train.txt`` and
     ``val.txt``, where a class is ``desert-sand`` for ``/d/desert/sand``.
 
-    A class is a scene of Places365. Horizon, vanishing point, weather, light and all details vary. The pictures are a
+    A class is a scene of Places365. Horizon, vanishing point, weather, light and all details vary. The images are a
     function of the arguments alone; they are square, as in the small version of the dataset. The first classes are such
     that sorted folder names would give wrong labels.
 
     Args:
         folder: where; it is made if missing, and what was written there before stays.
         classes: number of classes, 2 to 11.
-        train, val: pictures a class.
-        size: side of the pictures in pixels, at least 16.
-        seed: another seed draws other pictures of the same classes.
+        train, val: images a class.
+        size: side of the images in pixels, at least 16.
+        seed: another seed draws other images of the same classes.
         easy: the layout.
 
     Returns:
@@ -81,7 +81,7 @@ def write_places365(
 
 
 def draw_scene(category: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture of a scene: uint8 (size,size,3), RGB.
+    """One image of a scene: uint8 (size,size,3), RGB.
 
     Args:
         category: one of `SCENES`.
@@ -92,7 +92,7 @@ def draw_scene(category: str, size: int, rng: np.random.Generator) -> np.ndarray
     view = View(2 * size, rng)
     SCENES[category](view)
     picture = cv2.resize(view.canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float64)
-    light = rng.uniform(0.7, 1.1) * rng.uniform(0.92, 1.08, 3)  # its strength, and its colour
+    light = rng.uniform(0.7, 1.1) * rng.uniform(0.92, 1.08, 3)  # its strength, and its color
     picture = with_noise(picture * light, rng)
     return np.ascontiguousarray(picture[:, ::-1]) if rng.random() < 0.5 else picture
 
@@ -101,7 +101,7 @@ def draw_scene(category: str, size: int, rng: np.random.Generator) -> np.ndarray
 
 
 class View:
-    """A square picture to draw on, in coordinates of 0..1 from its upper left.
+    """A square image to draw on, in coordinates of 0..1 from its upper left.
 
     Args:
         size: in pixels.
@@ -119,13 +119,13 @@ class View:
         self.horizon, self.vanishing = rng.uniform(0.35, 0.55), rng.uniform(0.35, 0.65)
 
     def tone(self, hue: float, saturation: float, value: float) -> list[float]:
-        """A colour near to this one, 0..1 each, as RGB of 0..255."""
+        """A color near to this one, 0..1 each, as RGB of 0..255."""
         hue = (hue + self.rng.normal(0, 0.015)) % 1
         saturation, value = np.clip(np.array([saturation, value]) + self.rng.normal(0, 0.05, 2), 0, 1)
         return color(hue, saturation, value).tolist()
 
     def ramp(self, top: float, bottom: float, first: list[float], last: list[float]) -> None:
-        """Fills rows from one colour to another."""
+        """Fills rows from one color to another."""
         rows = slice(round(top * self.size), round(bottom * self.size))
         mix = np.linspace(0, 1, max(rows.stop - rows.start, 0))[:, None, None]
         self.canvas[rows] = (np.array(first) * (1 - mix) + np.array(last) * mix).astype(np.uint8)
@@ -313,7 +313,7 @@ def _sky(view: View) -> None:
             view.blob(x + dx, y + dy, 0.07, 0.045, view.tone(0.6, 0.03, view.rng.uniform(0.88, 1)))
 
 
-# Neighbours differ much, so that a few classes are easier than all of them.
+# Neighbors differ much, so that a few classes are easier than all of them.
 SCENES: dict[str, Callable[[View], None]] = {
     "/d/desert/sand": _desert_sand,
     "/b/bedroom": _bedroom,

@@ -27,9 +27,9 @@ def write_voc_segmentation(
     Args:
         folder: where; it is made if missing, and what was written there before stays.
         classes: number of classes, 2 to 20.
-        train, val: pictures a class in VOC's train and val.
-        size: shorter side of the pictures in pixels, at least 16.
-        seed: another seed draws other pictures of the same classes.
+        train, val: images a class in VOC's train and val.
+        size: shorter side of the images in pixels, at least 16.
+        seed: another seed draws other images of the same classes.
 
     Returns:
         Names of the classes in VOC's order, the background left out.
@@ -89,7 +89,7 @@ def write_sbd(folder: str, name: str, shown: np.ndarray, labels: np.ndarray) -> 
 
     Args:
         folder: SBD's ``dataset``.
-        name: of the picture.
+        name: of the image.
         shown: which object each pixel shows, uint8 (H,W), 0 for none.
         labels: uint8 (N,), the objects' classes from 1 on.
     """

@@ -14,14 +14,14 @@ from datamodules.synthetic.drawing import CLASSES, check_arguments, color, draw_
 def write_style_images(folder: str, contents: int = 12, styles: int = 6, size: int = 128, seed: int = 0) -> list[str]:
     """Writes ``folder/content/<nnn>.jpg`` and ``folder/style/<kind>_<nn>.jpg``.
 
-    Contents are scenes of objects before clutter. Styles are squares of one texture in two to four colours each:
+    Contents are scenes of objects before clutter. Styles are squares of one texture in two to four colors each:
     stripes, dots, checks, waves, cells and strokes in turn.
 
     Args:
         folder: where; it is made if missing.
-        contents, styles: how many pictures of each.
+        contents, styles: how many images of each.
         size: side of the styles and the contents' shorter side in pixels, at least 16.
-        seed: another seed draws other pictures.
+        seed: another seed draws other images.
 
     Returns:
         The kinds of styles that were drawn.
@@ -81,7 +81,7 @@ def _waves(size: int, palette: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 
 def _cells(size: int, palette: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each place in the colour of the nearest of many points, with seams."""
+    """Each place in the color of the nearest of many points, with seams."""
     points = rng.uniform(0, size, (60, 2))
     y, x = np.mgrid[:size, :size]
     distances = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1])

@@ -1,4 +1,4 @@
-"""Draws a small dataset in PASCAL VOC's layout: several textured shapes a picture among clutter, each with its box."""
+"""Draws a small dataset in PASCAL VOC's layout: several textured shapes an image among clutter, each with its box."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.synthetic.drawing import CLASSES, background, check_arguments, clutter, draw_object, save, with_noise
 from datamodules.voc import VOC_CLASSES
 
-OBJECTS = 4  # at most, in one picture
+OBJECTS = 4  # at most, in one image
 
 
 def write_voc(
@@ -19,16 +19,16 @@ def write_voc(
     """Writes ``folder/VOCdevkit/VOC2007`` (train, val, trainval, test) and ``VOC2012`` (train, val, trainval).
 
     Objects bear the names of VOC's classes, whatever they look like. A class is a shape with a texture and a preferred
-    range of hues; a picture holds one to four of any classes, little overlapping. One in eight is marked difficult, and
-    one in eight lacks the mark. The pictures are a function of the arguments alone; their sides are ``size`` to 1.5
+    range of hues; an image holds one to four of any classes, little overlapping. One in eight is marked difficult, and
+    one in eight lacks the mark. The images are a function of the arguments alone; their sides are ``size`` to 1.5
     times that.
 
     Args:
         folder: where; it is made if missing, and what was written there before stays.
         classes: number of classes, 2 to 20.
-        train, val: pictures a class in each year's train and val; test has as many as val.
-        size: shorter side of the pictures in pixels, at least 16.
-        seed: another seed draws other pictures of the same classes.
+        train, val: images a class in each year's train and val; test has as many as val.
+        size: shorter side of the images in pixels, at least 16.
+        seed: another seed draws other images of the same classes.
 
     Returns:
         Names of the classes in VOC's order.
@@ -62,7 +62,7 @@ def write_voc(
 def draw_scene(
     classes: int, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int], int]], np.ndarray]:
-    """A picture, uint8 (H,W,3) RGB, its objects: (class, (xmin, ymin, xmax, ymax) as VOC counts, difficult), and which
+    """An image, uint8 (H,W,3) RGB, its objects: (class, (xmin, ymin, xmax, ymax) as VOC counts, difficult), and which
     of these each pixel shows: uint8 (H,W), 0 for none, from 1 on in their order."""
     longer = int(size * rng.uniform(1, 1.5))
     height, width = (size, longer) if rng.random() < 0.7 else (longer, size)
@@ -98,7 +98,7 @@ def _shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float
 def annotation(
     year: str, name: str, picture: np.ndarray, objects: list[tuple[str, tuple[int, int, int, int], int]]
 ) -> str:
-    """VOC's XML for one picture."""
+    """VOC's XML for one image."""
     lines = [
         f"<annotation>\n\t<folder>{year}</folder>\n\t<filename>{name}.jpg</filename>\n\t<size>"
         f"<width>{picture.shape[1]}</width><height>{picture.shape[0]}</height><depth>3</depth></size>"

@@ -41,17 +41,17 @@ def write_yummly(
 ) -> list[str]:
     """Writes ``folder/Yummly28K/images27638/img<number>.jpg`` and ``metadata27638/meta<number>.json``.
 
-    Cuisine, course and taste are drawn independently: colour and pieces of the food show the first, the shape of the
+    Cuisine, course and taste are drawn independently: color and pieces of the food show the first, the shape of the
     plate the second, the shape of the garnish the third. Each brings ingredients of its own, among common ones. One
     recipe in eight has no flavours, one in ten a second cuisine, one in ten a second course, after the one that is
-    drawn. The files are a function of the arguments alone; the pictures' sides are ``size`` to 1.3 times that.
+    drawn. The files are a function of the arguments alone; the images' sides are ``size`` to 1.3 times that.
 
     Args:
         folder: where; it is made if missing, and what was written there before stays.
         classes: number of cuisines, 2 to 10; there are four courses and four tastes.
         train, val: their sum is the number of recipes a cuisine; the layout has no splits.
-        size: shorter side of the pictures in pixels, at least 16.
-        seed: another seed draws other pictures.
+        size: shorter side of the images in pixels, at least 16.
+        seed: another seed draws other images.
 
     Returns:
         Names of the cuisines, sorted: label order.
@@ -102,7 +102,7 @@ def _metadata(
 
 
 def draw_recipe(cuisine: str, course: str, taste: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture: uint8 (H,W,3), RGB, its shorter side ``size``.
+    """One image: uint8 (H,W,3), RGB, its shorter side ``size``.
 
     Args:
         cuisine, course, taste: of `CUISINES`, `COURSES` and `TASTES`.
@@ -120,7 +120,7 @@ def draw_recipe(cuisine: str, course: str, taste: str, size: int, rng: np.random
     _food(brush, cuisine)
     _garnish(brush, taste)
     picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float64)
-    light = rng.uniform(0.8, 1.1) * rng.uniform(0.93, 1.07, 3)  # its strength, and its colour
+    light = rng.uniform(0.8, 1.1) * rng.uniform(0.93, 1.07, 3)  # its strength, and its color
     return with_noise(picture * light, rng)
 
 

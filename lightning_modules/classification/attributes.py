@@ -1,4 +1,4 @@
-"""Several attributes of one picture: Sarker et al., "CuisineNet: Food Attributes Classification using Multi-scale
+"""Several attributes of one image: Sarker et al., "CuisineNet: Food Attributes Classification using Multi-scale
 Convolution Network", CCIA 2018 (arXiv:1805.12081).
 
 Taken from the paper: a residual trunk; convolutions of several kernel sizes on its features; a weighted aggregation of
@@ -7,7 +7,7 @@ average F1 over cuisine and flavour on its Yummly48K, which it does not publish.
 
 Ours, where its abstract leaves the details open: the kernel sizes 1, 3 and 5; a 1x1 convolution to 256 channels before
 them; the last two stages of the trunk instead of the last alone, so that small things count too; weights that depend on
-the picture, by additive attention over the scales (Bahdanau, Cho and Bengio 2015); heads for course and ingredients.
+the image, by additive attention over the scales (Bahdanau, Cho and Bengio 2015); heads for course and ingredients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MultiScale(nn.Module):
     """Features of several scales, and their weighted mean.
 
     Every map is brought to ``channels`` by a 1x1 convolution, then convolved with each kernel size, each with batch
-    normalisation and ReLU, and averaged over its area: vectors v_s, one for each of the S = maps x kernel sizes scales.
+    normalization and ReLU, and averaged over its area: vectors v_s, one for each of the S = maps x kernel sizes scales.
     Their weights are a_s = softmax_s(u . tanh(W v_s + b)), and the result is sum_s a_s v_s.
 
     Args:
@@ -101,7 +101,7 @@ class AttributeNetwork(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(channels, count) for name, count in outputs.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Normalised images float (N,3,H,W) to {name: logits (N, outputs)}."""
+        """Normalized images float (N,3,H,W) to {name: logits (N, outputs)}."""
         features, _ = self.scales(self.maps(x))
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -163,7 +163,7 @@ def _or_one(count: Tensor) -> Tensor:
 
 
 class AttributeClassifier(VisionModule):
-    """One network, several attributes of a picture, each of its own classes, and its ingredients.
+    """One network, several attributes of an image, each of its own classes, and its ingredients.
 
     The loss is L = sum_k w_k CE_k over the attributes, plus w BCE of the ingredients; missing labels are left out, so
     that on many ranks each takes the mean over the labels that it has.

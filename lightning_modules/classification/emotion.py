@@ -2,7 +2,7 @@
 
 Network and recipe: Arriaga, Valdenegro-Toro and Plöger, "Real-time Convolutional Neural Networks for Emotion and Gender
 Classification", 2017, with the code published beside it (oarriaga/face_classification), from which the details are that
-the paper leaves open. A photograph goes through detection -> alignment -> normalisation -> network -> argmax.
+the paper leaves open. A photograph goes through detection -> alignment -> normalization -> network -> argmax.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lightning_modules.base import VisionModule
 from lightning_modules.classification.image_classifier import check_labels, cross_entropy, training_set_weights
 from lightning_modules.classification.metrics import ClassificationMetrics
 
-Normalisation = Literal["scale", "equalise", "standardise"]
+Normalization = Literal["scale", "equalize", "standardize"]
 
 INPUT_SIDE = 64  # pixels that the network sees
 FACE_SIDE = 48  # pixels of FER2013's faces; a photograph's are cut to the same, so that both are enlarged alike
@@ -32,7 +32,7 @@ FACE_SIDE = 48  # pixels of FER2013's faces; a photograph's are cut to the same,
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """With Keras's constants: epsilon 1e-3, and momentum .99, which is .01 in PyTorch's way of counting."""
+    """With Keras's constants: epsilon 1e-3, and momentum 0.99, which is 0.01 in PyTorch's way of counting."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
@@ -102,7 +102,7 @@ class MiniXception(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised faces float (N,1,64,64) to logits (N,C)."""
+        """Normalized faces float (N,1,64,64) to logits (N,C)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         return self.classifier(self.modules_1_to_4(x)).mean((2, 3))
@@ -118,9 +118,9 @@ class MiniXception(nn.Module):
 
 # --- from a photograph to faces -----------------------------------------------------------------------------------
 
-# Where the eyes lie in FER2013's faces, as parts of their side: (x, y) of the one on the left in the picture, then of
-# the other. Measured on 488 faces with OpenCV's two eye cascades: medians (.309 to .316, .394 to .399) and (.673 to
-# .683, .389 to .395), made symmetric. In the boxes of its frontal face cascade they are within .015 of these places.
+# Where the eyes lie in FER2013's faces, as parts of their side: (x, y) of the one on the left in the image, then of
+# the other. Measured on 488 faces with OpenCV's two eye cascades: medians (0.309 to 0.316, 0.394 to 0.399) and (0.673 to
+# 0.683, 0.389 to 0.395), made symmetric. In the boxes of its frontal face cascade they are within 0.015 of these places.
 EYES = np.array([[0.315, 0.393], [0.685, 0.393]])
 
 FACE_CASCADE, EYE_CASCADE = "haarcascade_frontalface_default.xml", "haarcascade_eye.xml"
@@ -150,20 +150,20 @@ def load_cascade(name: str) -> cv2.CascadeClassifier:
     return cv2.CascadeClassifier(path)
 
 
-def detect_faces(grey: np.ndarray) -> np.ndarray:
+def detect_faces(gray: np.ndarray) -> np.ndarray:
     """Upright frontal faces, from left to right: float64 (N,4), x1, y1, x2, y2 in pixels, squares.
 
     What lies by `COVERED` of its area in a larger find is left out: chins and collars are taken for faces.
 
     Args:
-        grey: uint8 (H,W).
+        gray: uint8 (H,W).
 
     Raises:
         RuntimeError: see `load_cascade`.
     """
     cascade = load_cascade(FACE_CASCADE)
-    scale = min(1.0, DETECTION_SIDE / max(grey.shape))
-    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else grey
+    scale = min(1.0, DETECTION_SIDE / max(gray.shape))
+    small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
     least = max(LEAST_PIXELS, round(SMALLEST_FACE * min(small.shape)))
     found = cascade.detectMultiScale(small, scaleFactor=1.1, minNeighbors=5, minSize=(least, least))
     boxes = np.array(found, np.float64).reshape(-1, 4)
@@ -175,29 +175,29 @@ def detect_faces(grey: np.ndarray) -> np.ndarray:
     return boxes[~inside.any(1)] / scale
 
 
-def find_eyes(grey: np.ndarray, box: np.ndarray) -> np.ndarray | None:
-    """The centres of a face's two eyes: float64 (2,2), x and y in pixels, the one on the left in the picture first.
+def find_eyes(gray: np.ndarray, box: np.ndarray) -> np.ndarray | None:
+    """The centers of a face's two eyes: float64 (2,2), x and y in pixels, the one on the left in the image first.
 
     Taken are the finds of the eye cascade in the upper half that lie nearest to where eyes usually lie (`EYES`). None
     where there is none within `EYE_DISTANCE` of either place, or where their line is steeper than `STEEPEST`.
 
     Args:
-        grey: uint8 (H,W), the photograph.
+        gray: uint8 (H,W), the photograph.
         box: x1, y1, x2, y2 of the face in pixels.
     """
     cascade = load_cascade(EYE_CASCADE)
     x, y, side = round(box[0]), round(box[1]), box[2] - box[0]
-    upper = grey[max(0, y) : y + round(0.6 * side), max(0, x) : x + round(side)]
+    upper = gray[max(0, y) : y + round(0.6 * side), max(0, x) : x + round(side)]
     scale = EYE_SEARCH_SIDE / side
     face = cv2.resize(upper, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     found = np.array(cascade.detectMultiScale(face, scaleFactor=1.05, minNeighbors=3, minSize=(25, 25)), np.float64)
     if not len(found):
         return None
-    centres = (found[:, :2] + found[:, 2:] / 2) / EYE_SEARCH_SIDE
-    distances = np.linalg.norm(centres - EYES[:, None], axis=2)
+    centers = (found[:, :2] + found[:, 2:] / 2) / EYE_SEARCH_SIDE
+    distances = np.linalg.norm(centers - EYES[:, None], axis=2)
     if (distances.min(1) > EYE_DISTANCE).any():
         return None
-    left, right = centres[distances.argmin(1)]
+    left, right = centers[distances.argmin(1)]
     if abs(right[1] - left[1]) > np.tan(np.radians(STEEPEST)) * (right[0] - left[0]):
         return None
     return np.stack([left, right]) * side + (max(0, x), max(0, y))
@@ -207,10 +207,10 @@ def eyes_to_template(eyes: np.ndarray, side: int) -> np.ndarray:
     """The similarity (turn, scale, shift) that brings two eyes to `EYES` in a square of ``side`` pixels: (2,3).
 
     Two pairs of points determine it: with points as complex numbers it is z -> a z + b. Coordinates are continuous: a
-    picture's first pixel reaches from 0 to 1.
+    image's first pixel reaches from 0 to 1.
 
     Args:
-        eyes: (2,2), x and y in pixels, the one on the left in the picture first.
+        eyes: (2,2), x and y in pixels, the one on the left in the image first.
         side: in pixels.
     """
     (p, q), (u, v) = ((z[:, 0] + 1j * z[:, 1]) for z in (eyes, EYES * side))
@@ -219,31 +219,31 @@ def eyes_to_template(eyes: np.ndarray, side: int) -> np.ndarray:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def align_face(grey: np.ndarray, eyes: np.ndarray, side: int = FACE_SIDE) -> np.ndarray:
+def align_face(gray: np.ndarray, eyes: np.ndarray, side: int = FACE_SIDE) -> np.ndarray:
     """The face cut out of a photograph with its eyes at `EYES`: uint8 (side,side).
 
     Where the face is larger than that, it is warped at a multiple of ``side`` and then averaged, so that nothing
     aliases. Beyond the photograph its border is repeated.
 
     Args:
-        grey: uint8 (H,W), the photograph.
-        eyes: (2,2), x and y in pixels, the one on the left in the picture first.
+        gray: uint8 (H,W), the photograph.
+        eyes: (2,2), x and y in pixels, the one on the left in the image first.
         side: in pixels.
     """
     shrink = np.linalg.norm(eyes[1] - eyes[0]) / np.linalg.norm((EYES[1] - EYES[0]) * side)
     factor = max(1, round(shrink))
     matrix = eyes_to_template(eyes, side * factor)
-    # OpenCV counts from the centres of the pixels.
+    # OpenCV counts from the centers of the pixels.
     matrix[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
     size = (side * factor, side * factor)
-    face = cv2.warpAffine(grey, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    face = cv2.warpAffine(gray, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) if factor > 1 else face
 
 
-def equalise(faces: Tensor) -> Tensor:
-    """Histogram equalisation of each face by itself: uint8 (B,1,H,W) to the same, as OpenCV's equalizeHist.
+def equalize(faces: Tensor) -> Tensor:
+    """Histogram equalization of each face by itself: uint8 (B,1,H,W) to the same, as OpenCV's equalizeHist.
 
-    Grey value g becomes 255 (F(g) - F(g0)) / (HW - F(g0)), F counting the pixels up to a value and g0 being the darkest
+    Gray value g becomes 255 (F(g) - F(g0)) / (HW - F(g0)), F counting the pixels up to a value and g0 being the darkest
     that occurs. A face of one value stays as it is.
     """
     flat = faces.flatten(1).long()
@@ -255,27 +255,27 @@ def equalise(faces: Tensor) -> Tensor:
     return torch.where(rest > 0, table.gather(1, flat), flat).to(torch.uint8).view_as(faces)
 
 
-def standardise(faces: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 in each face by itself: uint8 (B,1,H,W) to float32. One grey value gives 0."""
+def standardize(faces: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 in each face by itself: uint8 (B,1,H,W) to float32. One gray value gives 0."""
     faces = faces.float()
-    centred = faces - faces.mean((1, 2, 3), keepdim=True)
-    return centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1)
+    centerd = faces - faces.mean((1, 2, 3), keepdim=True)
+    return centerd / centerd.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1)
 
 
 # --- module -------------------------------------------------------------------------------------------------------
 
 
 class EmotionClassifier(VisionModule):
-    """mini-Xception on grey faces, and on the faces of photographs.
+    """mini-Xception on gray faces, and on the faces of photographs.
 
-    Reads ``image`` uint8 (B,1,H,W) and ``label`` int64 (B,). Predicts ``probabilities`` (B,C) of grey faces; of
-    photographs, in colour, a dict each (see `predict`). Measured as every classifier: see `ClassificationMetrics`.
+    Reads ``image`` uint8 (B,1,H,W) and ``label`` int64 (B,). Predicts ``probabilities`` (B,C) of gray faces; of
+    photographs, in color, a dict each (see `predict`). Measured as every classifier: see `ClassificationMetrics`.
 
     Args:
         num_classes: C, 1 or more.
         class_names: C names in label order.
-        normalisation: what brings the light of all faces to the same, in training and prediction alike: ``scale`` to
-            -1..1 (the reference), ``equalise`` the histogram and then scale, ``standardise`` each face.
+        normalization: what brings the light of all faces to the same, in training and prediction alike: ``scale`` to
+            -1..1 (the reference), ``equalize`` the histogram and then scale, ``standardize`` each face.
         l2: weight of the sum of squares in the loss; see `MiniXception.squared_weights`.
         class_weights: of the classes in the training loss, C numbers; ``balanced`` takes N / (C n_c) from the training
             set's n_c samples a class.
@@ -289,7 +289,7 @@ class EmotionClassifier(VisionModule):
         self,
         num_classes: int = 7,
         class_names: list[str] | None = None,
-        normalisation: Normalisation = "scale",
+        normalization: Normalization = "scale",
         l2: float = 0.01,
         class_weights: list[float] | Literal["balanced"] | None = None,
         **kwargs: Any,
@@ -304,19 +304,19 @@ class EmotionClassifier(VisionModule):
             if values not in (None, "balanced") and len(values) != num_classes:
                 raise ValueError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
         self.num_classes, self.class_names = num_classes, class_names
-        self.normalisation, self.l2 = normalisation, l2
+        self.normalization, self.l2 = normalization, l2
         self.class_weights = class_weights
         # A constant, no buffer: see VisionModule.
         self._class_weights = torch.tensor(class_weights) if isinstance(class_weights, list) else None
         self.network = MiniXception(num_classes)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Grey faces uint8 (B,1,H,W) to normalised float32 (B,1,64,64), on the device."""
+        """Gray faces uint8 (B,1,H,W) to normalized float32 (B,1,64,64), on the device."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 1:
-            raise TypeError(f"images: expected grey faces uint8 (B,1,H,W), found {images.dtype} {tuple(images.shape)}")
-        if self.normalisation == "equalise":
-            images = equalise(images)
-        faces = standardise(images) if self.normalisation == "standardise" else super().preprocess(images)
+            raise TypeError(f"images: expected gray faces uint8 (B,1,H,W), found {images.dtype} {tuple(images.shape)}")
+        if self.normalization == "equalize":
+            images = equalize(images)
+        faces = standardize(images) if self.normalization == "standardize" else super().preprocess(images)
         return F.interpolate(faces, (INPUT_SIDE, INPUT_SIDE), mode="bilinear", align_corners=False)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -330,7 +330,7 @@ class EmotionClassifier(VisionModule):
         return terms
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Emotions of grey faces, uint8 (B,1,H,W), or of photographs, uint8 (B,3,H,W) or a list of (3,H,W).
+        """Emotions of gray faces, uint8 (B,1,H,W), or of photographs, uint8 (B,3,H,W) or a list of (3,H,W).
 
         Returns:
             Of faces ``probabilities`` float32 (B,C). Of photographs a list of dicts, each of N >= 0 faces from left to
@@ -345,9 +345,9 @@ class EmotionClassifier(VisionModule):
         return [self._photograph(image) for image in images]
 
     def _photograph(self, image: Tensor) -> dict[str, Tensor]:
-        grey = cv2.cvtColor(image.permute(1, 2, 0).contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY)
-        boxes = detect_faces(grey)
-        found = [find_eyes(grey, box) for box in boxes]
+        gray = cv2.cvtColor(image.permute(1, 2, 0).contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY)
+        boxes = detect_faces(gray)
+        found = [find_eyes(gray, box) for box in boxes]
         # Without eyes the box is cut as it is: they are taken to lie where they usually do.
         eyes = [
             box[:2] + EYES * (box[2:] - box[:2]) if pair is None else pair
@@ -355,7 +355,7 @@ class EmotionClassifier(VisionModule):
         ]
         probabilities = torch.zeros(0, self.num_classes, device=image.device)
         if len(boxes):
-            faces = np.stack([align_face(grey, pair) for pair in eyes])[:, None]
+            faces = np.stack([align_face(gray, pair) for pair in eyes])[:, None]
             logits = self.network(self.preprocess(torch.from_numpy(faces).to(image.device)))
             probabilities = logits.float().softmax(1)
         return {

@@ -72,7 +72,7 @@ def check_labels(batch: Any, num_classes: int) -> None:
 
 
 def ten_crops(images: Tensor, size: int) -> list[Tensor]:
-    """Four corners, the centre, and their reflections (Krizhevsky 2012, section 4.1): ten of (B,3,size,size)."""
+    """Four corners, the center, and their reflections (Krizhevsky 2012, section 4.1): ten of (B,3,size,size)."""
     height, width = images.shape[-2:]
     if height <= size or width <= size:
         raise ValueError(
@@ -98,22 +98,22 @@ class ImageClassifier(VisionModule):
     Args:
         network: its name. alexnet is torchvision's of 2014, alexnet_2012 the paper's; _cifar are those for 32x32.
         num_classes: number of classes C; ``train.py`` takes it from the data.
-        class_names: one name a class, for tables and pictures; ``train.py`` takes them from the data.
+        class_names: one name a class, for tables and images; ``train.py`` takes them from the data.
         weights: None to train from scratch; DEFAULT (or IMAGENET1K_V1, ...) for torchvision's ImageNet weights; or a
-            file: a state dict or one of our checkpoints. A head for another number of classes is initialised anew.
+            file: a state dict or one of our checkpoints. A head for another number of classes is initialized anew.
         width: channels of a CIFAR ResNet's first stage.
         label_smoothing: share of the target that is spread over all classes.
         class_weights: one factor a class in the loss, for sets with rare classes; ``balanced`` takes N / (C n_c) from
             the training data's counts n_c, so that every class weighs the same and a sample weighs 1 on average.
-        aux_weight: of each auxiliary loss, 0 leaves the heads out. None takes the network's own: .3 for GoogLeNet
-            (Szegedy et al. 2015, section 5), .4 for Inception-v3 (the authors' TF-slim code; the paper gives none).
-        dropout: None takes torchvision's; GoogLeNet's paper has .4 where torchvision has .2.
+        aux_weight: of each auxiliary loss, 0 leaves the heads out. None takes the network's own: 0.3 for GoogLeNet
+            (Szegedy et al. 2015, section 5), 0.4 for Inception-v3 (the authors' TF-slim code; the paper gives none).
+        dropout: None takes torchvision's; GoogLeNet's paper has 0.4 where torchvision has 0.2.
         input_size: side in pixels of what the network sees; None takes its own: 224, 227 for alexnet_2012, 299 for
             inception_v3, 32 for the CIFAR ResNets. Data come in that size, but larger for ``ten_crop``.
         ten_crop: average the softmax over ten crops of ``input_size`` in evaluation, at ten times the cost.
         freeze_trunk: train the last layer alone; the rest stays as it is, batch statistics and dropout included.
         head_lr_scale: multiplies the last layer's learning rate.
-        mean, std: None takes what the network was trained with: .5 for GoogLeNet and Inception-v3, ImageNet's for the
+        mean, std: None takes what the network was trained with: 0.5 for GoogLeNet and Inception-v3, ImageNet's for the
             others, where alexnet_2012 takes the mean alone.
         kwargs: optimizer, schedule and channels_last of `VisionModule`.
     """

@@ -80,10 +80,10 @@ class AttributeMetrics(Metric):
     - ``<attribute>_macro_f1``: mean of the classes' F1, 2 TP / (2 TP + FP + FN). A class that neither occurs nor is
       predicted has none and is left out (scikit-learn's default too): a split need not hold every class. One that is
       predicted and never occurs counts as 0.
-    - ``mean_accuracy``, ``mean_macro_f1``: means over the attributes, those without a labelled sample left out.
-    - ``all_correct``: share of samples whose every labelled attribute is right, among those with at least one label.
+    - ``mean_accuracy``, ``mean_macro_f1``: means over the attributes, those without a labeled sample left out.
+    - ``all_correct``: share of samples whose every labeled attribute is right, among those with at least one label.
     - ``loss``: sum over the attributes of their mean negative log-likelihood, without weights.
-    - ``ingredients_micro_f1``: of all (sample, ingredient) pairs together, predicted from a probability of .5 on.
+    - ``ingredients_micro_f1``: of all (sample, ingredient) pairs together, predicted from a probability of 0.5 on.
     - ``ingredients_map``: mean over the ingredients of their average precision, sum_n (R_n - R_{n-1}) P_n over falling
       thresholds 200/200, 199/200, ... 0; those that never occur are left out.
 
@@ -180,7 +180,7 @@ class AttributeMetrics(Metric):
         gained = present.diff(dim=1, prepend=torch.zeros_like(positives)) / positives
         average_precision = torch.where(gained > 0, gained * precision, 0.0).sum(1)
         average_precision = torch.where(positives[:, 0] > 0, average_precision, torch.nan)
-        half = self.THRESHOLDS // 2  # the bins from .5 on
+        half = self.THRESHOLDS // 2  # the bins from 0.5 on
         true, false = present[:, half].sum(), absent[:, half].sum()
         return {
             "ingredients_micro_f1": 2 * true / (true + false + positives.sum()),

@@ -1,16 +1,16 @@
 """AlexNet as in the paper: Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep CNNs", NIPS 2012.
 
 Torchvision's ``alexnet`` is another network, that of Krizhevsky 2014 ("one weird trick"): 64 to 256 channels, no
-normalisation, no groups. This is the one of 2012, section by section:
+normalization, no groups. This is the one of 2012, section by section:
 
 - 3.1 ReLU after every convolution and every hidden fully connected layer.
 - 3.2 Two GPUs. The second, fourth and fifth convolutions see only the maps of their own GPU: here ``groups=2``.
-- 3.3 Local response normalisation after the first and second convolutions' ReLU.
-- 3.4 Overlapping pooling, 3x3 windows 2 apart, after both normalisations and after the fifth convolution.
+- 3.3 Local response normalization after the first and second convolutions' ReLU.
+- 3.4 Overlapping pooling, 3x3 windows 2 apart, after both normalizations and after the fifth convolution.
 - 3.5 Five convolutions of 96, 256, 384, 384, 256 maps, then 4096, 4096 and 1000 units. The text says 224
   pixels; its 55x55 maps of an 11x11 convolution at stride 4 need 227.
 - 4.2 Dropout of one half on the outputs of the first two fully connected layers.
-- 5   Weights from N(0, .01); biases 1 in convolutions 2, 4, 5 and the hidden fully connected layers, otherwise 0.
+- 5   Weights from N(0, 0.01); biases 1 in convolutions 2, 4, 5 and the hidden fully connected layers, otherwise 0.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Squares of activations beyond 255 overflow float16, and the input here is on a scale of 0..255.
-        normalised = F.local_response_norm(x.float(), self.size, self.alpha * self.size, self.beta, self.k)
-        return normalised.to(x.dtype)
+        normalized = F.local_response_norm(x.float(), self.size, self.alpha * self.size, self.beta, self.k)
+        return normalized.to(x.dtype)
 
 
 class AlexNet2012(nn.Module):
@@ -61,9 +61,9 @@ class AlexNet2012(nn.Module):
         self.fc7 = nn.Linear(4096, 4096)
         self.fc8 = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(dropout)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Section 5. The ones give the ReLUs positive inputs, which quickens the first stages of learning."""
         with_one = (self.conv2, self.conv4, self.conv5, self.fc6, self.fc7)
         for layer in self.modules():

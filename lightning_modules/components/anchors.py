@@ -14,7 +14,7 @@ def make_anchors(
 ) -> Tensor:
     """The anchors of one map: float32 (rows*columns*k,4) xyxy in pixels, by row, column, ratio and size.
 
-    They are centred on the cells, as the authors' (whose sides are rounded to whole pixels).
+    They are centerd on the cells, as the authors' (whose sides are rounded to whole pixels).
 
     Args:
         sizes: roots of their areas in pixels.
@@ -27,5 +27,5 @@ def make_anchors(
     extent = torch.tensor(half).to(device, non_blocking=True)
     rows, columns = shape
     y, x = ((torch.arange(n, device=device) + 0.5) * stride for n in (rows, columns))
-    centre = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], -1)[:, :, None]
-    return torch.cat([centre - extent, centre + extent], -1).view(-1, 4)
+    center = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], -1)[:, :, None]
+    return torch.cat([center - extent, center + extent], -1).view(-1, 4)

@@ -37,7 +37,7 @@ class VOCMeanAP(Metric):
 
     - ``map``: mean of the classes' average precisions, float32 scalar.
     - ``ap``: float32 (C,).
-    - ``precision``: float32 (C,101), the precision-recall curves: the highest precision at a recall of at least 0, .01,
+    - ``precision``: float32 (C,101), the precision-recall curves: the highest precision at a recall of at least 0, 0.01,
       ... 1; 0 where that recall is not reached.
     - ``objects``: int64 (C,), those that are to be found.
     - ``detections``: int64 (C,), those that count.
@@ -48,8 +48,8 @@ class VOCMeanAP(Metric):
     Args:
         num_classes: C; labels are 0..C-1.
         method: ``area`` under the curve made monotonic (VOC2010 and later), or ``11point``: the mean of the precisions
-            at recalls 0, .1, ... 1 (VOC2007, which the papers report on its test set).
-        iou_threshold: the least overlap, .5 in the challenge.
+            at recalls 0, 0.1, ... 1 (VOC2007, which the papers report on its test set).
+        iou_threshold: the least overlap, 0.5 in the challenge.
     """
 
     full_state_update = False
@@ -163,7 +163,7 @@ class VOCMeanAP(Metric):
 class COCOMeanAP(MeanAveragePrecision):
     """COCO's average precision (Lin et al. 2014), by torchmetrics and faster-coco-eval, which agrees with pycocotools.
 
-    ``compute`` gives float32 scalars: ``coco/map`` (mean over IoUs of .5, .55 to .95 and the classes), ``coco/map_50``,
+    ``compute`` gives float32 scalars: ``coco/map`` (mean over IoUs of 0.5, 0.55 to 0.95 and the classes), ``coco/map_50``,
     ``coco/map_75``, ``coco/map_small``, ``coco/map_medium``, ``coco/map_large`` (areas up to 32^2, up to 96^2 and more
     pixels); nan where there are no such objects. It takes 100 detections an image at most. VOC's difficult objects
     become COCO's crowds, of which neither a detection nor a miss counts.
@@ -282,7 +282,7 @@ def average_precision(hits: Tensor, objects: int, method: APMethod) -> tuple[Ten
     precision = true.double() / torch.arange(1, len(hits) + 1, device=hits.device)
     # From each detection on, the highest precision that is still to come.
     envelope = precision.flip(0).cummax(0).values.flip(0) if len(hits) else precision
-    # The recall is at least k/n where n * true >= k * objects: whole numbers, since 3/10 is not 3 * .1 in floats.
+    # The recall is at least k/n where n * true >= k * objects: whole numbers, since 3/10 is not 3 * 0.1 in floats.
     envelope = torch.cat([envelope, envelope.new_zeros(1)])
 
     def at_recalls(n: int) -> Tensor:

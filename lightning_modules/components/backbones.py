@@ -1,4 +1,4 @@
-"""What the R-CNN family looks at pictures with: layers before the regions are cut out, and layers after.
+"""What the R-CNN family looks at images with: layers before the regions are cut out, and layers after.
 
 VGG16 (Simonyan and Zisserman 2015): all convolutions before, fc6 and fc7 after. ResNet (He et al. 2016, appendix A):
 conv1 to conv4 before, conv5 after. ResNet with a feature pyramid (Lin et al. 2017): the pyramid before, two fully
@@ -29,7 +29,7 @@ class Trunk(NamedTuple):
     """The layers before the regions.
 
     Attributes:
-        layers: normalised images float (B,3,H,W) to a map, or to a dict of maps by falling size.
+        layers: normalized images float (B,3,H,W) to a map, or to a dict of maps by falling size.
         channels: of each map.
         strides: pixels from one cell of each map to the next.
     """
@@ -49,7 +49,7 @@ def make_trunk(
         width: multiplies the channels: VGG16's and the pyramid's all, a ResNet's of the 3x3 convolutions.
         batch_norm: after each convolution of VGG16.
         frozen: what the authors do with pretrained weights: the first two blocks do not learn, nor does a ResNet's
-            batch normalisation.
+            batch normalization.
         stride: of VGG16; 8 leaves out the last pooling but one, for small objects.
     """
     if stride != 16 and backbone != "vgg16":
@@ -156,7 +156,7 @@ def from_imagenet(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Ten
     renamed = {}
     for key, value in state.items():
         ours = next((f"{new}{key[len(old) :]}" for old, new in places.items() if key.startswith(f"{old}.")), None)
-        # Frozen batch normalisation counts no batches; torchvision's file of VGG16's features has no numbers for fc6
+        # Frozen batch normalization counts no batches; torchvision's file of VGG16's features has no numbers for fc6
         # and fc7; the classifier proper is nobody's.
         if ours is not None and not key.endswith("num_batches_tracked") and value.isfinite().all():
             renamed[ours] = value

@@ -58,7 +58,7 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def offsets(boxes: Tensor, anchors: Tensor, deviations: Sequence[float]) -> Tensor:
-    """Boxes as seen from others: how far the centre moves, in sides, and the logarithm by which each side grows.
+    """Boxes as seen from others: how far the center moves, in sides, and the logarithm by which each side grows.
 
     Girshick et al. 2014, appendix C. The inverse is `corners`.
 
@@ -69,19 +69,19 @@ def offsets(boxes: Tensor, anchors: Tensor, deviations: Sequence[float]) -> Tens
     Returns:
         float (...,4): x, y, width, height.
     """
-    (centre, size), (centre_a, size_a) = (
+    (center, size), (center_a, size_a) = (
         ((b[..., :2] + b[..., 2:]) / 2, (b[..., 2:] - b[..., :2]).clamp_min(1e-6)) for b in (boxes, anchors)
     )
-    return torch.cat([(centre - centre_a) / size_a, (size / size_a).log()], dim=-1) / boxes.new_tensor(deviations)
+    return torch.cat([(center - center_a) / size_a, (size / size_a).log()], dim=-1) / boxes.new_tensor(deviations)
 
 
 def corners(offset: Tensor, anchors: Tensor, deviations: Sequence[float]) -> Tensor:
     """The inverse of `offsets`: float (...,4) xyxy. No box is more than 1000 / 16 times as large as its anchor."""
     offset = offset * offset.new_tensor(deviations)
     size = anchors[..., 2:] - anchors[..., :2]
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + offset[..., :2] * size
+    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + offset[..., :2] * size
     half = size * offset[..., 2:].clamp_max(math.log(1000 / 16)).exp() / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 class Sample(NamedTuple):
@@ -89,7 +89,7 @@ class Sample(NamedTuple):
 
     Attributes:
         which: int64 (B,n).
-        taken: bool (B,n): False fills up where there are too few; it is not learnt from.
+        taken: bool (B,n): False fills up where there are too few; it is not learned from.
         positive: bool (B,n), taken as a positive.
     """
 

@@ -32,7 +32,7 @@ def external_proposals(
 ) -> tuple[Tensor, Tensor]:
     """The proposals that are given or, where they are None, Selective Search's, as one tensor: see `fill_up_proposals`.
 
-    The search runs on the CPU, one picture after the other, about a second each.
+    The search runs on the CPU, one image after the other, about a second each.
 
     Args:
         images: uint8 (B,3,H,W), or a list of (3,H,W).

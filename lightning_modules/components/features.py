@@ -82,7 +82,7 @@ class Features(nn.Module):
         layers: which, see `layer_names`: VGG's ``conv1_1``, ``relu1_1``, ``pool1`` ..., AlexNet's ``conv1``, ``relu1``,
             ``pool1`` ..., and ``fc6``, ``relu6``, ``fc7``, ``relu7``, ``fc8``, ``prob`` and ``logprob`` of either.
             ``conv`` and ``fc`` are before their ReLU.
-        network: whose. Batch normalisation becomes part of the convolutions.
+        network: whose. Batch normalization becomes part of the convolutions.
         weights: DEFAULT or a name of torchvision's; a file: a state dict, or a checkpoint of our `ImageClassifier`; or
             ``random``: He et al.'s normal distribution, biases 0, each layer's output rescaled to a deviation of 1.
         pooling: ``average`` in place of the maximum, as Gatys et al. have it.
@@ -93,7 +93,7 @@ class Features(nn.Module):
         FileNotFoundError, RuntimeError: there are no such weights; the message says what to fetch.
     """
 
-    #: Whether these are random features, which pictures made from them should say.
+    #: Whether these are random features, which images made from them should say.
     random: bool
 
     def __init__(
@@ -123,9 +123,9 @@ class Features(nn.Module):
             elif isinstance(module, nn.Conv2d) and padding == "reflect":
                 module.padding_mode = padding
                 module._reversed_padding_repeated_twice = [module.padding[0]] * 4  # type: ignore[list-item]
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if self.random else _normalisation(network, weights)
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if self.random else _normalization(network, weights)
         if self.random:
-            self._randomise()
+            self._randomize()
         else:
             if "fc8" in self.layers and not self.layers["fc8"][-1].weight.isfinite().all():  # type: ignore[index]
                 raise ValueError(f"layers: expected some before fc8, which {weights} does not have")
@@ -152,18 +152,18 @@ class Features(nn.Module):
         return {name: found[name] for name in self.wanted}
 
     @property
-    def normalisation(self) -> tuple[list[float], list[float]]:
+    def normalization(self) -> tuple[list[float], list[float]]:
         """Mean and deviation of pixels on 0..1, with which the weights were trained; no part of the state dict."""
         return self._mean.flatten().tolist(), self._std.flatten().tolist()
 
-    @normalisation.setter
-    def normalisation(self, given: tuple[Sequence[float], Sequence[float]]) -> None:
+    @normalization.setter
+    def normalization(self, given: tuple[Sequence[float], Sequence[float]]) -> None:
         self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in given)
 
     # --- weights --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _randomise(self) -> None:
+    def _randomize(self) -> None:
         generator = torch.Generator().manual_seed(SEED)
         x = torch.randn(2, 3, 224, 224, generator=generator)
         for layer in self.layers.values():
@@ -209,7 +209,7 @@ class Features(nn.Module):
             linear.weight *= scales[-1].repeat_interleave(linear.in_features // len(scales[-1]))
 
 
-def _normalisation(network: str, weights: str) -> tuple[Sequence[float], Sequence[float]]:
+def _normalization(network: str, weights: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of the pixels that the weights were trained with, on a scale of 0..1."""
     if weights == "IMAGENET1K_FEATURES":
         return CAFFE_MEAN, CAFFE_STD

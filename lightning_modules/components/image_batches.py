@@ -11,13 +11,13 @@ from torchvision.transforms.v2.functional import resize
 
 
 def fill_up(images: Tensor | list[Tensor], preprocess: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Images of one or several sizes, normalised, as one tensor, and their (width, height) float (B,2).
+    """Images of one or several sizes, normalized, as one tensor, and their (width, height) float (B,2).
 
     Its sides are multiples of 32 pixels: no map cuts off what is at the edge, and each has half the cells of the last.
 
     Args:
         images: uint8 (B,3,H,W) or a list of (3,H,W).
-        preprocess: uint8 (B,3,H,W) to float; what is filled up is 0 after it, the mean colour.
+        preprocess: uint8 (B,3,H,W) to float; what is filled up is 0 after it, the mean color.
     """
     together, size = stack(images)
     pixels = preprocess(together)
@@ -65,8 +65,8 @@ def of_one_size(images: Tensor | list[Tensor]) -> Tensor:
     if isinstance(images, Tensor):
         return images
     raise ValueError(
-        "image: expected pictures of one size to train on, found several: set --data.crop_size, or --data.batch_size 1 "
-        "for whole pictures"
+        "image: expected images of one size to train on, found several: set --data.crop_size, or --data.batch_size 1 "
+        "for whole images"
     )
 
 

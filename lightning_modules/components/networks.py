@@ -20,7 +20,7 @@ Network = Literal[
 
 # Where a network is not like the ResNets, with a last layer "fc", 224 pixels, ImageNet's mean and deviation. The 2012
 # AlexNet subtracts the mean on a scale of 0..255. The authors' Inception weights take pixels on -1..1, to which
-# torchvision brings them by `transform_input`, undoing ImageNet's normalisation; here they are normalised once.
+# torchvision brings them by `transform_input`, undoing ImageNet's normalization; here they are normalized once.
 TRAITS: dict[str, dict[str, Any]] = {
     "alexnet": {"head": "classifier.6"},
     "alexnet_2012": {"head": "fc8", "input_size": 227, "std": (1 / 255,) * 3},
@@ -44,13 +44,13 @@ def traits(network: str) -> dict[str, Any]:
 def build_network(
     network: Network, num_classes: int, width: int = 16, dropout: float | None = None, auxiliary: bool = False
 ) -> nn.Module:
-    """A new network: normalised images float (N,3,H,W) to logits (N,C), in training with GoogLeNet's auxiliary logits.
+    """A new network: normalized images float (N,3,H,W) to logits (N,C), in training with GoogLeNet's auxiliary logits.
 
     Args:
         network: its name.
         num_classes: outputs of the last layer.
         width: first channels of a CIFAR ResNet.
-        dropout: before the last layers; None takes torchvision's (AlexNet, VGG, Inception .5, GoogLeNet .2).
+        dropout: before the last layers; None takes torchvision's (AlexNet, VGG, Inception 0.5, GoogLeNet 0.2).
         auxiliary: with the auxiliary heads of GoogLeNet and Inception-v3.
     """
     options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
@@ -63,6 +63,6 @@ def build_network(
     if network.endswith("_cifar"):
         return ResNetCifar(int(network[len("resnet") : -len("_cifar")]), num_classes, width)
     if network in ("googlenet", "inception_v3"):
-        # Torchvision's truncated normals take seconds; behind batch normalisation the scale of the weights cancels.
+        # Torchvision's truncated normals take seconds; behind batch normalization the scale of the weights cancels.
         options |= {"aux_logits": auxiliary, "init_weights": False, "transform_input": False}
     return torchvision.models.get_model(network, weights=None, num_classes=num_classes, **options)

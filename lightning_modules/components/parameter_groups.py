@@ -1,4 +1,4 @@
-"""Groups of parameters for the optimiser that several systems take."""
+"""Groups of parameters for the optimizer that several systems take."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def caffe_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """The weights; the biases, at twice the rate; batch normalisation's. Only the first decay.
+    """The weights; the biases, at twice the rate; batch normalization's. Only the first decay.
 
-    So learnt Caffe's networks, SSD and the R-CNN family among them.
+    So learned Caffe's networks, SSD and the R-CNN family among them.
     """
     groups: list[dict[str, Any]] = [
         {"params": []},

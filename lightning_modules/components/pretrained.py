@@ -89,6 +89,6 @@ def load_weights(
         )
     network.load_state_dict({key: state[key] for key in fits}, strict=False)
     describe = [f"{k} {tuple(shapes[k]) if k in shapes else 'absent'} -> {tuple(own[k].shape)}" for k in left]
-    tail = f"; newly initialised: {', '.join(describe)}" if left else ""
+    tail = f"; newly initialized: {', '.join(describe)}" if left else ""
     tail += f"; left out: {', '.join(foreign)}" if foreign else ""
     rank_zero_only(print)(f"weights: {path} loaded into {name}{tail}", flush=True)

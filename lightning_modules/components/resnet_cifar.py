@@ -22,7 +22,7 @@ def shortcut_a(x: Tensor, channels: int, stride: int) -> Tensor:
 
 
 class BasicBlock(nn.Module):
-    """Figure 2: relu(x + F(x)), F of two 3x3 convolutions, each with batch normalisation before the activation."""
+    """Figure 2: relu(x + F(x)), F of two 3x3 convolutions, each with batch normalization before the activation."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

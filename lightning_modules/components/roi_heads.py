@@ -84,7 +84,7 @@ class Regions(NamedTuple):
 
     Attributes:
         boxes: float32 (B,n,4) xyxy in pixels.
-        taken: bool (B,n): False fills up where there are too few; it is not learnt from.
+        taken: bool (B,n): False fills up where there are too few; it is not learned from.
         label: int64 (B,n), the paper's u: 0 for background, else 1 + the object's.
         offset: float32 (B,n,4), the paper's v, see `offsets`; of the background without meaning.
         object: int64 (B,n), which of the image's objects it is; of the background without meaning.
@@ -105,7 +105,7 @@ def draw_regions(
     share: float = 0.25,
     background: float = 0.0,
 ) -> Regions:
-    """Regions to learn from (section 2.3): of each image up to ``share`` of ``count`` that have an IoU of .5 or more
+    """Regions to learn from (section 2.3): of each image up to ``share`` of ``count`` that have an IoU of 0.5 or more
     with an object; the others are background, with an IoU below. The objects' own boxes are proposals too.
 
     Args:
@@ -114,7 +114,7 @@ def draw_regions(
         target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
         count: n; less if there are fewer.
         share: 0..1.
-        background: least IoU of background; the paper's .1 picks harder ones. Of an image without objects it is 0.
+        background: least IoU of background; the paper's 0.1 picks harder ones. Of an image without objects it is 0.
     """
     objects, labels = pad(target)
     known = (objects[..., 2:] > objects[..., :2]).all(2)

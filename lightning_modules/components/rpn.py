@@ -15,7 +15,7 @@ from lightning_modules.components.anchors import make_anchors
 from lightning_modules.components.backbones import Trunk
 from lightning_modules.components.boxes import Sample, corners, offsets, overlaps, pad, place_in_group
 
-Normaliser = Literal["paper", "authors"]
+Normalizer = Literal["paper", "authors"]
 
 
 class RPNOutput(NamedTuple):
@@ -24,7 +24,7 @@ class RPNOutput(NamedTuple):
     Attributes:
         objectness: float32 (B,A), logits.
         offset: float32 (B,A,4), see `offsets`.
-        anchors: float32 (A,4) xyxy in pixels; they reach beyond the picture.
+        anchors: float32 (A,4) xyxy in pixels; they reach beyond the image.
         counts: how many anchors are on each map.
         places: of all maps.
     """
@@ -55,7 +55,7 @@ class RegionProposalNetwork(nn.Module):
             raise ValueError(f"anchor_sizes: expected {expected}, found {list(sizes)} with ratios {list(ratios)}")
         self.strides, self.ratios = trunk.strides, tuple(ratios)
         self.sizes = tuple((size,) for size in sizes) if maps > 1 else (tuple(sizes),)
-        self.head = RPNHead(trunk.channels, len(self.sizes[0]) * len(ratios))  # normals of .01, as the authors'
+        self.head = RPNHead(trunk.channels, len(self.sizes[0]) * len(ratios))  # normals of 0.01, as the authors'
 
     def forward(self, maps: list[Tensor]) -> RPNOutput:
         """Maps float (B,C,h,w), as many as there are strides, to what is said of all anchors."""
@@ -80,7 +80,7 @@ class RPNTargets(NamedTuple):
 
     Attributes:
         positive: bool (B,A), has an object.
-        negative: bool (B,A), has none. What is neither is not learnt from.
+        negative: bool (B,A), has none. What is neither is not learned from.
         offset: float32 (B,A,4), see `offsets`; of those without an object without meaning.
     """
 
@@ -90,14 +90,14 @@ class RPNTargets(NamedTuple):
 
 
 def encode(target: Sequence[dict[str, Tensor]], anchors: Tensor, size: Tensor, crossing: bool = False) -> RPNTargets:
-    """An anchor is positive that overlaps an object by an IoU of .7 or more than that, or as much as any other overlaps
-    the same object; negative if it overlaps none by .3 (section 3.1.2).
+    """An anchor is positive that overlaps an object by an IoU of 0.7 or more than that, or as much as any other overlaps
+    the same object; negative if it overlaps none by 0.3 (section 3.1.2).
 
     Args:
         target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
         anchors: float (A,4) xyxy in pixels.
         size: float (B,2), width and height of the images in pixels.
-        crossing: use anchors that reach beyond the picture, which the paper leaves out in training.
+        crossing: use anchors that reach beyond the image, which the paper leaves out in training.
     """
     boxes, _ = pad(target)
     overlap = overlaps(boxes, anchors)
@@ -113,7 +113,7 @@ def encode(target: Sequence[dict[str, Tensor]], anchors: Tensor, size: Tensor, c
 
 
 def rpn_loss(
-    output: RPNOutput, targets: RPNTargets, drawn: Sample, normaliser: Normaliser = "paper", weight: float = 10.0
+    output: RPNOutput, targets: RPNTargets, drawn: Sample, normalizer: Normalizer = "paper", weight: float = 10.0
 ) -> dict[str, Tensor]:
     """Equation 1, the mean over the B images:
 
@@ -129,8 +129,8 @@ def rpn_loss(
     Args:
         output: see `RegionProposalNetwork`.
         targets: see `encode`.
-        drawn: which anchors are learnt from.
-        normaliser, weight: see above.
+        drawn: which anchors are learned from.
+        normalizer, weight: see above.
     """
     logits = output.objectness.gather(1, drawn.which)
     index = drawn.which[..., None].expand(-1, -1, 4)
@@ -138,11 +138,11 @@ def rpn_loss(
         output.offset.gather(1, index),
         targets.offset.gather(1, index),
         reduction="none",
-        beta=1.0 if normaliser == "paper" else 1 / 9,
+        beta=1.0 if normalizer == "paper" else 1 / 9,
     ).sum(2)
     entropy = F.binary_cross_entropy_with_logits(logits, drawn.positive.float(), reduction="none")
     log_loss, smooth = torch.where(drawn.taken, entropy, 0).sum(), torch.where(drawn.positive, errors, 0).sum()
-    if normaliser == "authors":
+    if normalizer == "authors":
         known = drawn.taken.sum().clamp_min(1)
         return {"rpn_class": log_loss / known, "rpn_box": smooth / known}
     images, count = drawn.which.shape
@@ -153,7 +153,7 @@ class Proposals(NamedTuple):
     """Boxes that may hold objects, the best first, filled up to n for each of B images.
 
     Attributes:
-        boxes: float32 (B,n,4) xyxy in pixels, within the picture; 0 where there is none.
+        boxes: float32 (B,n,4) xyxy in pixels, within the image; 0 where there is none.
         scores: float32 (B,n), the objectness, 0..1; -1 where there is none.
     """
 
@@ -169,7 +169,7 @@ class Proposals(NamedTuple):
 def propose(
     output: RPNOutput, size: Tensor, before: int, after: int, nms_threshold: float = 0.7, least: float = 16.0
 ) -> Proposals:
-    """Of each map the best ``before`` anchors, moved and clipped to the picture; without those that overlap a better
+    """Of each map the best ``before`` anchors, moved and clipped to the image; without those that overlap a better
     one, the best ``after`` of each image. No gradient goes through them.
 
     How many are left is known only to the device, which suppression waits for; nothing else here does.

@@ -1,7 +1,7 @@
 """Selective Search (Uijlings et al. 2013): regions of a segmentation are merged until one is left; each gives a box.
 
 `selective_search` is the "fast" mode as R-CNN used it (Girshick et al. 2014, the authors' selective_search_boxes.m):
-the picture 500 pixels wide, in the colour spaces HSV and Lab, each segmented by Felzenszwalb and Huttenlocher's method
+the image 500 pixels wide, in the color spaces HSV and Lab, each segmented by Felzenszwalb and Huttenlocher's method
 with k = 50 and 100, each merged by two measures of similarity: eight hierarchies.
 """
 
@@ -17,11 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import find_objects
 from skimage.segmentation import felzenszwalb
 
-WIDTH = 500  # of the picture that is segmented, in pixels
+WIDTH = 500  # of the image that is segmented, in pixels
 COLOR_SPACES = (cv2.COLOR_RGB2HSV_FULL, cv2.COLOR_RGB2LAB)  # all channels 0..255
 SCALES = (50, 100)  # k of the segmentation, and the least pixels of a segment
 SIGMA = 0.8  # of the blur before the segmentation
-LEAST_SIDE = 20  # of a box, in pixels of the picture that is segmented
+LEAST_SIDE = 20  # of a box, in pixels of the image that is segmented
 COLOR_BINS, TEXTURE_BINS, ORIENTATIONS = 25, 10, 8
 
 # --- segments and what is known of them -------------------------------------------------------------------------------
@@ -42,8 +42,8 @@ def segment(image: np.ndarray, k: int) -> np.ndarray:
 def feature_bins(image: np.ndarray) -> np.ndarray:
     """Which bins of its region's histogram each pixel falls in: uint16 (3 + 24,H*W), a row for each part of it.
 
-    Colour: 25 bins over 0..255 a channel. Texture: 10 bins for each of the 8 orientations of each channel, over what a
-    Gaussian derivative with sigma 1 responds to a rise in that direction, 0 to its greatest response in this picture.
+    Color: 25 bins over 0..255 a channel. Texture: 10 bins for each of the 8 orientations of each channel, over what a
+    Gaussian derivative with sigma 1 responds to a rise in that direction, 0 to its greatest response in this image.
 
     Args:
         image: uint8 (H,W,3).
@@ -63,7 +63,7 @@ def feature_bins(image: np.ndarray) -> np.ndarray:
 
 
 def histograms(bins: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """float32 (count,75 + 240): each segment's colours, which add up to 1, and textures, which do too.
+    """float32 (count,75 + 240): each segment's colors, which add up to 1, and textures, which do too.
 
     Args:
         bins: see `feature_bins`.
@@ -121,7 +121,7 @@ def group(labels: np.ndarray, features: np.ndarray) -> Hierarchy:
     1 - (size(i) + size(j)) / size(image) and of the fill measure 1 - (size(box of both) - size(i) - size(j)) /
     size(image). In the sum of the last two the regions' sizes cancel: 2 - size(box of both) / size(image).
     A region's features are those of its two parts, weighted by their sizes; only the similarities of a new region with
-    its neighbours are computed.
+    its neighbors are computed.
 
     Args:
         labels: int (H,W), 0..n-1.
@@ -134,10 +134,10 @@ def group(labels: np.ndarray, features: np.ndarray) -> Hierarchy:
     reach = np.empty((2 * n - 1, 4), np.int64)
     reach[:n] = _reach(labels)
     pairs = touching(labels)
-    neighbours: list[set[int]] = [set() for _ in range(2 * n - 1)]
+    neighbors: list[set[int]] = [set() for _ in range(2 * n - 1)]
     for i, j in pairs.tolist():
-        neighbours[i].add(j)
-        neighbours[j].add(i)
+        neighbors[i].add(j)
+        neighbors[j].add(i)
 
     def distances(i: int | np.ndarray, j: np.ndarray) -> list[float]:
         shared = np.minimum(known[i], known[j]).sum(-1)
@@ -158,11 +158,11 @@ def group(labels: np.ndarray, features: np.ndarray) -> Hierarchy:
         size[new] = size[i] + size[j]
         known[new] = (size[i] * known[i] + size[j] * known[j]) / size[new]
         reach[new] = np.maximum(reach[i], reach[j])
-        around = sorted((neighbours[i] | neighbours[j]) - {i, j})
-        neighbours[new] = set(around)
+        around = sorted((neighbors[i] | neighbors[j]) - {i, j})
+        neighbors[new] = set(around)
         for other in around:
-            neighbours[other] -= {i, j}
-            neighbours[other].add(new)
+            neighbors[other] -= {i, j}
+            neighbors[other].add(new)
         if around:
             for d, other in zip(distances(new, np.array(around)), around, strict=True):
                 heapq.heappush(heap, (d, other, new))
@@ -178,10 +178,10 @@ def _reach(labels: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def selective_search(image: np.ndarray, top: int | None = None) -> np.ndarray:
-    """Boxes that may hold objects: float32 (N,4) xyxy in pixels, continuous, about 2,100 of a picture of 500x375.
+    """Boxes that may hold objects: float32 (N,4) xyxy in pixels, continuous, about 2,100 of an image of 500x375.
 
-    The order is that of the paper's section 4.3: a region's place in its hierarchy, the whole picture being 1, times a
-    random number, rising. The numbers are the same for every picture, so that the result is a function of the picture.
+    The order is that of the paper's section 4.3: a region's place in its hierarchy, the whole image being 1, times a
+    random number, rising. The numbers are the same for every image, so that the result is a function of the image.
     Of boxes that occur twice the first stays; those narrower or lower than 20 pixels at a width of 500 are left out.
 
     Args:
@@ -189,7 +189,7 @@ def selective_search(image: np.ndarray, top: int | None = None) -> np.ndarray:
         top: how many to give at most, the best; None for all.
 
     Raises:
-        ValueError: not such a picture.
+        ValueError: not such an image.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image: expected uint8 (H,W,3), found {image.dtype} {image.shape}")
@@ -206,15 +206,15 @@ def selective_search(image: np.ndarray, top: int | None = None) -> np.ndarray:
 
 
 def at_width(image: np.ndarray) -> np.ndarray:
-    """The picture 500 pixels wide, its aspect kept: uint8 (h,500,3)."""
+    """The image 500 pixels wide, its aspect kept: uint8 (h,500,3)."""
     height, width = image.shape[:2]
     size = WIDTH, max(1, round(height * WIDTH / width))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if width > WIDTH else cv2.INTER_LINEAR)
 
 
 def build_hierarchies(image: np.ndarray) -> list[Hierarchy]:
-    """The eight hierarchies of a picture, uint8 (H,W,3) RGB: for each colour space and k, by all four measures of
-    similarity and by all but colour."""
+    """The eight hierarchies of an image, uint8 (H,W,3) RGB: for each color space and k, by all four measures of
+    similarity and by all but color."""
     result = []
     for space in COLOR_SPACES:
         converted = cv2.cvtColor(image, space)
@@ -226,17 +226,17 @@ def build_hierarchies(image: np.ndarray) -> list[Hierarchy]:
     return result
 
 
-# --- picture ----------------------------------------------------------------------------------------------------------
+# --- image ----------------------------------------------------------------------------------------------------------
 
 
 def draw_growth(image: np.ndarray, counts: Sequence[int] = (400, 150, 60, 25, 10)) -> np.ndarray:
-    """The first hierarchy of a picture as it grows: uint8 (h,w,3) RGB, a column for each number of regions.
+    """The first hierarchy of an image as it grows: uint8 (h,w,3) RGB, a column for each number of regions.
 
-    Above are the regions in their mean colours, below the picture with their boxes.
+    Above are the regions in their mean colors, below the image with their boxes.
 
     Args:
         image: uint8 (H,W,3) RGB.
-        counts: numbers of regions, falling; a picture of fewer segments shows those.
+        counts: numbers of regions, falling; an image of fewer segments shows those.
     """
     small = at_width(image)
     converted = cv2.cvtColor(small, COLOR_SPACES[0])

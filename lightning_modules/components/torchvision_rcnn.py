@@ -59,7 +59,7 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     - Its networks of COCO_V1 divide by the root of the variance with nothing added, ours add 1e-5: the factor that
       follows makes up for it.
-    - Its anchors are centred on the cells' corners, ours on their middles, half a stride off: of anchors whose sizes
+    - Its anchors are centerd on the cells' corners, ours on their middles, half a stride off: of anchors whose sizes
       are eight strides a fixed part of their sides, which the offsets' bias takes. (It rounds their sides to pixels,
       which is left.)
 

@@ -1,9 +1,9 @@
 """Four ways to make a map twice as large, as the lecture shows them.
 
-- nearest neighbour: each value four times;
+- nearest neighbor: each value four times;
 - bed of nails: each value in the upper left corner of four, the others 0;
 - max unpooling: each value where the maximum was when the map was made smaller (Zeiler and Fergus 2014);
-- transposed convolution: each value times a kernel that is learnt, added up where kernels overlap (Long et al. 2015).
+- transposed convolution: each value times a kernel that is learned, added up where kernels overlap (Long et al. 2015).
 """
 
 from __future__ import annotations

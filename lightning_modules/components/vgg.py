@@ -18,7 +18,7 @@ VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512
 def convolution(
     into: int, out: int, kernel: int, norm: bool, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> list[nn.Module]:
-    """Convolution, batch normalisation if asked for, ReLU."""
+    """Convolution, batch normalization if asked for, ReLU."""
     norms = [nn.BatchNorm2d(out)] if norm else []
     return [nn.Conv2d(into, out, kernel, stride, padding, dilation), *norms, nn.ReLU(inplace=True)]
 

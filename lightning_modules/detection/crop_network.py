@@ -22,19 +22,19 @@ Backbone = Literal["alexnet", "vgg16", "small"]
 def warp(images: Tensor, boxes: Tensor, side: int, context: float) -> Tensor:
     """What boxes show, with what is around them, warped to a square: float32 (B*n,3,side,side).
 
-    A box is enlarged about its centre so that ``context`` pixels of the square lie around it on each side. Outside of
-    the picture is 0, the mean colour. Each pixel is the mean of four that are interpolated; Caffe takes one, which
+    A box is enlarged about its center so that ``context`` pixels of the square lie around it on each side. Outside of
+    the image is 0, the mean color. Each pixel is the mean of four that are interpolated; Caffe takes one, which
     is coarse where crops are smaller than boxes; as many as there are pixels would take ten times as long.
 
     Args:
-        images: normalised float (B,3,H,W).
+        images: normalized float (B,3,H,W).
         boxes: float (B,n,4) xyxy in pixels.
         side, context: the paper's 227 and 16.
     """
-    centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    center, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
     half = half * (side / (side - 2 * context))
     number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
-    rois = torch.cat([number.expand(-1, boxes.shape[1], 1), centre - half, centre + half], 2).flatten(0, 1)
+    rois = torch.cat([number.expand(-1, boxes.shape[1], 1), center - half, center + half], 2).flatten(0, 1)
     return roi_align(images.float().contiguous(), rois, side, sampling_ratio=2, aligned=True)
 
 
@@ -61,7 +61,7 @@ class CropNetwork(nn.Module):
     """What sees a crop: convolutions up to pool5, the fully connected fc6 and fc7, and a classifier of 1+C classes.
 
     Args:
-        backbone: ``alexnet`` and ``vgg16`` are the paper's; ``small``, three convolutions with batch normalisation,
+        backbone: ``alexnet`` and ``vgg16`` are the paper's; ``small``, three convolutions with batch normalization,
             sees crops of 32 pixels and learns from scratch.
         num_classes: C.
         width: multiplies all channels and units.
@@ -96,7 +96,7 @@ class CropNetwork(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised crops float (N,3,S,S) to what pool5 and fc7 say, float (N,pool5_size) and (N,fc7_size)."""
+        """Normalized crops float (N,3,S,S) to what pool5 and fc7 say, float (N,pool5_size) and (N,fc7_size)."""
         pool5 = F.adaptive_avg_pool2d(self.features(x), self.side).flatten(1)
         return pool5, self.dropout(F.relu(self.fc7(self.dropout(F.relu(self.fc6(pool5))))))
 

@@ -22,8 +22,8 @@ DARKNET19: tuple[tuple[int, int] | str, ...] = (
 
 
 def convolution(into: int, out: int, kernel: int, momentum: float) -> nn.Sequential:
-    """Convolution, batch normalisation, leaky ReLU."""
-    # The authors divide by sqrt(var) + .000001 (darknet, blas.c).
+    """Convolution, batch normalization, leaky ReLU."""
+    # The authors divide by sqrt(var) + 0.000001 (darknet, blas.c).
     norm = nn.BatchNorm2d(out, eps=1e-6, momentum=momentum)
     return nn.Sequential(
         nn.Conv2d(into, out, kernel, padding=kernel // 2, bias=False), norm, nn.LeakyReLU(0.1, inplace=True)
@@ -31,12 +31,12 @@ def convolution(into: int, out: int, kernel: int, momentum: float) -> nn.Sequent
 
 
 class Darknet19(nn.Module):
-    """The classifier that the detector grows from: normalised images float (N,3,H,W) to logits (N,C).
+    """The classifier that the detector grows from: normalized images float (N,3,H,W) to logits (N,C).
 
     Args:
         num_classes: C.
         width: multiplies the channels of all layers but the last.
-        momentum: of the batch statistics; the authors' is .01.
+        momentum: of the batch statistics; the authors' is 0.01.
     """
 
     def __init__(self, num_classes: int = 1000, width: float = 1.0, momentum: float = 0.01) -> None:
@@ -51,13 +51,13 @@ class Darknet19(nn.Module):
             layers.append(convolution(into, channels, layer[0], momentum))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x)).mean((2, 3))
 
 
-def initialise(network: nn.Module) -> None:
+def initialize(network: nn.Module) -> None:
     """Normal weights of variance 2 / inputs, zero biases (darknet, make_convolutional_layer)."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -73,9 +73,9 @@ def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
     is. Prints one line on what was loaded.
 
     Args:
-        network: `YOLOv2Network` or `Darknet19`, on the CPU; without batch normalisation is what has a bias.
+        network: `YOLOv2Network` or `Darknet19`, on the CPU; without batch normalization is what has a bias.
         path: the file: major, minor and revision (int32), images seen (int64 from version 0.2, int32 before), then
-            float32 of each convolution: bias, and with batch normalisation scale, mean and variance, then weights.
+            float32 of each convolution: bias, and with batch normalization scale, mean and variance, then weights.
 
     Returns:
         How many convolutions were loaded.
@@ -85,7 +85,7 @@ def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
     """
     data = Path(path).read_bytes()
     modules = list(network.modules())
-    # Batch normalisation stands right behind its convolution.
+    # Batch normalization stands right behind its convolution.
     layers = [(m, after) for m, after in zip(modules, [*modules[1:], None], strict=True) if isinstance(m, nn.Conv2d)]
     major, minor = struct.unpack("<ii", data[:8]) if len(data) >= 16 else (0, 0)
     header = 20 if 10 * major + minor >= 2 and major < 1000 and minor < 1000 else 16
@@ -126,6 +126,6 @@ def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
     with torch.no_grad():
         for part, piece in state:
             part.copy_(piece)
-    rest = f"; the last {len(layers) - loaded} are newly initialised" if loaded < len(layers) else ""
+    rest = f"; the last {len(layers) - loaded} are newly initialized" if loaded < len(layers) else ""
     rank_zero_only(print)(f"weights: {path} loaded into {loaded} of {len(layers)} convolutions{rest}", flush=True)
     return loaded

@@ -1,7 +1,7 @@
 """Fast R-CNN: Girshick, "Fast R-CNN", ICCV 2015.
 
-The convolutions run once over the whole picture. Of the map that comes out, each proposal's part is pooled to the same
-few cells, from which fully connected layers say what it shows and how to move it. Classes and boxes are learnt at once.
+The convolutions run once over the whole image. Of the map that comes out, each proposal's part is pooled to the same
+few cells, from which fully connected layers say what it shows and how to move it. Classes and boxes are learned at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lightning_modules.detection.metrics import detection_metrics
 
 
 class FastRCNNNetwork(nn.Module):
-    """Figure 1's network: normalised images float (B,3,H,W) and boxes float (B,n,4) to what `RegionNetwork` says."""
+    """Figure 1's network: normalized images float (B,3,H,W) and boxes float (B,n,4) to what `RegionNetwork` says."""
 
     def __init__(self, trunk: Trunk, roi: RegionNetwork) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FastRCNN(VisionModule):
     """Fast R-CNN. Batch: see detection in the batch contract; images may differ in size. Predictions: see `decode`.
 
     The proposals come with the batch (``--data.proposals``); where they do not, as in the prediction of a folder,
-    Selective Search computes them, about a second a picture. Metrics: ``map`` and what else `VOCMeanAP` gives, and
+    Selective Search computes them, about a second an image. Metrics: ``map`` and what else `VOCMeanAP` gives, and
     COCO's (`COCOMeanAP`). As in the authors' code, biases learn at twice the rate and do not decay.
 
     Args:
@@ -63,7 +63,7 @@ class FastRCNN(VisionModule):
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file: of
             these, or a checkpoint of ours.
         box_weight: lambda, see `fast_rcnn_loss`.
-        regions: regions of each image that are learnt from; the paper has two images a batch and 64 of each.
+        regions: regions of each image that are learned from; the paper has two images a batch and 64 of each.
         background: see `draw_regions`.
         pooling: see `RegionNetwork`.
         score_threshold, nms_threshold: what is kept of the predictions.

@@ -22,7 +22,7 @@ from lightning_modules.components.boxes import sample
 from lightning_modules.components.image_batches import fill_up
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
+from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
 from lightning_modules.detection import rpn
 from lightning_modules.detection.metrics import detection_metrics
 
@@ -57,13 +57,13 @@ class FasterRCNN(VisionModule):
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file: of
             these, or a checkpoint of ours (an `RPN`'s too).
         anchor_sizes, anchor_ratios: see `RegionProposalNetwork`; for a pyramid the authors' are 32, 64, 128, 256, 512.
-        normaliser: see `rpn_loss`.
+        normalizer: see `rpn_loss`.
         rpn_box_weight: the lambda of `rpn_loss`.
         box_weight: that of `fast_rcnn_loss`.
-        crossing: learn from anchors that reach beyond the picture too.
+        crossing: learn from anchors that reach beyond the image too.
         train_proposals, test_proposals: boxes of each image, before the suppression and after it (`propose`).
         least: the least side of a proposal in pixels.
-        regions: regions of each image that are learnt from; the authors have one image a batch and 128.
+        regions: regions of each image that are learned from; the authors have one image a batch and 128.
         pooling: see `RegionNetwork`.
         score_threshold, nms_threshold: what is kept of the predictions.
         ap: how average precision is computed, see `VOCMeanAP`.
@@ -86,7 +86,7 @@ class FasterRCNN(VisionModule):
         weights: str | None = None,
         anchor_sizes: Sequence[float] = (128, 256, 512),
         anchor_ratios: Sequence[float] = (0.5, 1, 2),
-        normaliser: Normaliser = "paper",
+        normalizer: Normalizer = "paper",
         rpn_box_weight: float = 10.0,
         box_weight: float = 1.0,
         crossing: bool = False,
@@ -105,7 +105,7 @@ class FasterRCNN(VisionModule):
         super().__init__(optimizer=optimizer, **kwargs)
         self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
-        self.normaliser: Normaliser = normaliser
+        self.normalizer: Normalizer = normalizer
         self.rpn_box_weight, self.box_weight, self.crossing = rpn_box_weight, box_weight, crossing
         self.train_proposals, self.test_proposals, self.least = train_proposals, test_proposals, least
         self.regions = regions
@@ -125,7 +125,7 @@ class FasterRCNN(VisionModule):
         output = self.network.rpn(maps)
         targets = rpn.encode(batch["target"], output.anchors, size, self.crossing)
         drawn = sample(targets.positive, targets.negative, 256, 0.5)
-        terms = rpn_loss(output, targets, drawn, self.normaliser, self.rpn_box_weight)
+        terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
         found = propose(output, size, *self.train_proposals, least=self.least)
         regions = draw_regions(found.boxes, found.there, batch["target"], self.regions)
         logits, offset = self.network.roi(maps, regions.boxes)

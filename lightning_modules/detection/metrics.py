@@ -25,8 +25,8 @@ class ProposalRecall(Metric):
 
     ``compute`` gives, over all samples of all ranks, nan without objects:
 
-    - ``recall_50``, ``recall_300``, ``recall_1000``: with an IoU of .5, as in Ren et al. 2015, section 3.4.
-    - ``average_recall_50`` and so on: the mean over IoUs of .5, .55 to .95 (Hosang et al. 2015).
+    - ``recall_50``, ``recall_300``, ``recall_1000``: with an IoU of 0.5, as in Ren et al. 2015, section 3.4.
+    - ``average_recall_50`` and so on: the mean over IoUs of 0.5, 0.55 to 0.95 (Hosang et al. 2015).
     - ``recall``: float32 (3,10), by N and IoU, of which those are.
     """
 
@@ -59,7 +59,7 @@ class ProposalRecall(Metric):
         for proposed, entry in zip(preds, target, strict=True):
             marks = entry.get("difficult", torch.zeros(len(entry["boxes"]), device=self.found.device))
             boxes = entry["boxes"][~marks.bool()]
-            # One more that overlaps nothing, so that a picture without proposals is nothing special.
+            # One more that overlaps nothing, so that an image without proposals is nothing special.
             others = F.pad(proposed["boxes"].float(), (0, 0, 0, 1))
             best = overlaps(boxes.float()[None], others)[0].cummax(1).values
             at = torch.tensor([min(count, len(others)) - 1 for count in self.counts], device=best.device)

@@ -1,7 +1,7 @@
 """OverFeat: Sermanet, Eigen, Zhang, Mathieu, Fergus and LeCun, "OverFeat: Integrated Recognition, Localization and
 Detection using Convolutional Networks", ICLR 2014 (arXiv 1312.6229).
 
-A classifier slides over the picture at several scales, as a convolution, and finely, since its last pooling is done at
+A classifier slides over the image at several scales, as a convolution, and finely, since its last pooling is done at
 every offset. In each window that shows an object a regressor says where the object's edges are, and the many boxes
 that windows agree upon are merged rather than suppressed.
 """
@@ -116,12 +116,12 @@ class OverFeatNetwork(nn.Module):
             nn.Dropout(0.5),
             nn.Conv2d(seventh, num_classes, 1),
         )
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.classifier[-1].weight, std=0.01)  # type: ignore[arg-type]
         self.regressor = BoxRegressor(channels, self.kernel, boxes, width) if boxes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised windows float (N,3,window,window) to logits (N,num_classes)."""
+        """Normalized windows float (N,3,window,window) to logits (N,num_classes)."""
         return self.classifier(self.pooled(x)).flatten(1)
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class BoxRegressor(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(second, 4 * boxes, 1),
         )
-        initialise(self)
+        initialize(self)
         last = self[-1]
         assert isinstance(last, nn.Conv2d)
         nn.init.zeros_(last.weight)
@@ -170,8 +170,8 @@ class BoxRegressor(nn.Sequential):
             last.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(boxes))  # type: ignore[union-attr]
 
 
-def initialise(network: nn.Module) -> None:
-    """He's initialisation, under which deep networks begin to learn sooner than under the paper's normals of .01."""
+def initialize(network: nn.Module) -> None:
+    """He's initialization, under which deep networks begin to learn sooner than under the paper's normals of 0.01."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -227,7 +227,7 @@ def box_loss(boxes: Tensor, label: Tensor, target: Tensor, num_classes: int) -> 
 def match_score(a: Tensor, b: Tensor) -> Tensor:
     """How far boxes are from being the same, float (...) for xyxy (...,4) of two kinds: 0 where they are.
 
-    Section 4.3 adds the distance of the centres and the area of the intersection, and does not say in which units, nor
+    Section 4.3 adds the distance of the centers and the area of the intersection, and does not say in which units, nor
     that the second must fall as the area grows. Here both are without a unit: the distance is divided by the mean of
     the boxes' diagonals, and the part of the union that is not shared is added.
     """
@@ -312,8 +312,8 @@ class OverFeat(VisionModule):
     (K,), best first. A score is the sum of the class's probabilities in the windows whose boxes were merged, as in
     section 4.3: it may be above 1.
 
-    Trained on windows drawn anew from each picture (see `draw_windows`), at all scales: up to half of them show an
-    object (an IoU of .5 or more), on which the regressor is trained, others are background (less than .3), which is the
+    Trained on windows drawn anew from each image (see `draw_windows`), at all scales: up to half of them show an
+    object (an IoU of 0.5 or more), on which the regressor is trained, others are background (less than 0.3), which is the
     classifier's last class. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
 
     Args:
@@ -326,14 +326,14 @@ class OverFeat(VisionModule):
         train: the paper trains the ``classifier`` first (without it, boxes are the windows), then the ``regressor`` on
             its frozen features: then ``weights`` is the first run's checkpoint. ``both`` is one run.
         weights: None to train from scratch, or a checkpoint of an `OverFeat`; its last layers may have other classes.
-        scales: to which the picture's shorter side is resized; the window is always the network's. The paper's six.
+        scales: to which the image's shorter side is resized; the window is always the network's. The paper's six.
         crops: windows an image to train on.
         score_threshold: the least probability of a class with which a window's box takes part.
         merge_threshold: t, the `match_score` up to which boxes are merged.
         top: boxes of each image and class that take part, the most probable.
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision too.
-        optimizer: see `VisionModule`; the paper's, at a fifth of its rate, since He's initialisation begins larger.
+        optimizer: see `VisionModule`; the paper's, at a fifth of its rate, since He's initialization begins larger.
         kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """
 

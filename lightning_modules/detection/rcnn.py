@@ -1,6 +1,6 @@
 """R-CNN: Girshick, Donahue, Darrell and Malik, "Rich feature hierarchies for accurate object detection", CVPR 2014.
 
-Each proposal is cut out of the picture, warped to one size and shown to a classification network, one crop after the
+Each proposal is cut out of the image, warped to one size and shown to a classification network, one crop after the
 other. The network is fine-tuned; then it stands still, and on what it says linear support vector machines learn the
 classes and a linear regression the boxes.
 """
@@ -91,7 +91,7 @@ def encode(proposals: Tensor, there: Tensor, target: Sequence[dict[str, Tensor]]
 
 
 def moments_of(candidates: Candidates) -> Tensor:
-    """Of a batch, for each class: how many candidates have an IoU of .6 with an object of it, the sums of their offsets
+    """Of a batch, for each class: how many candidates have an IoU of 0.6 with an object of it, the sums of their offsets
     and of their products; and 1, for the batch itself. float64 (C,1+4+16+1)."""
     y = candidates.offset.double()
     row = torch.cat([torch.ones_like(y[..., :1]), y, (y[..., :, None] * y[..., None, :]).flatten(2)], dim=2)
@@ -106,7 +106,7 @@ def sides_of(candidates: Candidates, drawn: Sample, proposals: Tensor) -> tuple[
     """On which side of each machine's margin a candidate belongs, and what it weighs: float32 (B,n,C) each.
 
     An object's own box belongs above (1, with a weight of 2, as in the authors' code), what overlaps no object of the
-    class by .3 below (-1), all else nowhere (0). Proposals that were drawn weigh for those that were not, too.
+    class by 0.3 below (-1), all else nowhere (0). Proposals that were drawn weigh for those that were not, too.
 
     Args:
         candidates: those drawn.
@@ -168,7 +168,7 @@ class RCNN(VisionModule):
     Predictions: for each image ``boxes`` float32 (K,4) xyxy in pixels, ``scores`` float32 (K,) and ``labels`` int64
     (K,), best first. A score is a support vector machine's: 0 is its boundary, 1 and -1 are its margins; before the
     machines have been trained it is a probability. Where a batch has no proposals, Selective Search is run on its
-    pictures: a second each. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
+    images: a second each. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
 
     One fit has three stages, each a part of its steps:
 
@@ -176,7 +176,7 @@ class RCNN(VisionModule):
     2. It stands still. One support vector machine a class learns from fc7.
     3. One ridge regression a class learns from pool5 how to move boxes.
 
-    The paper solves 2 and 3 on features cached on disk, hundreds of gigabytes. Here the optimiser minimises the same
+    The paper solves 2 and 3 on features cached on disk, hundreds of gigabytes. Here the optimizer minimizes the same
     objectives, of which each batch gives an unbiased estimate, at ``solver_lr``, falling to 0 in a line: both are
     convex. So a run resumes in them as anywhere, and ranks add up. (Normal equations would be exact, but AlexNet's take
     340 MB a class, in every checkpoint.) Which stage a step belongs to follows from its number and the run's length.
@@ -189,12 +189,12 @@ class RCNN(VisionModule):
             Then the classifier, which is new, learns ten times as fast as the rest, as in the authors' files.
         crop_size: side of the crops in pixels; the paper's 227, 224 for VGG16.
         context: pixels of a crop around its box, on each side.
-        crops: an image to fine-tune on, of which a quarter has an IoU of .5 with an object; the paper's batch has 128.
+        crops: an image to fine-tune on, of which a quarter has an IoU of 0.5 with an object; the paper's batch has 128.
         candidates: an image that machines and regressions are trained on: drawn from all proposals, beside the objects.
         crop_batch: crops that go through the network at once where no gradient is needed.
         stages: parts of the run's steps, see above.
         solver_lr: rate of the second and third stage.
-        svm_cost: C of the machines, the lower the more they are regularised.
+        svm_cost: C of the machines, the lower the more they are regularized.
         ridge: lambda of the regression.
         score_threshold, nms_threshold: what is kept of the predictions. Machines' scores may be below 0, and hard
             objects lie below the margin of the background, at -1; probabilities all pass, of which the best are kept.
@@ -415,7 +415,7 @@ class RCNN(VisionModule):
         return decode(scores, moved, there, size, self.score_threshold, self.nms_threshold)
 
     def _look(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B,n,C) of boxes (B,n,4) and where each class moves them, (B,n,C,4), as far as it has been learnt."""
+        """Scores (B,n,C) of boxes (B,n,4) and where each class moves them, (B,n,C,4), as far as it has been learned."""
         pool5, fc7 = self._features(pixels, boxes)
         scores = self.network.classifier(fc7).float().softmax(2)[..., 1:] if self.finished < 2 else self.svm(fc7)
         moved = boxes[:, :, None].expand(-1, -1, self.num_classes, 4)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class Readout(nn.Linear):
     """Linear functions of features that stand still, which are scaled to a mean norm of 20 (rcnn_scale_features.m).
 
-    They are learnt as functions of the features less their mean, at which gradient descent arrives far sooner; `plain`
+    They are learned as functions of the features less their mean, at which gradient descent arrives far sooner; `plain`
     gives the weights and biases as if they were not, which the objectives speak of.
 
     Mean and norm are measured once. They are no buffers, since weight averages would average them with what was there
@@ -61,7 +61,7 @@ class Readout(nn.Linear):
 
 
 def svm_objective(scores: Tensor, side: Tensor, weight: Tensor, plain: tuple[Tensor, Tensor], cost: float) -> Tensor:
-    """What a linear support vector machine minimises, for each class: float32 (C,).
+    """What a linear support vector machine minimizes, for each class: float32 (C,).
 
         1/2 |w|^2 + 1/2 (b / 10)^2 + cost * sum of weight * max(0, 1 - side * score)
 
@@ -90,7 +90,7 @@ class Whitening(NamedTuple):
 
     @classmethod
     def of(cls, moments: Tensor) -> Whitening:
-        """Takes moments (C,22), see `moments_of`; the .001 is the authors' (rcnn_train_bbox_regressor.m)."""
+        """Takes moments (C,22), see `moments_of`; the 0.001 is the authors' (rcnn_train_bbox_regressor.m)."""
         count, sums, products, _ = moments.double().split([1, 4, 16, 1], dim=1)
         mean = sums / count.clamp_min(1)
         covariance = (products / count.clamp_min(1)).unflatten(1, (4, 4)) - mean[:, :, None] * mean[:, None]
@@ -108,7 +108,7 @@ def ridge_objective(
     ridge: float,
     share: float,
 ) -> Tensor:
-    """What ridge regression minimises, for each class: float32 (C,).
+    """What ridge regression minimizes, for each class: float32 (C,).
 
         share * sum of weight * |wanted - found|^2 + ridge * (|w|^2 + |b|^2)
 

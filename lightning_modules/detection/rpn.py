@@ -20,7 +20,7 @@ from lightning_modules.components.backbones import Backbone, Trunk, load_backbon
 from lightning_modules.components.boxes import sample
 from lightning_modules.components.image_batches import fill_up
 from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
+from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
 from lightning_modules.detection.metrics import ProposalRecall
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ class RPNNetwork(nn.Module):
         self.rpn = RegionProposalNetwork(trunk, sizes, ratios)
 
     def forward(self, x: Tensor) -> RPNOutput:
-        """Normalised images float (B,3,H,W) to what is said of all anchors."""
+        """Normalized images float (B,3,H,W) to what is said of all anchors."""
         return self.rpn(maps_of(self.trunk(x)))
 
 
@@ -63,9 +63,9 @@ class RPN(VisionModule):
             these, or a checkpoint of ours.
         anchor_sizes: see `RegionProposalNetwork`; for a pyramid one a map, the authors' are 32, 64, 128, 256, 512.
         anchor_ratios: heights / widths.
-        normaliser: see `rpn_loss`.
+        normalizer: see `rpn_loss`.
         box_weight: lambda, see `rpn_loss`.
-        crossing: learn from anchors that reach beyond the picture too.
+        crossing: learn from anchors that reach beyond the image too.
         before, after: see `propose`.
         least: the least side of a proposal in pixels.
         optimizer: see `VisionModule`; the authors'. Biases learn at twice the rate and do not decay.
@@ -85,7 +85,7 @@ class RPN(VisionModule):
         weights: str | None = None,
         anchor_sizes: Sequence[float] = (128, 256, 512),
         anchor_ratios: Sequence[float] = (0.5, 1, 2),
-        normaliser: Normaliser = "paper",
+        normalizer: Normalizer = "paper",
         box_weight: float = 10.0,
         crossing: bool = False,
         before: int = 6000,
@@ -96,7 +96,7 @@ class RPN(VisionModule):
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
         self.save_arguments(inspect.currentframe())
-        self.normaliser: Normaliser = normaliser
+        self.normalizer: Normalizer = normalizer
         self.box_weight, self.crossing = box_weight, crossing
         self.before, self.after, self.least = before, after, least
         trunk = make_trunk(backbone, width, batch_norm, frozen, stride)
@@ -109,7 +109,7 @@ class RPN(VisionModule):
         output = self.network(pixels)
         targets = encode(batch["target"], output.anchors, size, self.crossing)
         drawn = sample(targets.positive, targets.negative, 256, 0.5)
-        return rpn_loss(output, targets, drawn, self.normaliser, self.box_weight)
+        return rpn_loss(output, targets, drawn, self.normalizer, self.box_weight)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
         pixels, size = fill_up(images, self.preprocess)

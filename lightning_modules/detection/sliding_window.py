@@ -1,9 +1,9 @@
-"""The sliding window: a classifier of crops is run over all positions and scales of the picture.
+"""The sliding window: a classifier of crops is run over all positions and scales of the image.
 
 The lecture's first detector, as in Dalal and Triggs 2005 (histograms of gradients) and Sermanet et al. 2014: windows
 that overlap an object well are its class, others are background; of detections that overlap each other the best stays.
-First the naive loop; then the fully connected layers become convolutions, and one pass over the picture gives what the
-loop gave, since neighbouring windows share their features.
+First the naive loop; then the fully connected layers become convolutions, and one pass over the image gives what the
+loop gave, since neighboring windows share their features.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lightning_modules.detection.windows import NEITHER, above, cut, draw_window
 
 # --- network ------------------------------------------------------------------------------------------------------
 
-# (kernel, channels) of the convolutions; after each batch normalisation, ReLU and max pooling by 2. None is padded:
-# what a padded layer says of a window's edge depends on whether the picture ends there.
+# (kernel, channels) of the convolutions; after each batch normalization, ReLU and max pooling by 2. None is padded:
+# what a padded layer says of a window's edge depends on whether the image ends there.
 LAYERS = ((5, 32), (3, 64), (3, 128))
 STRIDE = 2 ** len(LAYERS)
 
@@ -61,12 +61,12 @@ class WindowNetwork(nn.Module):
         self.fc2 = nn.Linear(hidden, num_classes + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised windows float (N,3,window,window) to logits (N,C+1)."""
+        """Normalized windows float (N,3,window,window) to logits (N,C+1)."""
         x = F.relu(self.fc1(self.features(x).flatten(1)))
         return self.fc2(self.dropout(x))
 
     def dense(self, x: Tensor) -> Tensor:
-        """Normalised images float (N,3,H,W) to logits (N,C+1,rows,columns), one window every `STRIDE` pixels.
+        """Normalized images float (N,3,H,W) to logits (N,C+1,rows,columns), one window every `STRIDE` pixels.
 
         The same weights: a fully connected layer upon a map of side x side is a convolution with that kernel.
         """
@@ -80,7 +80,7 @@ def classify_each_window(network: nn.Module, image: Tensor, window: int, stride:
 
     Args:
         network: windows (1,3,window,window) to logits (1,D).
-        image: normalised float (3,H,W).
+        image: normalized float (3,H,W).
         window, stride: in pixels.
 
     Returns:
@@ -114,8 +114,8 @@ class SlidingWindow(VisionModule):
     Predictions: for each image ``boxes`` float32 (K,4) xyxy in pixels, ``scores`` float32 (K,), the probability of the
     class in that window, and ``labels`` int64 (K,), best first. Boxes have the sizes and aspects of the windows.
 
-    Trained on windows drawn anew from each picture (see `draw_windows`): half are objects, at most, at an IoU of .5 or
-    more; background has less than .3. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
+    Trained on windows drawn anew from each image (see `draw_windows`): half are objects, at most, at an IoU of 0.5 or
+    more; background has less than 0.3. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
 
     Args:
         num_classes: C; ``train.py`` takes it from the data.
@@ -123,9 +123,9 @@ class SlidingWindow(VisionModule):
         window: side in pixels of what the network sees, a multiple of 8.
         width: multiplies the network's channels.
         hidden: units of the first fully connected layer.
-        sizes: the pyramid: sides of windows in the picture's pixels, the root of their area. The picture is resized
+        sizes: the pyramid: sides of windows in the image's pixels, the root of their area. The image is resized
             until such a window has the network's size.
-        aspects: the windows' width / height; each makes a pyramid of its own, for which the picture is warped.
+        aspects: the windows' width / height; each makes a pyramid of its own, for which the image is warped.
         crops: windows an image to train on.
         score_threshold, nms_threshold: what is kept of the predictions.
         keep: detections an image, the best; before suppression three times as many of each class.

@@ -32,7 +32,7 @@ class Map(NamedTuple):
 
     Attributes:
         cells: its side.
-        step: pixels from one cell's centre to the next.
+        step: pixels from one cell's center to the next.
         size: side in pixels of the smaller square prior.
         next_size: of the next map; the larger square's side is the geometric mean of both.
         aspects: of the other priors, each of which also stands upright.
@@ -78,7 +78,7 @@ EXTRAS: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
 
 
 class L2Norm(nn.Module):
-    """Gives the channels of each place a length of 1, times a learnt scale for each channel (section 3.1).
+    """Gives the channels of each place a length of 1, times a learned scale for each channel (section 3.1).
 
     conv4_3 is larger than the other maps (Liu, Rabinovich and Berg 2016, "ParseNet").
     """
@@ -129,7 +129,7 @@ class SSDNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images float (B,3,S,S) to location (B,P,4) and confidence (B,P,1+C), background first."""
+        """Normalized images float (B,3,S,S) to location (B,P,4) and confidence (B,P,1+C), background first."""
         maps = []
         for i, layer in enumerate(self.features):
             if i == self.conv4_3:
@@ -150,10 +150,10 @@ class SSDNetwork(nn.Module):
 
 
 def make_priors(size: Literal[300, 512]) -> Tensor:
-    """The prior boxes, centre and size in pixels: float32 (P,4), 8732 for SSD300 and 24564 for SSD512.
+    """The prior boxes, center and size in pixels: float32 (P,4), 8732 for SSD300 and 24564 for SSD512.
 
     By map, row, column; of a cell first the small and the large square, then each aspect lying and standing. Boxes
-    reach beyond the picture, as the authors' do.
+    reach beyond the image, as the authors' do.
     """
     priors = []
     for m in MAPS[size]:
@@ -161,11 +161,11 @@ def make_priors(size: Literal[300, 512]) -> Tensor:
         roots = [math.sqrt(aspect) for aspect in m.aspects]
         sides = [(m.size, m.size), (large, large)]
         sides += [side for r in roots for side in ((m.size * r, m.size / r), (m.size / r, m.size * r))]
-        centre = (torch.arange(m.cells) + 0.5) * m.step
-        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        center = (torch.arange(m.cells) + 0.5) * m.step
+        y, x = torch.meshgrid(center, center, indexing="ij")
         shape = (m.cells, m.cells, m.priors, 2)
-        centres = torch.stack([x, y], dim=-1)[:, :, None].expand(shape)
-        priors.append(torch.cat([centres, torch.tensor(sides).expand(shape)], dim=-1).view(-1, 4))
+        centers = torch.stack([x, y], dim=-1)[:, :, None].expand(shape)
+        priors.append(torch.cat([centers, torch.tensor(sides).expand(shape)], dim=-1).view(-1, 4))
     return torch.cat(priors)
 
 
@@ -325,7 +325,7 @@ class SSD(VisionModule):
         width: multiplies the channels of all layers but the predictors'.
         batch_norm: after the convolutions, see `SSDNetwork`; the paper has none, and training from scratch wants it.
         weights: None to train from scratch; IMAGENET1K_FEATURES for the authors' VGG16, which takes pixels on a scale
-            of 0..255 (``mean: [.48235, .45882, .40784]`` and ``std: [.0039216, .0039216, .0039216]``); DEFAULT for
+            of 0..255 (``mean: [0.48235, 0.45882, 0.40784]`` and ``std: [0.0039216, 0.0039216, 0.0039216]``); DEFAULT for
             torchvision's own; or a file: either of these, the authors' with fc6 and fc7 (vgg16_reducedfc.pth), or one
             of our checkpoints.
         empty_negatives: how many priors of an image without objects learn that they are background, the hardest; with 0

@@ -1,4 +1,4 @@
-"""Windows of a picture: drawn at random to train a classifier of crops on, and at every place to detect with."""
+"""Windows of an image: drawn at random to train a classifier of crops on, and at every place to detect with."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NEITHER = -100  # label of a window that is too far off for an object and too ne
 
 
 class Windows(NamedTuple):
-    """n windows of each of B pictures and what is to be said of them.
+    """n windows of each of B images and what is to be said of them.
 
     Attributes:
-        boxes: float32 (B,n,4) xyxy in pixels, within the picture.
-        label: int64 (B,n): the class of the object that the window overlaps most, with an IoU of .5 or more; C, for
-            background, where no object is overlapped by .3; `NEITHER`.
+        boxes: float32 (B,n,4) xyxy in pixels, within the image.
+        label: int64 (B,n): the class of the object that the window overlaps most, with an IoU of 0.5 or more; C, for
+            background, where no object is overlapped by 0.3; `NEITHER`.
         target: float32 (B,n,4), that object's box relative to the window: (0, 0, 1, 1) is the window itself. Without
             meaning where there is no object.
     """
@@ -45,7 +45,7 @@ def draw_windows(
 ) -> Windows:
     """Draws windows from torch's default generator, which is seeded at each training step.
 
-    Eight candidates a window are drawn, half of them near objects and half anywhere; of those that have an IoU of .5
+    Eight candidates a window are drawn, half of them near objects and half anywhere; of those that have an IoU of 0.5
     with an object, a share of ``positive`` is taken, or as many as there are, and of the others background.
 
     Args:
@@ -96,7 +96,7 @@ def draw_windows(
 
 
 def cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """The windows as pictures of their own: float (B*n,3,side,side) of float (B,3,H,W) and boxes (B,n,4) in pixels."""
+    """The windows as images of their own: float (B*n,3,side,side) of float (B,3,H,W) and boxes (B,n,4) in pixels."""
     number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
     rois = torch.cat([number[:, None, None].expand(-1, boxes.shape[1], 1), boxes], 2)
     return roi_align(images.contiguous(), rois.flatten(0, 1), side, aligned=True)

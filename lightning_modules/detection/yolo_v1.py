@@ -1,6 +1,6 @@
 """YOLO: Redmon, Divvala, Girshick and Farhadi, "You Only Look Once: Unified, Real-Time Object Detection", CVPR 2016.
 
-The picture is divided into S x S cells. The cell that holds an object's centre is to find it: it predicts B boxes, a
+The image is divided into S x S cells. The cell that holds an object's center is to find it: it predicts B boxes, a
 confidence for each, and one distribution over the C classes. One network, one pass, no proposals.
 """
 
@@ -111,7 +111,7 @@ class YOLOv1Network(nn.Module):
         return nn.Sequential(*modules), channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images float (N,3,64S,64S) to (N,S,S,B*5+C); what the numbers mean is said in `Grid`."""
+        """Normalized images float (N,3,64S,64S) to (N,S,S,B*5+C); what the numbers mean is said in `Grid`."""
         x = F.leaky_relu(self.fc1(self.features(x).flatten(1)), 0.1)
         return self.fc2(self.dropout(x)).view(-1, self.grid, self.grid, self.depth)
 
@@ -120,8 +120,8 @@ class Grid(NamedTuple):
     """The network's numbers by their meaning; cell (row, column) is at [:, row, column].
 
     Attributes:
-        xy: (N,S,S,B,2), a box's centre within the cell: 0..1 from the cell's upper left corner.
-        root: (N,S,S,B,2), square roots of its width and height, which are parts of the picture's.
+        xy: (N,S,S,B,2), a box's center within the cell: 0..1 from the cell's upper left corner.
+        root: (N,S,S,B,2), square roots of its width and height, which are parts of the image's.
         confidence: (N,S,S,B), the IoU that the box is thought to have with an object.
         classes: (N,S,S,C), the classes' probabilities if there is an object.
     """
@@ -139,7 +139,7 @@ class Grid(NamedTuple):
         return cls(box[..., :2], box[..., 2:4], box[..., 4], classes)
 
     def corners(self) -> Tensor:
-        """The boxes on a 0..1 scale of the picture: xyxy (N,S,S,B,4)."""
+        """The boxes on a 0..1 scale of the image: xyxy (N,S,S,B,4)."""
         size = self.xy.shape[1]
         cells = torch.arange(size, device=self.xy.device, dtype=self.xy.dtype)
         corner = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), dim=-1)[:, :, None]
@@ -156,8 +156,8 @@ class Targets(NamedTuple):
     Attributes:
         found: bool (K,), to be found; what the others hold has no meaning.
         cell: int64 (K,), (image * S + row) * S + column.
-        xy: float (K,2), the centre within the cell, 0..1.
-        root: float (K,2), square roots of width and height as parts of the picture's.
+        xy: float (K,2), the center within the cell, 0..1.
+        root: float (K,2), square roots of width and height as parts of the image's.
         corners: float (K,4), the box on a 0..1 scale.
         label: int64 (K,).
     """
@@ -171,9 +171,9 @@ class Targets(NamedTuple):
 
 
 def encode(target: list[dict[str, Tensor]], grid: int, height: int, width: int, least: float = 0.005) -> Targets:
-    """Gives each object to the cell of its centre.
+    """Gives each object to the cell of its center.
 
-    Of two in one cell the first is to be found. Objects narrower or lower than ``least`` of the picture are not. Both
+    Of two in one cell the first is to be found. Objects narrower or lower than ``least`` of the image are not. Both
     are what the authors' code does (darknet, data.c and detection_layer.c).
 
     Args:
@@ -268,7 +268,7 @@ def decode(
 
     A box has the score confidence * class probability for every class (equation 1), negative factors counted as 0, and
     stays where that is above the threshold and no better box of its class overlaps it by more than the NMS threshold.
-    ``cells`` has what each cell says, for pictures of it: ``boxes`` (S,S,B,4), ``confidence`` (S,S,B), ``classes``
+    ``cells`` has what each cell says, for images of it: ``boxes`` (S,S,B,4), ``confidence`` (S,S,B), ``classes``
     (S,S,C).
 
     Args:

@@ -1,6 +1,6 @@
 """YOLOv2: Redmon and Farhadi, "YOLO9000: Better, Faster, Stronger", CVPR 2017.
 
-YOLO with nothing but convolutions, so that it takes pictures of any size in multiples of 32. A cell predicts five
+YOLO with nothing but convolutions, so that it takes images of any size in multiples of 32. A cell predicts five
 boxes, each as the change of an anchor, a box of typical shape; a box has its own confidence and its own classes.
 """
 
@@ -22,7 +22,7 @@ from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import join, paired_iou, suppress
 from lightning_modules.components.image_batches import checked
 from lightning_modules.components.pretrained import find_weights
-from lightning_modules.detection.darknet19 import Darknet19, convolution, initialise, load_darknet_weights
+from lightning_modules.detection.darknet19 import Darknet19, convolution, initialize, load_darknet_weights
 from lightning_modules.detection.metrics import detection_metrics
 
 #: Pixels of a cell.
@@ -45,7 +45,7 @@ class YOLOv2Network(nn.Module):
         num_classes: C.
         anchors: A, boxes a cell.
         width: multiplies the channels of all layers but the last; 1 in the paper.
-        momentum: of the batch statistics; the authors' is .01.
+        momentum: of the batch statistics; the authors' is 0.01.
     """
 
     def __init__(self, num_classes: int = 20, anchors: int = 5, width: float = 1.0, momentum: float = 0.01) -> None:
@@ -60,12 +60,12 @@ class YOLOv2Network(nn.Module):
         self.passthrough = convolution(middle, narrow, 1, momentum)
         self.joined = convolution(4 * narrow + wide, wide, 3, momentum)
         self.output = nn.Conv2d(wide, anchors * (5 + num_classes), 1)
-        initialise(self)
+        initialize(self)
         # Near zero, so that the boxes begin as the anchors.
         nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images float (N,3,32S,32T) to (N,S,T,A,5+C); what the numbers mean is said in `Grid`."""
+        """Normalized images float (N,3,32S,32T) to (N,S,T,A,5+C); what the numbers mean is said in `Grid`."""
         fine = self.fine(x)
         x = torch.cat([reorg(self.passthrough(fine)), self.deep(self.coarse(fine))], dim=1)
         return self.output(self.joined(x)).permute(0, 2, 3, 1).unflatten(-1, (self.anchors, -1))
@@ -75,7 +75,7 @@ def reorg(x: Tensor) -> Tensor:
     """Four channels of half the resolution for one: (N,C,2H,2W) to (N,4C,H,W), as the authors' code permutes them.
 
     It is not space-to-depth: darknet (blas.c, reorg_cpu) counts positions as if the map had C/4 channels of twice the
-    sides, which mixes channels with neighbouring places. The authors' weights were trained with it.
+    sides, which mixes channels with neighboring places. The authors' weights were trained with it.
     """
     n, c, h, w = x.shape
     # In the order of memory, which is NCHW there.
@@ -87,7 +87,7 @@ class Grid(NamedTuple):
     """The network's numbers by their meaning, float32; anchor a of cell (row, column) is at [:, row, column, a].
 
     Attributes:
-        xy: (N,S,T,A,2), sigmoid(t_x), sigmoid(t_y): a box's centre within the cell, 0..1 from its upper left corner.
+        xy: (N,S,T,A,2), sigmoid(t_x), sigmoid(t_y): a box's center within the cell, 0..1 from its upper left corner.
         wh: (N,S,T,A,2), t_w, t_h: logarithms of its width and height as multiples of the anchor's.
         confidence: (N,S,T,A), sigmoid(t_o), the IoU that the box is thought to have with an object.
         classes: (N,S,T,A,C), logits of the classes if there is an object.
@@ -105,7 +105,7 @@ class Grid(NamedTuple):
         return cls(output[..., :2].sigmoid(), output[..., 2:4], output[..., 4].sigmoid(), output[..., 5:])
 
     def corners(self, anchors: Tensor) -> Tensor:
-        """The boxes in cells of the picture, xyxy (N,S,T,A,4), for anchors float (A,2) in cells (figure 3)."""
+        """The boxes in cells of the image, xyxy (N,S,T,A,4), for anchors float (A,2) in cells (figure 3)."""
         rows, columns = (torch.arange(n, device=self.xy.device) for n in self.xy.shape[1:3])
         corner = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)[:, :, None]
         # Further than e^10 is nowhere, and infinity times zero would be no number.
@@ -120,14 +120,14 @@ class Targets(NamedTuple):
     """All objects of a batch, K of them, and which are to be found.
 
     Attributes:
-        counts: bool (K,), is an object at all: wider and higher than ``least`` of the picture.
+        counts: bool (K,), is an object at all: wider and higher than ``least`` of the image.
         found: bool (K,), is to be found by the box at ``place``; of the others the rest has no meaning.
         image: int64 (K,).
         place: int64 (K,), ((image * S + row) * T + column) * A + anchor.
-        xy: float (K,2), the centre within the cell, 0..1.
+        xy: float (K,2), the center within the cell, 0..1.
         wh: float (K,2), logarithms of width and height as multiples of the anchor's.
         corners: float (K,4), the box in cells.
-        scale: float (K,), 2 - the part of the picture that the box fills.
+        scale: float (K,), 2 - the part of the image that the box fills.
         label: int64 (K,).
     """
 
@@ -149,7 +149,7 @@ def encode(
     size: Sequence[int],
     least: float = 0.001,
 ) -> Targets:
-    """Gives each object to the anchor of the most similar shape (IoU with both centred) in the cell of its centre.
+    """Gives each object to the anchor of the most similar shape (IoU with both centerd) in the cell of its center.
 
     Of several that meet there the last is to be found, as in the authors' code (darknet, region_layer.c), where each
     overwrites the one before.
@@ -159,7 +159,7 @@ def encode(
         anchors: float (A,2), widths and heights in cells.
         grid: (S, T), rows and columns of cells.
         size: (height, width) in pixels of the images that the boxes lie in.
-        least: part of the picture's side; what is narrower or lower is no object (darknet, data.c).
+        least: part of the image's side; what is narrower or lower is no object (darknet, data.c).
     """
     boxes, label, image = join(target)
     rows, columns = grid
@@ -198,9 +198,9 @@ def region_loss(output: Tensor, targets: Targets, anchors: Tensor, early: Tensor
     - ``center``: 1/2 scale ((x - x*)^2 + (y - y*)^2) of the boxes that are to find an object, see `Targets`.
     - ``size``: the same of t_w and t_h.
     - ``object``: 5/2 (confidence - IoU)^2 of them, where no gradient flows through the IoU.
-    - ``no_object``: 1/2 confidence^2 of all others, but for those that overlap any object by more than .6.
+    - ``no_object``: 1/2 confidence^2 of all others, but for those that overlap any object by more than 0.6.
     - ``class``: the cross entropy of the boxes that are to find an object.
-    - ``prior``: .01/2 ((x - .5)^2 + (y - .5)^2 + t_w^2 + t_h^2) of the others, which draws them to their anchors, early
+    - ``prior``: .01/2 ((x - 0.5)^2 + (y - 0.5)^2 + t_w^2 + t_h^2) of the others, which draws them to their anchors, early
       in the training; then 0.
 
     Args:
@@ -272,7 +272,7 @@ def decode(
 
 
 def size_at(step: int, sizes: Sequence[int]) -> int:
-    """The size of the images at an optimiser step: another one is drawn every ten steps, of the step alone.
+    """The size of the images at an optimizer step: another one is drawn every ten steps, of the step alone.
 
     The authors' code ends with 200 steps at the largest; here nothing depends on the length of the run.
     """
@@ -291,7 +291,7 @@ class YOLOv2(VisionModule):
         class_names: one name a class; ``train.py`` takes them from the data.
         anchors: widths and heights in cells of 32 pixels; ``python -m tools.anchors`` finds those of a dataset.
         width: multiplies the channels of all layers but the last.
-        momentum: of the batch statistics. The authors' .01 wants some thousand steps; .1 is for short runs.
+        momentum: of the batch statistics. The authors' 0.01 wants some thousand steps; 0.1 is for short runs.
         weights: None to train from scratch, or one of the authors' files, see `load_darknet_weights`: a detector's
             (yolov2-voc.weights), or the classifier's trunk (darknet19_448.conv.23).
         train_sizes: sides in pixels, multiples of 32: in training the images are resized on the device, antialiased, to
@@ -341,7 +341,7 @@ class YOLOv2(VisionModule):
         self.ap, self.coco = ap, coco
         # A constant, no buffer: see VisionModule.
         self._anchors = torch.tensor([list(anchor) for anchor in anchors])
-        # Images of all ranks that were trained on. Optimiser steps would miscount accumulated and incomplete batches.
+        # Images of all ranks that were trained on. Optimizer steps would miscount accumulated and incomplete batches.
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.network = YOLOv2Network(num_classes, len(anchors), width, momentum)
         if weights is not None:

@@ -27,18 +27,18 @@ from lightning_modules.pose.metrics import MPII_JOINTS, PCK, PCP, TORSO, PCKh, a
 # --- target encoding --------------------------------------------------------------------------------------------------
 
 
-def normalise(keypoints: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-    """Equation 2, N(y;b): from pixels to places in a box, 0 its centre and +-.5 its edges; all broadcast to (...,2)."""
-    return (keypoints - centre) / size
+def normalize(keypoints: Tensor, center: Tensor, size: Tensor) -> Tensor:
+    """Equation 2, N(y;b): from pixels to places in a box, 0 its center and +-.5 its edges; all broadcast to (...,2)."""
+    return (keypoints - center) / size
 
 
-def denormalise(places: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-    """The inverse of `normalise`."""
-    return places * size + centre
+def denormalize(places: Tensor, center: Tensor, size: Tensor) -> Tensor:
+    """The inverse of `normalize`."""
+    return places * size + center
 
 
 def whole(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre and size, float32 (2,) each as x and y, of the box of a whole image (B,3,H,W), in its pixels."""
+    """Center and size, float32 (2,) each as x and y, of the box of a whole image (B,3,H,W), in its pixels."""
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
     return (size - 1) / 2, size
 
@@ -70,7 +70,7 @@ class DeepPose(VisionModule):
     a regression does not say how sure it is; ``stages`` float32 (B,S,K,2), what each stage found, the last of which is
     ``keypoints``. A stage that has not been trained yet changes nothing.
 
-    Metrics: see `pose_metrics`, in the pixels of the pictures on disk, of the last stage; and of each stage, as
+    Metrics: see `pose_metrics`, in the pixels of the images on disk, of the last stage; and of each stage, as
     ``stage1/pckh_total`` and so on.
 
     The first stage sees the image resized to ``input_size``. A later one sees, of each joint, a square around where the
@@ -82,7 +82,7 @@ class DeepPose(VisionModule):
     One fit trains the stages one after the other, while the others stand still. In between, the last one's errors on
     the training set, augmented, are measured; the next one learns from the true joints, displaced at random as these
     errors are: by a normal distribution a joint, along x and y, in units of the true torso, or of that which has been
-    found where it is not labelled.
+    found where it is not labeled.
 
     Args:
         joint_names: K names; ``train.py`` takes them from the data. MPII's 16 by default.
@@ -92,7 +92,7 @@ class DeepPose(VisionModule):
         crop_size: the same for the stages after the first; None: as large. Only networks that take any size can differ.
         stage_epochs: how many epochs each of the S stages is trained, one after the other; the last one for the rest.
         sigma: 2 for LSP, 1 for FLIC in the paper.
-        crops: of a person in a step of a later stage, of as many joints, drawn from those that are labelled. The paper
+        crops: of a person in a step of a later stage, of as many joints, drawn from those that are labeled. The paper
             has 40 crops a joint in all, here it is about epochs * crops / K.
         optimizer: see `VisionModule`; the paper's.
         schedule: see `VisionModule`; each stage takes it for itself: one that is a function of the step.
@@ -157,26 +157,26 @@ class DeepPose(VisionModule):
         pixels = self._pixels(batch["image"])
         name = f"stage_{self.stage + 1}"
         if self.stage == 0:
-            target = normalise(batch["keypoints"], *whole(pixels))
-            return {name: joint_loss(self._whole_person(pixels), target, batch["labelled"])}
+            target = normalize(batch["keypoints"], *whole(pixels))
+            return {name: joint_loss(self._whole_person(pixels), target, batch["labeled"])}
         self.regressors[0].eval()
         with torch.no_grad():
-            found = denormalise(self._whole_person(pixels), *whole(pixels))
+            found = denormalize(self._whole_person(pixels), *whole(pixels))
         diameter = self._diameters(batch, found)
-        joint, centre, counted = self.simulate(batch["keypoints"], batch["labelled"], diameter)
+        joint, center, counted = self.simulate(batch["keypoints"], batch["labeled"], diameter)
         side = self.sigma * diameter
-        crops = cut(pixels, centre, side, self.crop_size)
+        crops = cut(pixels, center, side, self.crop_size)
         found = self._look(self.regressors[self.stage], crops)
         own = found.gather(2, joint[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
         true = batch["keypoints"].gather(1, joint[..., None].expand(-1, -1, 2))
-        return {name: joint_loss(own, normalise(true, centre, side[:, None, None]), counted)}
+        return {name: joint_loss(own, normalize(true, center, side[:, None, None]), counted)}
 
-    def simulate(self, keypoints: Tensor, labelled: Tensor, diameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def simulate(self, keypoints: Tensor, labeled: Tensor, diameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the stage before might have found some joints of each person.
 
         Args:
             keypoints: float (B,K,2) in pixels.
-            labelled: bool (B,K).
+            labeled: bool (B,K).
             diameter: float (B,) in pixels.
 
         Returns:
@@ -184,21 +184,21 @@ class DeepPose(VisionModule):
             they count, bool (B,n): a person may have fewer.
         """
         gaussian = self.gaussians[self.stage - 1] = self.gaussians[self.stage - 1].to(keypoints.device)
-        joint = (torch.rand_like(keypoints[..., 0]) + labelled).topk(self.crops).indices
+        joint = (torch.rand_like(keypoints[..., 0]) + labeled).topk(self.crops).indices
         mean, deviation = gaussian[:, joint]
         displacement = mean + deviation * torch.randn_like(mean)
         true = keypoints.gather(1, joint[..., None].expand(-1, -1, 2))
-        return joint, true + displacement * diameter[:, None, None], labelled.gather(1, joint)
+        return joint, true + displacement * diameter[:, None, None], labeled.gather(1, joint)
 
     def _diameters(self, batch: dict[str, Any], found: Tensor) -> Tensor:
-        """`diameters` of the true poses; where their torso is not labelled, of those that were found, (B,K,2)."""
-        labelled = batch["labelled"][:, self.torso].all(1)[:, None, None]
-        pose = torch.where(labelled, batch["keypoints"], found.float())
+        """`diameters` of the true poses; where their torso is not labeled, of those that were found, (B,K,2)."""
+        labeled = batch["labeled"][:, self.torso].all(1)[:, None, None]
+        pose = torch.where(labeled, batch["keypoints"], found.float())
         return diameters(pose, self.torso, LEAST * max(batch["image"].shape[2:]))
 
     def _pixels(self, images: Tensor | list[Tensor]) -> Tensor:
         if not isinstance(images, Tensor):
-            raise ValueError("image: expected crops of one person each, found whole pictures: --data.crop person")
+            raise ValueError("image: expected crops of one person each, found whole images: --data.crop person")
         return self.preprocess(images)
 
     def _whole_person(self, pixels: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ class DeepPose(VisionModule):
             with self.trainer.precision_plugin.forward_context():
                 found = self.predict(batch["image"])["keypoints"]
             diameter = self._diameters(batch, found)
-            moments += moments_of(found, batch["keypoints"], batch["labelled"], diameter)
+            moments += moments_of(found, batch["keypoints"], batch["labeled"], diameter)
         self.regressors.train()
         self._set_buffer_sync(True)
         gaussian = gaussian_of(self.trainer.strategy.reduce(moments, reduce_op="sum"))
@@ -310,7 +310,7 @@ class DeepPose(VisionModule):
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         pixels = self._pixels(images)
-        stages = [denormalise(self._whole_person(pixels), *whole(pixels))]
+        stages = [denormalize(self._whole_person(pixels), *whole(pixels))]
         for number, regressor in enumerate(self.regressors):
             if number > 0:
                 stages.append(self.refine(regressor, pixels, stages[-1]) if number <= self.stage else stages[-1])
@@ -325,7 +325,7 @@ class DeepPose(VisionModule):
 
         Args:
             regressor: crops (N,3,c,c) to (N,K,2), as `PoseRegressor`.
-            pixels: normalised float (B,3,H,W).
+            pixels: normalized float (B,3,H,W).
             keypoints: float (B,K,2), what the stage before found.
         """
         side = self.sigma * diameters(keypoints, self.torso, LEAST * max(pixels.shape[2:]))
@@ -345,4 +345,4 @@ class DeepPose(VisionModule):
         stages = [apply_affine(found, batch["to_original"]) for found in predictions["stages"].unbind(1)]
         for name, metric in metrics.items(keep_base=True):
             number = int(name[len("stage")]) - 1 if name.startswith("stage") else -1
-            metric.update(stages[number], true, batch["labelled"], batch["head_size"])
+            metric.update(stages[number], true, batch["labeled"], batch["head_size"])

@@ -24,20 +24,20 @@ def diameters(keypoints: Tensor, torso: tuple[int, int], least: float) -> Tensor
     return torch.linalg.vector_norm(keypoints[:, a] - keypoints[:, b], dim=-1).clamp_min(least)
 
 
-def cut(images: Tensor, centre: Tensor, side: Tensor, size: int) -> Tensor:
+def cut(images: Tensor, center: Tensor, side: Tensor, size: int) -> Tensor:
     """Squares of images, resized by bilinear interpolation: float32 (B,n,3,size,size); 0 beyond an image.
 
-    Pixel j of a crop shows what lies at centre + ((j + .5) / size - .5) side.
+    Pixel j of a crop shows what lies at center + ((j + 0.5) / size - 0.5) side.
 
     Args:
         images: float (B,3,H,W).
-        centre: float (B,n,2) in pixels.
+        center: float (B,n,2) in pixels.
         side: float (B,) in pixels.
         size: of the crops in pixels.
     """
     height, width = images.shape[2:]
     line = (torch.arange(size, device=images.device) + 0.5) / size - 0.5
-    x, y = (centre[..., i, None] + line * side[:, None, None] for i in (0, 1))  # (B,n,size) each
+    x, y = (center[..., i, None] + line * side[:, None, None] for i in (0, 1))  # (B,n,size) each
     x, y = (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
     grid = torch.stack(torch.broadcast_tensors(x[:, :, None, :], y[:, :, :, None]), -1)
     # One call takes all crops of an image, one below the other, so that the image need not be repeated.

@@ -25,7 +25,7 @@ class AlexTrunk(nn.Sequential):
         input_size: S. The first fully connected layer is as large as what the convolutions make of it.
         width: multiplies all channels and units.
         dropout: after each of the two fully connected layers.
-        batch_norm: after each convolution, in place of local response normalisation; for training from scratch.
+        batch_norm: after each convolution, in place of local response normalization; for training from scratch.
 
     Raises:
         ValueError: nothing is left of so small an input.
@@ -39,7 +39,7 @@ class AlexTrunk(nn.Sequential):
             raise ValueError(f"input_size: expected 59 pixels or more for {ALEXNET}, found {input_size}")
         layers: list[nn.Module] = []
         channels = 3
-        # Normalisation and pooling follow the first two convolutions, pooling the last.
+        # Normalization and pooling follow the first two convolutions, pooling the last.
         for out, kernel, stride, padding, norm, pool in (
             (96, 11, 4, 4, True, True),
             (256, 5, 1, 2, True, True),
@@ -90,7 +90,7 @@ def torchvision_trunk(backbone: str, weights: str | None) -> tuple[nn.Module, in
 
 
 class PoseRegressor(nn.Module):
-    """Normalised crops float (N,3,S,S) to where the joints are, float32 (N,K,2), in crops from the centre.
+    """Normalized crops float (N,3,S,S) to where the joints are, float32 (N,K,2), in crops from the center.
 
     The paper's has 58,396,060 parameters with 14 joints and 58,412,448 with 16. (The paper says 40 million, which its
     layers do not give.)

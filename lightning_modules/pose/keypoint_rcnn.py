@@ -28,7 +28,7 @@ from lightning_modules.components.boxes import overlaps, pad, sample
 from lightning_modules.components.image_batches import fill_up, shrink_or_grow
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
+from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
 from lightning_modules.components.torchvision_rcnn import load_rcnn
 from lightning_modules.detection import rpn
 from lightning_modules.pose.metrics import MPII_JOINTS, apply_affine, pose_metrics
@@ -79,12 +79,12 @@ class KeypointRCNNNetwork(nn.Module):
 # --- target encoding ----------------------------------------------------------------------------------------------
 
 
-def one_hot_cells(keypoints: Tensor, labelled: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+def one_hot_cells(keypoints: Tensor, labeled: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The cell of each joint in a box: int64 (...,K), counted row by row, and whether there is one, bool (...,K).
 
     Args:
         keypoints: float (...,K,2) in pixels, their middles at whole numbers.
-        labelled: bool (...,K).
+        labeled: bool (...,K).
         boxes: float (...,4) xyxy in pixels, edges: the first pixel's are 0 and 1.
     """
     corner, far = boxes[..., None, :2], boxes[..., None, 2:]
@@ -93,7 +93,7 @@ def one_hot_cells(keypoints: Tensor, labelled: Tensor, boxes: Tensor) -> tuple[T
     cell = torch.where(part == 1, CELLS - 1, (part * CELLS).floor())
     inside = ((cell >= 0) & (cell < CELLS)).all(-1)
     x, y = cell.clamp(0, CELLS - 1).long().unbind(-1)
-    return y * CELLS + x, inside & labelled
+    return y * CELLS + x, inside & labeled
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def keypoint_loss(logits: Tensor, cells: Tensor, there: Tensor) -> Tensor:
     Args:
         logits: float (...,K,56,56).
         cells: int64 (...,K), see `one_hot_cells`.
-        there: bool (...,K), the joints that are learnt from. Without any the loss is 0.
+        there: bool (...,K), the joints that are learned from. Without any the loss is 0.
     """
     entropy = F.cross_entropy(logits.float().flatten(-2).flatten(0, -2), cells.flatten(), reduction="none")
     return torch.where(there.flatten(), entropy, 0).sum() / there.sum().clamp_min(1)
@@ -138,7 +138,7 @@ def of_each_person(found: dict[str, Tensor], boxes: Tensor) -> Tensor:
 
 
 class KeypointRCNN(VisionModule):
-    """Keypoint R-CNN. Batch: whole pictures of people, see the batch contract; they may differ in size.
+    """Keypoint R-CNN. Batch: whole images of people, see the batch contract; they may differ in size.
 
     Predictions: for each image, best first, ``boxes`` float32 (N,4) xyxy in pixels, ``scores`` float32 (N,), ``labels``
     int64 (N,) of 0, ``keypoints`` float32 (N,K,2) in pixels, their middles at whole numbers, and ``keypoint_scores``
@@ -155,15 +155,15 @@ class KeypointRCNN(VisionModule):
             of which all is taken but what depends on the number of joints; DEFAULT or a name of torchvision's weights
             for the backbone; or a file: of these, or a checkpoint of ours.
         anchor_sizes, anchor_ratios: see `RegionProposalNetwork`.
-        normaliser, rpn_box_weight: see `rpn_loss`.
-        crossing: learn from anchors that reach beyond the picture too.
+        normalizer, rpn_box_weight: see `rpn_loss`.
+        crossing: learn from anchors that reach beyond the image too.
         train_proposals, test_proposals: boxes of each image, before the suppression and after it (`propose`).
         least: the least side of a proposal in pixels.
-        regions: regions of each image that are learnt from, a quarter of them with a person at most.
+        regions: regions of each image that are learned from, a quarter of them with a person at most.
         score_threshold, nms_threshold: what is kept of the predictions.
-        eval_size: what pictures are resized to in evaluation and prediction, (shorter side, longest at most): the
-            ``image_size`` of the data, which does not resize then. Predictions are in the pixels of the picture given.
-        optimizer: see `VisionModule`; the paper's, for 16 pictures a step.
+        eval_size: what images are resized to in evaluation and prediction, (shorter side, longest at most): the
+            ``image_size`` of the data, which does not resize then. Predictions are in the pixels of the image given.
+        optimizer: see `VisionModule`; the paper's, for 16 images a step.
         kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """
 
@@ -179,7 +179,7 @@ class KeypointRCNN(VisionModule):
         weights: str | None = None,
         anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         anchor_ratios: Sequence[float] = (0.5, 1, 2),
-        normaliser: Normaliser = "authors",
+        normalizer: Normalizer = "authors",
         rpn_box_weight: float = 10.0,
         crossing: bool = True,
         train_proposals: tuple[int, int] = (2000, 2000),
@@ -200,7 +200,7 @@ class KeypointRCNN(VisionModule):
         self.metric: Literal["pckh", "pck"] = metric
         self.monitor = (f"val/{metric}/total", "max")
         self.class_names = ["person"]
-        self.normaliser: Normaliser = normaliser
+        self.normalizer: Normalizer = normalizer
         self.rpn_box_weight, self.crossing = rpn_box_weight, crossing
         self.train_proposals, self.test_proposals, self.least = train_proposals, test_proposals, least
         self.regions = regions
@@ -213,14 +213,14 @@ class KeypointRCNN(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "target" not in batch:
-            raise ValueError("target: expected whole pictures, found crops of people: take --data.crop picture")
+            raise ValueError("target: expected whole images, found crops of people: take --data.crop image")
         target = batch["target"]
         pixels, size = fill_up(batch["image"], self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(target, output.anchors, size, self.crossing)
         drawn = sample(targets.positive, targets.negative, 256, 0.5)
-        terms = rpn_loss(output, targets, drawn, self.normaliser, self.rpn_box_weight)
+        terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
         found = propose(output, size, *self.train_proposals, least=self.least)
         share = 0.25
         regions = draw_regions(found.boxes, found.there, target, self.regions, share)
@@ -229,18 +229,18 @@ class KeypointRCNN(VisionModule):
         boxes, label, chosen = (
             x[:, : round(share * self.regions)] for x in (regions.boxes, regions.label, regions.object)
         )
-        keypoints, labelled = self._of_regions(target, chosen)
-        cells, there = one_hot_cells(keypoints, labelled & (label > 0)[..., None], boxes)
+        keypoints, labeled = self._of_regions(target, chosen)
+        cells, there = one_hot_cells(keypoints, labeled & (label > 0)[..., None], boxes)
         joints = keypoint_loss(self.network.keypoints(maps, boxes), cells, there)
         return {**terms, **fast_rcnn_loss(logits, offset, regions), "keypoint": joints}
 
     @staticmethod
     def _of_regions(target: Sequence[dict[str, Tensor]], chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Joints (B,n,K,2) and which of them are labelled (B,n,K), of the people chosen (B,n)."""
+        """Joints (B,n,K,2) and which of them are labeled (B,n,K), of the people chosen (B,n)."""
         keypoints = F.pad(pad_sequence([t["keypoints"] for t in target], batch_first=True), (0, 0, 0, 0, 0, 1))
-        labelled = F.pad(pad_sequence([t["labelled"] for t in target], batch_first=True), (0, 0, 0, 1))
-        index = chosen[..., None].expand(-1, -1, labelled.shape[2])
-        return keypoints.gather(1, index[..., None].expand(-1, -1, -1, 2)), labelled.gather(1, index)
+        labeled = F.pad(pad_sequence([t["labeled"] for t in target], batch_first=True), (0, 0, 0, 1))
+        index = chosen[..., None].expand(-1, -1, labeled.shape[2])
+        return keypoints.gather(1, index[..., None].expand(-1, -1, -1, 2)), labeled.gather(1, index)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
         pixels, size = fill_up(shrink_or_grow(images, self.eval_size), self.preprocess)
@@ -266,7 +266,7 @@ class KeypointRCNN(VisionModule):
         for found, target, matrix in zip(predictions, batch["target"], batch["to_original"], strict=True):
             pair = torch.stack([of_each_person(found, target["boxes"]), target["keypoints"].float()])
             mine, true = apply_affine(pair.flatten(1, 2), matrix.expand(2, -1, -1)).view(pair.shape)
-            metrics.update(mine, true, target["labelled"], target["head_size"])
+            metrics.update(mine, true, target["labeled"], target["head_size"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return caffe_groups(self.network)

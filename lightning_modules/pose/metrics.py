@@ -21,7 +21,7 @@ GROUPS = {
     **{name: (f"right_{name}", f"left_{name}") for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")},
 }
 UNCOUNTED = ("pelvis", "thorax")
-STEPS = 50  # thresholds are 0, .01, ... .5
+STEPS = 50  # thresholds are 0, 0.01, ... 0.5
 TORSO = ("left_shoulder", "right_hip")
 
 #: The ten sticks, each from the mean of some joints to the mean of others.
@@ -65,15 +65,15 @@ def pose_metrics(joint_names: Sequence[str], metric: Literal["pckh", "pck"] = "p
 
 
 def update_pose_metrics(metrics: MetricCollection, predictions: dict[str, Tensor], batch: dict[str, Any]) -> None:
-    """Adds a batch, measured in the pixels of the pictures on disk.
+    """Adds a batch, measured in the pixels of the images on disk.
 
     Args:
         metrics: of `pose_metrics`.
         predictions: ``keypoints`` float (B,K,2) in the pixels of the batch's images.
-        batch: ``keypoints``, ``labelled``, ``head_size`` and ``to_original``, see the batch contract.
+        batch: ``keypoints``, ``labeled``, ``head_size`` and ``to_original``, see the batch contract.
     """
     found, true = (apply_affine(points["keypoints"], batch["to_original"]) for points in (predictions, batch))
-    metrics.update(found, true, batch["labelled"], batch["head_size"])
+    metrics.update(found, true, batch["labeled"], batch["head_size"])
 
 
 def apply_affine(points: Tensor, matrix: Tensor) -> Tensor:
@@ -83,24 +83,24 @@ def apply_affine(points: Tensor, matrix: Tensor) -> Tensor:
 
 
 class JointAccuracy(Metric):
-    """The part of the labelled joints that are found within a distance, for thresholds 0, .01, ... .5 of a unit.
+    """The part of the labeled joints that are found within a distance, for thresholds 0, 0.01, ... 0.5 of a unit.
 
     A subclass says with `units` what each person's unit is. A person without one is left out and counted. Hidden joints
-    count where they are labelled. A joint counts as found at exactly the threshold.
+    count where they are labeled. A joint counts as found at exactly the threshold.
 
     ``compute`` gives, over all samples of all ranks, at the metric's own threshold:
 
     - ``head``, ``shoulder``, ``elbow``, ``wrist``, ``hip``, ``knee``, ``ankle``: the mean of the two joints' values,
       0..1, float32 scalars, as are the next three.
-    - ``total``: over all labelled joints but pelvis and thorax. Not the mean of the values above.
-    - ``total_01``: the same at .1, which tells apart what .5 does not: a pixel's shift, too.
+    - ``total``: over all labeled joints but pelvis and thorax. Not the mean of the values above.
+    - ``total_01``: the same at 0.1, which tells apart what 0.5 does not: a pixel's shift, too.
     - ``auc``: the area under the curve of ``total`` over all thresholds, divided by its width.
     - ``left_out``: how many people have no unit, float32 scalar.
     - ``curve``: float32 (8,51), at each threshold, of the seven groups and in total.
     - ``joints``: float32 (K,), of each joint.
-    - ``instances``: int64 (K,), how many of each are labelled.
+    - ``instances``: int64 (K,), how many of each are labeled.
 
-    What has no labelled joint is nan, and left out of the mean of two.
+    What has no labeled joint is nan, and left out of the mean of two.
 
     Args:
         joint_names: K names; groups are found by them, on any list of joints.
@@ -125,29 +125,29 @@ class JointAccuracy(Metric):
         self.add_state("counts", counts, dist_reduce_fx="sum")
         self.add_state("left_out", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def units(self, keypoints: Tensor, labelled: Tensor, head_size: Tensor | None) -> Tensor:
+    def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         """What distances are divided by, float64 (B,) in pixels; nan or 0 where a person has none."""
         raise NotImplementedError
 
-    def update(self, preds: Tensor, keypoints: Tensor, labelled: Tensor, head_size: Tensor | None = None) -> None:
-        """Adds people, all in the pixels of the pictures on disk.
+    def update(self, preds: Tensor, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None = None) -> None:
+        """Adds people, all in the pixels of the images on disk.
 
         Args:
             preds, keypoints: float (B,K,2), found and true.
-            labelled: bool (B,K).
+            labeled: bool (B,K).
             head_size: float (B,), nan where there is no head box.
 
         Raises:
             ValueError: shapes do not agree.
         """
-        _check(preds, keypoints, labelled, self.joint_names)
-        unit = self.units(keypoints.double(), labelled, head_size)
+        _check(preds, keypoints, labeled, self.joint_names)
+        unit = self.units(keypoints.double(), labeled, head_size)
         usable = unit > 0
         distance = torch.linalg.vector_norm(preds.double() - keypoints.double(), dim=-1) / unit[:, None]
         thresholds = torch.arange(STEPS + 1, dtype=torch.float64, device=distance.device) / 100
         reached = torch.bucketize(distance, thresholds)
         place = reached + (STEPS + 2) * torch.arange(len(self.joint_names), device=distance.device)
-        counted = (labelled & usable[:, None]).long()
+        counted = (labeled & usable[:, None]).long()
         self.counts = self.counts.view(-1).scatter_add(0, place.flatten(), counted.flatten()).view_as(self.counts)
         self.left_out = self.left_out + (~usable).sum()
 
@@ -175,14 +175,14 @@ class JointAccuracy(Metric):
 
 
 class PCKh(JointAccuracy):
-    """MPII's measure (Andriluka et al. 2014): the unit is ``head_size``, .6 of the diagonal of the head's box, of which
+    """MPII's measure (Andriluka et al. 2014): the unit is ``head_size``, 0.6 of the diagonal of the head's box, of which
     a joint may be half away. See `JointAccuracy`.
     """
 
     def __init__(self, joint_names: Sequence[str] = MPII_JOINTS, prefix: str = "") -> None:
         super().__init__(joint_names, 50, prefix)
 
-    def units(self, keypoints: Tensor, labelled: Tensor, head_size: Tensor | None) -> Tensor:
+    def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         if head_size is None:
             raise ValueError("PCKh: expected head_size, found none: measure data without heads' boxes by PCK")
         return head_size.double()
@@ -202,10 +202,10 @@ class PCK(JointAccuracy):
         if missing:
             raise ValueError(f"PCK: expected joints {' and '.join(TORSO)} for the torso, found no {missing[0]}")
 
-    def units(self, keypoints: Tensor, labelled: Tensor, head_size: Tensor | None) -> Tensor:
+    def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         a, b = (self.joint_names.index(name) for name in TORSO)
         diameter = torch.linalg.vector_norm(keypoints[:, a] - keypoints[:, b], dim=-1)
-        return torch.where(labelled[:, a] & labelled[:, b], diameter, torch.nan)
+        return torch.where(labeled[:, a] & labeled[:, b], diameter, torch.nan)
 
 
 class PCP(Metric):
@@ -213,7 +213,7 @@ class PCP(Metric):
     shoulders to that of the hips, and four limbs of two sticks each.
 
     A stick is right if both its ends are at most half its true length away from the true ones (strict), or if they are
-    so on average (relaxed). Both are in use under one name. A stick counts where all its joints are labelled.
+    so on average (relaxed). Both are in use under one name. A stick counts where all its joints are labeled.
 
     ``compute`` gives, over all samples of all ranks, float32 scalars in 0..1, nan where no such stick counts: ``head``,
     ``torso``, ``upper_arm``, ``forearm``, ``upper_leg``, ``lower_leg``, each the mean of its sticks' values, and
@@ -244,15 +244,15 @@ class PCP(Metric):
         for name in ("right", "counted"):
             self.add_state(name, torch.zeros(len(self.sticks), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, keypoints: Tensor, labelled: Tensor, head_size: Tensor | None = None) -> None:
+    def update(self, preds: Tensor, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None = None) -> None:
         """Adds people; see `JointAccuracy`. ``head_size`` is not looked at."""
-        _check(preds, keypoints, labelled, self.joint_names)
+        _check(preds, keypoints, labeled, self.joint_names)
         right, counted = [], []
         for _, ends in self.sticks:
             found, true = ([points.double()[:, end].mean(1) for end in ends] for points in (preds, keypoints))
             length = torch.linalg.vector_norm(true[0] - true[1], dim=-1)
             errors = torch.stack([torch.linalg.vector_norm(f - t, dim=-1) for f, t in zip(found, true, strict=True)])
-            known = labelled[:, [joint for end in ends for joint in end]].all(1)
+            known = labeled[:, [joint for end in ends for joint in end]].all(1)
             error = errors.amax(0) if self.strict else errors.mean(0)
             right.append((known & (error <= 0.5 * length)).sum())
             counted.append(known.sum())
@@ -267,10 +267,10 @@ class PCP(Metric):
         return {f"{self.result_prefix}{name}": value.float() for name, value in means.items()}
 
 
-def _check(preds: Tensor, keypoints: Tensor, labelled: Tensor, joint_names: Sequence[str]) -> None:
-    expected = (*labelled.shape, 2)
-    if preds.shape != expected or keypoints.shape != expected or labelled.shape[1:] != (len(joint_names),):
+def _check(preds: Tensor, keypoints: Tensor, labeled: Tensor, joint_names: Sequence[str]) -> None:
+    expected = (*labeled.shape, 2)
+    if preds.shape != expected or keypoints.shape != expected or labeled.shape[1:] != (len(joint_names),):
         raise ValueError(
-            f"expected keypoints (B,{len(joint_names)},2), the true ones too, and labelled (B,{len(joint_names)}), "
-            f"found {tuple(preds.shape)}, {tuple(keypoints.shape)} and {tuple(labelled.shape)}"
+            f"expected keypoints (B,{len(joint_names)},2), the true ones too, and labeled (B,{len(joint_names)}), "
+            f"found {tuple(preds.shape)}, {tuple(keypoints.shape)} and {tuple(labeled.shape)}"
         )

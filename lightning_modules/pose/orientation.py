@@ -51,7 +51,7 @@ class SmallNetwork(nn.Module):
         self.head = nn.Sequential(nn.Linear(16 * channels, 512), nn.ReLU(inplace=True), nn.Linear(512, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images float (B,3,H,W) to (B,outputs)."""
+        """Normalized images float (B,3,H,W) to (B,outputs)."""
         return self.head(self.features(x).flatten(1))
 
 

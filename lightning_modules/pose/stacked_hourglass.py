@@ -24,7 +24,7 @@ STRIDE = 4  # pixels a cell of the heatmaps
 
 
 class Residual(nn.Module):
-    """A bottleneck, normalised before each convolution. Where channels change, a plain convolution carries them over.
+    """A bottleneck, normalized before each convolution. Where channels change, a plain convolution carries them over.
 
     Args:
         channels, out: in and out.
@@ -43,7 +43,7 @@ class Residual(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """Half the size, and half again, then back by nearest neighbours, what each size has seen added: (B,C,h,w) to same.
+    """Half the size, and half again, then back by nearest neighbors, what each size has seen added: (B,C,h,w) to same.
 
     Args:
         depth: how often the size is halved.
@@ -63,7 +63,7 @@ class Hourglass(nn.Module):
 
 
 class StackedHourglassNetwork(nn.Module):
-    """Normalised images float (B,3,H,W) to heatmaps float32 (S,B,K,H/4,W/4), of each stack.
+    """Normalized images float (B,3,H,W) to heatmaps float32 (S,B,K,H/4,W/4), of each stack.
 
     With 16 joints and 256 features, 1 stack has 3,426,448 parameters, 2 have 6,570,400 and 8 have 25,434,112.
 
@@ -121,7 +121,7 @@ class StackedHourglassNetwork(nn.Module):
         found = []
         for i, (hourglass, line, heatmap) in enumerate(zip(self.hourglasses, self.lines, self.heatmaps, strict=True)):
             features = line(hourglass(x))
-            # In bfloat16 neighbouring cells about a peak would often be equal.
+            # In bfloat16 neighboring cells about a peak would often be equal.
             with torch.autocast(features.device.type, enabled=False):
                 found.append(heatmap(features.float()))
             if i + 1 < len(self.hourglasses):
@@ -153,14 +153,14 @@ class StackedHourglass(VisionModule):
     Predictions: ``keypoints`` float32 (B,K,2) in the pixels of the image given, ``scores`` float32 (B,K), the heights
     of the last stack's peaks, about 1 where it is sure; and ``heatmaps`` float32 (B,S,K,h,w) of every stack.
 
-    Metrics: see `pose_metrics`, in the pixels of the pictures on disk.
+    Metrics: see `pose_metrics`, in the pixels of the images on disk.
 
     Args:
         joint_names: K names; ``train.py`` takes them from the data. MPII's 16 by default.
         stacks, features, depth: see `StackedHourglassNetwork`; the images' sides must be multiples of 4 * 2^depth.
         metric: ``pckh`` for MPII, ``pck`` for LSP.
         sigma: of the Gaussians, in cells of 4 pixels: 1.75 in the authors' code, 1 in the paper.
-        missing: joints that are not labelled, or not inside of the crop, are trained towards an empty heatmap
+        missing: joints that are not labeled, or not inside of the crop, are trained towards an empty heatmap
             (``empty``, the authors' code) or do not count (``ignore``).
         flip_test: average the heatmaps with those of the mirrored image.
         optimizer: see `VisionModule`; the authors'.
@@ -200,14 +200,14 @@ class StackedHourglass(VisionModule):
     def heatmaps(self, images: Tensor | list[Tensor]) -> Tensor:
         """Of uint8 (B,3,H,W): float32 (S,B,K,H/4,W/4)."""
         if not isinstance(images, Tensor):
-            raise ValueError("image: expected crops of one person each, found whole pictures: --data.crop person")
+            raise ValueError("image: expected crops of one person each, found whole images: --data.crop person")
         return self.network(self.preprocess(images))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         found = self.heatmaps(batch["image"])
         size = (found.shape[3], found.shape[4])
-        target = encode(batch["keypoints"], batch["labelled"], size, STRIDE, self.sigma)
-        inside = shown(batch["keypoints"], batch["labelled"], size, STRIDE)
+        target = encode(batch["keypoints"], batch["labeled"], size, STRIDE, self.sigma)
+        inside = shown(batch["keypoints"], batch["labeled"], size, STRIDE)
         counted = inside if self.missing == "ignore" else torch.ones_like(inside)
         stacks = heatmap_losses(found, target, counted)
         return {f"stack_{i + 1}": loss for i, loss in enumerate(stacks)}

@@ -1,8 +1,8 @@
 """The dense conditional random field: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian
 Edge Potentials", NIPS 2011, which DeepLab puts behind its networks.
 
-Every pixel is joined to every other one: two that are near and of like colour should have the same class. A step of
-mean-field inference is then a Gaussian filter over all pixels, in place and colour, which the permutohedral lattice
+Every pixel is joined to every other one: two that are near and of like color should have the same class. A step of
+mean-field inference is then a Gaussian filter over all pixels, in place and color, which the permutohedral lattice
 approximates in linear time: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010.
 """
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Normalisation = Literal["after", "symmetric"]
+Normalization = Literal["after", "symmetric"]
 
 # --- permutohedral lattice ------------------------------------------------------------------------------------------
 
@@ -72,8 +72,8 @@ class Lattice(NamedTuple):
     corners again. Corners next to no value do not exist, and what would be blurred onto them is lost. All of it is
     linear in the values and made once for the features.
 
-    Of pictures' features, the sums come out too small, by an eighth in two dimensions and by about a half in five. With
-    rows that sum to 1, the matrix differs from the exact one by a tenth of its norm, or a fifth where few colours are
+    Of images' features, the sums come out too small, by an eighth in two dimensions and by about a half in five. With
+    rows that sum to 1, the matrix differs from the exact one by a tenth of its norm, or a fifth where few colors are
     alike.
 
     Attributes:
@@ -107,7 +107,7 @@ class Lattice(NamedTuple):
                 "larger standard deviations"
             )
         # The first digit goes with the first feature alone and the second one with the first two. Where these are x and
-        # y, sorting by the second, then the first keeps together in memory what is together in the picture.
+        # y, sorting by the second, then the first keeps together in memory what is together in the image.
         factors, factor = [0] * d, 1
         for i in reversed([*range(d)[1::-1], *range(2, d)]):
             factors[i] = factor
@@ -136,17 +136,17 @@ class Lattice(NamedTuple):
             values = matrix @ values
         return values
 
-    def normalised(self, normalisation: Normalisation, weight: float = 1.0) -> Lattice:
-        """This filter K, normalised by its row sums D = diag(K 1) and times a weight; it takes no longer than K.
+    def normalized(self, normalization: Normalization, weight: float = 1.0) -> Lattice:
+        """This filter K, normalized by its row sums D = diag(K 1) and times a weight; it takes no longer than K.
 
         Args:
-            normalisation: ``after`` is D^-1 K, whose rows sum to 1; ``symmetric`` is D^-1/2 K D^-1/2.
+            normalization: ``after`` is D^-1 K, whose rows sum to 1; ``symmetric`` is D^-1/2 K D^-1/2.
             weight: of the whole.
         """
         n = self.read.rows
         norm = self(self.read.weights.new_ones(n, 1))[:, 0]
         splat, scale = self.splat, norm.reciprocal()
-        if normalisation == "symmetric":
+        if normalization == "symmetric":
             scale = norm.rsqrt()
             splat = splat._replace(weights=splat.weights * scale[splat.columns])
         read = (self.read.weights.view(n, -1) * (weight * scale)[:, None]).flatten()
@@ -154,7 +154,7 @@ class Lattice(NamedTuple):
 
 
 def _blur(keys: Tensor, step: int) -> Sparse:
-    """(1/2, 1, 1/2) over every corner and its two neighbours along one direction, where they exist: (M,M).
+    """(1/2, 1, 1/2) over every corner and its two neighbors along one direction, where they exist: (M,M).
 
     Args:
         keys: int64 (M,), of the corners, ascending.
@@ -224,7 +224,7 @@ def mean_field(unary: Tensor, kernels: Sequence[Lattice], iterations: int) -> Te
 
     Args:
         unary: float32 (N,C), minus the logarithm of the network's probabilities.
-        kernels: normalised and weighted, of N values each.
+        kernels: normalized and weighted, of N values each.
         iterations: of the mean field.
 
     Returns:
@@ -260,28 +260,28 @@ def mean_field(unary: Tensor, kernels: Sequence[Lattice], iterations: int) -> Te
 
 @dataclass(frozen=True)
 class DenseCRF:
-    """Refines a network's class probabilities by place and colour of the picture's pixels (equation 3).
+    """Refines a network's class probabilities by place and color of the image's pixels (equation 3).
 
-    The pixels i and j with places p in pixels and colours I in 0..255 are joined by
+    The pixels i and j with places p in pixels and colors I in 0..255 are joined by
 
     - bilateral: exp(-|p_i - p_j|^2 / (2 theta_alpha^2) - |I_i - I_j|^2 / (2 theta_beta^2)),
     - gaussian: exp(-|p_i - p_j|^2 / (2 theta_gamma^2)),
 
-    each normalised and times its weight. The defaults are `DEEPLAB`'s for ResNet-101. Nothing is drawn at random, and
+    each normalized and times its weight. The defaults are `DEEPLAB`'s for ResNet-101. Nothing is drawn at random, and
     no gradient is kept.
 
     Args:
         bilateral_weight: of the bilateral kernel; 0 leaves it out.
         theta_alpha: its standard deviation in place, pixels.
-        theta_beta: its standard deviation in colour, units of 0..255.
+        theta_beta: its standard deviation in color, units of 0..255.
         gaussian_weight: of the kernel of place alone; 0 leaves it out.
         theta_gamma: its standard deviation, pixels.
         iterations: of the mean field.
-        normalisation: of the kernels, see `Lattice.normalised`; ``after`` is DeepLab's, ``symmetric`` is the default of
+        normalization: of the kernels, see `Lattice.normalized`; ``after`` is DeepLab's, ``symmetric`` is the default of
             pydensecrf.
 
     Raises:
-        ValueError: a standard deviation is not above 0, a weight or the iterations are below, or the normalisation is
+        ValueError: a standard deviation is not above 0, a weight or the iterations are below, or the normalization is
             neither.
     """
 
@@ -291,22 +291,22 @@ class DenseCRF:
     gaussian_weight: float = 3.0
     theta_gamma: float = 1.0
     iterations: int = 10
-    normalisation: Normalisation = "after"
+    normalization: Normalization = "after"
 
     def __post_init__(self) -> None:
         if not all(theta > 0 for theta in (self.theta_alpha, self.theta_beta, self.theta_gamma)):
             raise ValueError(f"dense CRF: expected standard deviations above 0, found {self}")
         if min(self.bilateral_weight, self.gaussian_weight, self.iterations) < 0:
             raise ValueError(f"dense CRF: expected weights and iterations of 0 or more, found {self}")
-        if self.normalisation not in ("after", "symmetric"):
-            raise ValueError(f"dense CRF: expected the normalisation after or symmetric, found {self.normalisation}")
+        if self.normalization not in ("after", "symmetric"):
+            raise ValueError(f"dense CRF: expected the normalization after or symmetric, found {self.normalization}")
 
     def __call__(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """Refined probabilities.
 
         Args:
-            probabilities: float (C,H,W) in 0..1 at the picture's own size, or (B,C,H,W). None counts as below 1e-5.
-            image: uint8 (3,H,W), the picture itself, or (B,3,H,W).
+            probabilities: float (C,H,W) in 0..1 at the image's own size, or (B,C,H,W). None counts as below 1e-5.
+            image: uint8 (3,H,W), the image itself, or (B,3,H,W).
 
         Returns:
             float32 of the probabilities' shape; they add up to 1 over the classes.
@@ -320,28 +320,28 @@ class DenseCRF:
 
     @torch.no_grad()
     def infer(self, unary: Tensor, image: Tensor) -> Tensor:
-        """As a call for one picture, but from energies float (C,H,W): softmax(-unary) are the probabilities."""
+        """As a call for one image, but from energies float (C,H,W): softmax(-unary) are the probabilities."""
         if unary.ndim != 3 or image.ndim != 3 or unary.shape[1:] != image.shape[1:]:
             raise ValueError(
-                f"dense CRF: expected classes (C,H,W) and a picture (3,H,W) of one size, found {tuple(unary.shape)} "
-                f"and {tuple(image.shape)}: resize the classes to the picture"
+                f"dense CRF: expected classes (C,H,W) and an image (3,H,W) of one size, found {tuple(unary.shape)} "
+                f"and {tuple(image.shape)}: resize the classes to the image"
             )
         if len(image) != 3 or image.dtype != torch.uint8:
-            raise ValueError(f"dense CRF: expected a picture uint8 (3,H,W), found {image.dtype} {tuple(image.shape)}")
+            raise ValueError(f"dense CRF: expected an image uint8 (3,H,W), found {image.dtype} {tuple(image.shape)}")
         energies = unary.float().flatten(1).T.contiguous()
         return mean_field(energies, self.kernels(image), self.iterations).T.reshape(unary.shape)
 
     def kernels(self, image: Tensor) -> list[Lattice]:
-        """The kernels of a picture uint8 (3,H,W), normalised and weighted."""
+        """The kernels of an image uint8 (3,H,W), normalized and weighted."""
         y, x = torch.meshgrid(*(torch.arange(s, device=image.device) for s in image.shape[1:]), indexing="ij")
-        place, colour = torch.stack([x, y]).flatten(1).float(), image.flatten(1).float()
+        place, color = torch.stack([x, y]).flatten(1).float(), image.flatten(1).float()
         kernels = []
         if self.gaussian_weight:
             near = Lattice.of(place / self.theta_gamma)
-            kernels.append(near.normalised(self.normalisation, self.gaussian_weight))
+            kernels.append(near.normalized(self.normalization, self.gaussian_weight))
         if self.bilateral_weight:
-            alike = Lattice.of(torch.cat([place / self.theta_alpha, colour / self.theta_beta]))
-            kernels.append(alike.normalised(self.normalisation, self.bilateral_weight))
+            alike = Lattice.of(torch.cat([place / self.theta_alpha, color / self.theta_beta]))
+            kernels.append(alike.normalized(self.normalization, self.bilateral_weight))
         return kernels
 
 

@@ -58,16 +58,16 @@ class Deconvolution(nn.ConvTranspose2d):
         return F.conv2d(x, self.weight.transpose(0, 1).flip(2, 3), self.bias, padding=1)
 
 
-def normalised(layer: nn.Module, channels: int, norm: bool) -> list[nn.Module]:
-    """A layer, batch normalisation if asked for, ReLU."""
+def normalized(layer: nn.Module, channels: int, norm: bool) -> list[nn.Module]:
+    """A layer, batch normalization if asked for, ReLU."""
     return [layer, *([nn.BatchNorm2d(channels)] if norm else []), nn.ReLU(inplace=True)]
 
 
 class DeconvNetwork(nn.Module):
-    """Figure 2's network: normalised images float (B,3,H,W), 193 pixels or more, to logits float32 (B,C,H,W).
+    """Figure 2's network: normalized images float (B,3,H,W), 193 pixels or more, to logits float32 (B,C,H,W).
 
-    Parameters, for 21 classes: 251,805,653; without batch normalisation 251,772,245. Of 224 pixels fc6 leaves one cell,
-    which has to say all: what the object is and where its parts are. Of larger pictures, or with a smaller kernel, it
+    Parameters, for 21 classes: 251,805,653; without batch normalization 251,772,245. Of 224 pixels fc6 leaves one cell,
+    which has to say all: what the object is and where its parts are. Of larger images, or with a smaller kernel, it
     leaves several, and where their parts overlap in the decoder they add up, which only a network that was trained on
     them knows.
 
@@ -75,7 +75,7 @@ class DeconvNetwork(nn.Module):
         num_classes: C.
         width: multiplies all channels.
         batch_norm: after each convolution.
-        fc6_kernel: side of fc6 and of its deconvolution. Least pictures have 32 (fc6_kernel - 1) + 1 pixels.
+        fc6_kernel: side of fc6 and of its deconvolution. Least images have 32 (fc6_kernel - 1) + 1 pixels.
     """
 
     def __init__(self, num_classes: int = 21, width: float = 1.0, batch_norm: bool = True, fc6_kernel: int = 7) -> None:
@@ -90,13 +90,13 @@ class DeconvNetwork(nn.Module):
         self.fc6 = nn.Sequential(*convolution(scaled(512), scaled(4096), fc6_kernel, batch_norm))
         self.fc7 = nn.Sequential(*convolution(scaled(4096), scaled(4096), 1, batch_norm))
         up = nn.ConvTranspose2d(scaled(4096), scaled(512), fc6_kernel)
-        self.fc6_deconv = nn.Sequential(*normalised(up, scaled(512), batch_norm))
+        self.fc6_deconv = nn.Sequential(*normalized(up, scaled(512), batch_norm))
         self.decoder = nn.ModuleList()
         into = 512
         for block in DECODER:
             layers: list[nn.Module] = []
             for out in block:
-                layers += normalised(Deconvolution(scaled(into), scaled(out)), scaled(out), batch_norm)
+                layers += normalized(Deconvolution(scaled(into), scaled(out)), scaled(out), batch_norm)
                 into = out
             self.decoder.append(nn.Sequential(*layers))
         self.score = nn.Conv2d(scaled(into), num_classes, 1)
@@ -162,7 +162,7 @@ def score_windows(
 
     Args:
         network: float (B,3,side,side) to logits (B,C,side,side).
-        pixels: a normalised image, float (3,h,w); beyond it there is the mean colour.
+        pixels: a normalized image, float (3,h,w); beyond it there is the mean color.
         boxes: see `windows`.
         num_classes: C.
         side: of what the network looks at.
@@ -189,8 +189,8 @@ class DeconvNet(VisionModule):
     """DeconvNet. Batch: see segmentation in the batch contract. Predictions: a map of class ids int64 (h,w) an image.
 
     It is trained first on objects and then on proposals, see `VOCInstanceCrops`, each 224 pixels to either side. Where
-    a batch has no proposals, Selective Search computes them, about a second a picture. Metrics: see
-    `SegmentationMetrics`; pictures are scored at their own size.
+    a batch has no proposals, Selective Search computes them, about a second an image. Metrics: see
+    `SegmentationMetrics`; images are scored at their own size.
 
     Args:
         num_classes: C; ``train.py`` takes it from the data.
@@ -304,7 +304,7 @@ class DeconvNet(VisionModule):
         for s, image in pairs:
             if s.shape[1:] != image.shape[1:]:
                 raise ValueError(
-                    f"crf: expected pictures at their own size, found {image.shape[2]}x{image.shape[1]} of "
+                    f"crf: expected images at their own size, found {image.shape[2]}x{image.shape[1]} of "
                     f"{s.shape[2]}x{s.shape[1]}: set --data.eval_size null"
                 )
         return [CRF(s.softmax(0), image).argmax(0) for s, image in pairs]

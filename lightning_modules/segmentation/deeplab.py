@@ -37,7 +37,7 @@ CRF = Literal["largefov", "vgg16", "resnet101"]
 
 
 class DeepLabNetwork(nn.Module):
-    """Normalised images float (B,3,H,W) to logits of every eighth pixel, see `forward`.
+    """Normalized images float (B,3,H,W) to logits of every eighth pixel, see `forward`.
 
     Parameters, for 21 classes: largefov 20,505,429; aspp 37,877,652; resnet101 44,048,532.
 
@@ -198,10 +198,10 @@ def deeplab_loss(outputs: Sequence[Tensor], mask: Tensor, scales: Sequence[float
 
 
 class Decoder:
-    """From pictures to maps of classes: probabilities averaged over scales and reflections, then, if named, a CRF.
+    """From images to maps of classes: probabilities averaged over scales and reflections, then, if named, a CRF.
 
     Args:
-        scales: factors by which the pictures are scaled; [1] takes them as they are.
+        scales: factors by which the images are scaled; [1] takes them as they are.
         flip: look at each one's reflection too.
         crf: name of the authors' settings, see `crf.DEEPLAB`; None for none.
     """
@@ -224,8 +224,8 @@ class Decoder:
         """The most probable class of each pixel: int64 (h,w) an image.
 
         Args:
-            network: normalised images float (B,3,H,W) to logits float32 (B,C,H,W).
-            preprocess: uint8 images to normalised ones.
+            network: normalized images float (B,3,H,W) to logits float32 (B,C,H,W).
+            preprocess: uint8 images to normalized ones.
             images: uint8 (B,3,H,W) or a list of (3,H,W).
             sizes: (height, width) to give each map; None for the images' own.
 
@@ -237,7 +237,7 @@ class Decoder:
         wrong = [f"{i.shape[2]}x{i.shape[1]} of {w}x{h}" for i, (h, w) in pairs if i.shape[1:] != (h, w)]
         if self.crf is not None and wrong:
             raise ValueError(
-                f"crf: expected pictures at their own size, found {wrong[0]}: set --data.eval_size null, and "
+                f"crf: expected images at their own size, found {wrong[0]}: set --data.eval_size null, and "
                 "--model.eval_scales if the network is to see them smaller"
             )
         if isinstance(images, Tensor):
@@ -251,7 +251,7 @@ class Decoder:
     def probabilities(
         self, network: Callable[[Tensor], Tensor], pixels: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
-        """The mean of the softmaxes: float32 (C,h,w) an image, of normalised ones (B,3,H,W); (h,w) from ``sizes``."""
+        """The mean of the softmaxes: float32 (C,h,w) an image, of normalized ones (B,3,H,W); (h,w) from ``sizes``."""
         height, width = pixels.shape[2:]
         found: list[list[Tensor]] = [[] for _ in sizes]
         for scale, reflected in product(self.scales, (False, True) if self.flip else (False,)):
@@ -295,14 +295,14 @@ class DeepLab(VisionModule):
     """DeepLab v1 and v2. Batch: see segmentation in the batch contract. Predictions: a map of class ids int64 (h,w) an
     image.
 
-    Metrics: see `SegmentationMetrics`; pictures are scored at their own size, to which the scores are resized.
+    Metrics: see `SegmentationMetrics`; images are scored at their own size, to which the scores are resized.
 
     Args:
         variant, width, batch_norm, frozen_bn: see `DeepLabNetwork`.
         num_classes: C; ``train.py`` takes it from the data.
         class_names: one name a class; ``train.py`` takes them from the data.
         scales: of the images that the network looks at, in training as in evaluation, the first one 1; v2's ResNet
-            has [1, .75, .5], see `deeplab_loss`.
+            has [1, 0.75, 0.5], see `deeplab_loss`.
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights of VGG16 or ResNet-101; or a
             file: of these, or one of our checkpoints.
         head_lr_scale: how many times faster the scores learn. Biases learn at twice the rate and do not decay.

@@ -1,7 +1,7 @@
 """DeepLabv3: Chen, Papandreou, Schroff and Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
 
 A ResNet whose last blocks are dilated, and on top of it convolutions of several dilations side by side with the mean of
-the whole image, each normalised, joined by a further convolution. Without a CRF.
+the whole image, each normalized, joined by a further convolution. Without a CRF.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_modules.segmentation.scores import cross_entropy, sizes_of
 
 
 def unit(into: int, out: int, rate: int = 0) -> nn.Sequential:
-    """A convolution, 3x3 of dilation ``rate`` or, without one, 1x1; batch normalisation; ReLU."""
+    """A convolution, 3x3 of dilation ``rate`` or, without one, 1x1; batch normalization; ReLU."""
     kernel = 3 if rate else 1
     conv = nn.Conv2d(into, out, kernel, padding=rate, dilation=max(1, rate), bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -51,8 +51,8 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 1 and self.pooling[1].training:
             raise ValueError(
-                "image: expected 2 or more pictures to train on, found 1, of which image pooling leaves one value a "
-                "channel and batch normalisation no variance: set --data.batch_size and --data.drop_last true, or "
+                "image: expected 2 or more images to train on, found 1, of which image pooling leaves one value a "
+                "channel and batch normalization no variance: set --data.batch_size and --data.drop_last true, or "
                 "--model.frozen_bn true"
             )
         pooled = self.pooling(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.shape[2], x.shape[3])
@@ -60,7 +60,7 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3Network(nn.Module):
-    """Normalised images float (B,3,H,W) to logits float32 (B,C,H,W). With the defaults 58,040,661 parameters.
+    """Normalized images float (B,3,H,W) to logits float32 (B,C,H,W). With the defaults 58,040,661 parameters.
 
     Args:
         backbone: see `DilatedResNet`.
@@ -111,11 +111,11 @@ class DeepLabV3Network(nn.Module):
 class DeepLabV3(VisionModule):
     """DeepLabv3. Batch: see segmentation in the batch contract. Predictions: a map of class ids int64 (h,w) an image.
 
-    Metrics: see `SegmentationMetrics`; pictures are scored at their own size, to which the scores are resized.
+    Metrics: see `SegmentationMetrics`; images are scored at their own size, to which the scores are resized.
 
     Args:
         backbone, width, output_stride, multi_grid, rates, frozen_bn: see `DeepLabV3Network`. The paper trains at 16 and
-            then, with frozen batch normalisation, at 8, at which it tests.
+            then, with frozen batch normalization, at 8, at which it tests.
         num_classes: C; ``train.py`` takes it from the data.
         class_names: one name a class; ``train.py`` takes them from the data.
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file: of

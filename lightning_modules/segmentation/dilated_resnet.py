@@ -149,7 +149,7 @@ def load_resnet(network: nn.Module, backbone: ResNet, weights: str, *others: str
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Batch normalisation takes the statistics that it has, not the batch's, and does not learn.
+    """Batch normalization takes the statistics that it has, not the batch's, and does not learn.
 
     ``train()`` undoes the former: to be called after it.
     """

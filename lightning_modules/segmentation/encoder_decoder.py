@@ -52,7 +52,7 @@ class EncoderDecoderNetwork(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images float (B,3,H,W) to logits float32 (B,C,H,W)."""
+        """Normalized images float (B,3,H,W) to logits float32 (B,C,H,W)."""
         passed = []
         for block in self.encoder:
             x = block(x)
@@ -68,9 +68,9 @@ class EncoderDecoderNetwork(nn.Module):
 
 
 class EncoderDecoder(VisionModule):
-    """The small encoder and decoder. Batch: see segmentation in the batch contract, pictures of one size to train on.
+    """The small encoder and decoder. Batch: see segmentation in the batch contract, images of one size to train on.
 
-    Predictions: a map of class ids int64 (h,w) an image. Metrics: see `SegmentationMetrics`; pictures are scored at
+    Predictions: a map of class ids int64 (h,w) an image. Metrics: see `SegmentationMetrics`; images are scored at
     their own size, to which the scores are resized.
 
     Args:

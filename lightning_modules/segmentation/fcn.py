@@ -2,7 +2,7 @@
 Long and Darrell, PAMI 2017.
 
 A classifier's fully connected layers become convolutions, so that it says of every 32nd pixel what it shows; bilinear
-interpolation makes that a picture again. FCN-16s and FCN-8s add what layers with finer places say.
+interpolation makes that an image again. FCN-16s and FCN-8s add what layers with finer places say.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Upsampling(nn.ConvTranspose2d):
     Args:
         classes: C.
         factor: how many times larger; the kernel is twice as wide.
-        aligned: cut off what the kernel reaches beyond the picture, so that a map comes out ``factor`` times as large;
+        aligned: cut off what the kernel reaches beyond the image, so that a map comes out ``factor`` times as large;
             else it is left, as with the authors, who crop later.
     """
 
@@ -51,7 +51,7 @@ class Upsampling(nn.ConvTranspose2d):
 
 
 class FCNNetwork(nn.Module):
-    """FCN-32s, 16s and 8s: normalised images float (B,3,H,W) to logits float32 (B,C,H,W).
+    """FCN-32s, 16s and 8s: normalized images float (B,3,H,W) to logits float32 (B,C,H,W).
 
     On VGG16 the parameters, and those that learn, are for 21 classes: 32s 136,152,917 and 134,346,581; 16s 134,815,994
     and 134,357,354; 8s 134,489,759 and 134,362,751.
@@ -63,7 +63,7 @@ class FCNNetwork(nn.Module):
         width: multiplies VGG16's channels.
         batch_norm: after each convolution of VGG16.
         pad: zeros around the first convolution of VGG16. The authors' 100 leave fc6 something to look at in the
-            corners, and are what their crops are for; 1 takes a third of the time on small pictures, and pads fc6.
+            corners, and are what their crops are for; 1 takes a third of the time on small images, and pads fc6.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ def from_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class FCN(VisionModule):
     """FCN. Batch: see segmentation in the batch contract. Predictions: a map of class ids int64 (h,w) an image.
 
-    Metrics: see `SegmentationMetrics`; pictures are scored at their own size, to which the scores are resized.
+    Metrics: see `SegmentationMetrics`; images are scored at their own size, to which the scores are resized.
 
     Args:
         variant, backbone, width, batch_norm, pad: see `FCNNetwork`.
@@ -199,7 +199,7 @@ class FCN(VisionModule):
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file: of
             these, or the checkpoint of the stage before (32s for 16s, 16s for 8s), whose layers are all taken.
         summed: the loss is the sum over the pixels, with the authors' rates of 1e-10 and less, in place of the mean.
-        optimizer: see `VisionModule`; the authors' for the mean: their rate of 1e-10 for the sum over a picture is
+        optimizer: see `VisionModule`; the authors' for the mean: their rate of 1e-10 for the sum over an image is
             1.9e-5 for its mean. Biases learn at twice the rate and do not decay.
         kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """

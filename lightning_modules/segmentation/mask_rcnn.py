@@ -25,7 +25,7 @@ from lightning_modules.components.boxes import pad, sample
 from lightning_modules.components.image_batches import fill_up, shrink_or_grow
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.components.rpn import Normaliser, RegionProposalNetwork, propose, rpn_loss
+from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
 from lightning_modules.components.torchvision_rcnn import load_rcnn
 from lightning_modules.detection import rpn
 from lightning_modules.segmentation.metrics import instance_metrics
@@ -126,7 +126,7 @@ PIXELS = 1 << 22  # so many are pasted at once, or one mask
 
 
 def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Masks in the pixels of the picture: bool (K,height,width), true where the probability is .5 or more.
+    """Masks in the pixels of the image: bool (K,height,width), true where the probability is 0.5 or more.
 
     Between the middles of cells it is interpolated, beyond them in the box it is that of the next cell. Interpolation
     is a product with a matrix on either side; a hundred masks take a byte a pixel each and little more.
@@ -134,7 +134,7 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     Args:
         masks: float (K,28,28), probabilities.
         boxes: float (K,4) xyxy in pixels.
-        height, width: of the picture.
+        height, width: of the image.
     """
     pasted = torch.empty(len(masks), height, width, dtype=torch.bool, device=masks.device)
     step = max(1, PIXELS // (height * width))
@@ -179,17 +179,17 @@ class MaskRCNN(VisionModule):
             which all is taken but what depends on the number of classes; DEFAULT or a name of torchvision's weights for
             the backbone; or a file: of these, or a checkpoint of ours.
         anchor_sizes, anchor_ratios: see `RegionProposalNetwork`.
-        normaliser, rpn_box_weight: see `rpn_loss`.
-        crossing: learn from anchors that reach beyond the picture too.
+        normalizer, rpn_box_weight: see `rpn_loss`.
+        crossing: learn from anchors that reach beyond the image too.
         train_proposals, test_proposals: boxes of each image, before the suppression and after it (`propose`).
         least: the least side of a proposal in pixels.
-        regions: regions of each image that are learnt from, a quarter of them with an object at most.
+        regions: regions of each image that are learned from, a quarter of them with an object at most.
         score_threshold, nms_threshold: what is kept of the predictions.
-        eval_size: what pictures are resized to in evaluation and prediction, (shorter side, longest at most): the
-            ``image_size`` of the data, which does not resize then. Predictions are in the pixels of the picture given.
+        eval_size: what images are resized to in evaluation and prediction, (shorter side, longest at most): the
+            ``image_size`` of the data, which does not resize then. Predictions are in the pixels of the image given.
         ap: how average precision is computed, see `VOCMeanAP`.
         coco: measure COCO's average precision of masks too.
-        optimizer: see `VisionModule`; the paper's, for 16 pictures a step.
+        optimizer: see `VisionModule`; the paper's, for 16 images a step.
         kwargs: schedule, mean, std and channels_last of `VisionModule`.
     """
 
@@ -207,7 +207,7 @@ class MaskRCNN(VisionModule):
         weights: str | None = None,
         anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         anchor_ratios: Sequence[float] = (0.5, 1, 2),
-        normaliser: Normaliser = "authors",
+        normalizer: Normalizer = "authors",
         rpn_box_weight: float = 10.0,
         crossing: bool = True,
         train_proposals: tuple[int, int] = (2000, 2000),
@@ -227,7 +227,7 @@ class MaskRCNN(VisionModule):
         if eval_size is not None and not 1 <= eval_size[0] <= eval_size[1]:
             raise ValueError(f"eval_size: expected (shorter side, longest at most) in pixels, found {eval_size}")
         self.num_classes, self.class_names = num_classes, class_names
-        self.normaliser: Normaliser = normaliser
+        self.normalizer: Normalizer = normalizer
         self.rpn_box_weight, self.crossing = rpn_box_weight, crossing
         self.train_proposals, self.test_proposals, self.least = train_proposals, test_proposals, least
         self.regions = regions
@@ -248,7 +248,7 @@ class MaskRCNN(VisionModule):
         output = self.network.rpn(maps)
         targets = rpn.encode(target, output.anchors, size, self.crossing)
         drawn = sample(targets.positive, targets.negative, 256, 0.5)
-        terms = rpn_loss(output, targets, drawn, self.normaliser, self.rpn_box_weight)
+        terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
         found = propose(output, size, *self.train_proposals, least=self.least)
         share = 0.25
         regions = draw_regions(found.boxes, found.there, target, self.regions, share)

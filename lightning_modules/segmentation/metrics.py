@@ -20,9 +20,9 @@ def segmentation_metrics(num_classes: int) -> MetricCollection:
 
 
 def instance_metrics(num_classes: int, ap: APMethod = "11point", coco: bool = True) -> MetricCollection:
-    """What every system that finds objects and their masks is measured by: AP^r at .5 and .7, and COCO's if asked for.
+    """What every system that finds objects and their masks is measured by: AP^r at 0.5 and 0.7, and COCO's if asked for.
 
-    ``apr_50``, ``apr_70``; the tables of a class (``ap``, ``precision``, ``objects``, ``detections``) are those at .5.
+    ``apr_50``, ``apr_70``; the tables of a class (``ap``, ``precision``, ``objects``, ``detections``) are those at 0.5.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         "apr_50": RegionAP(num_classes, ap, 0.5, tables=True),
@@ -49,7 +49,7 @@ class SegmentationMetrics(Metric):
     union (nan) and is left out of the mean, as torchmetrics does it. The development kit divides zero by zero there and
     its mean is nan; on VOC's sets every class occurs. A class that is only predicted counts as 0.
 
-    The truth has the pictures' own sizes, as the development kit demands. The mean of batches' or pictures' values, and
+    The truth has the images' own sizes, as the development kit demands. The mean of batches' or images' values, and
     values on a resized truth, are other numbers.
 
     Args:
@@ -126,7 +126,7 @@ class RegionAP(VOCMeanAP):
     Args:
         num_classes: C; labels are 0..C-1.
         method: ``11point``, or ``area``; see `VOCMeanAP`.
-        iou_threshold: the least overlap of the masks, .5 or .7 in the papers.
+        iou_threshold: the least overlap of the masks, 0.5 or 0.7 in the papers.
         tables: give ``ap``, ``precision``, ``objects`` and ``detections`` too, see `VOCMeanAP`.
     """
 

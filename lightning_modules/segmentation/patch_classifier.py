@@ -1,9 +1,9 @@
-"""The patch classifier: the class of each pixel is what a classifier says of the patch that is centred on it.
+"""The patch classifier: the class of each pixel is what a classifier says of the patch that is centerd on it.
 
 The lecture's first idea of semantic segmentation, as in Farabet, Couprie, Najman and LeCun, "Learning Hierarchical
 Features for Scene Labeling", PAMI 2013, and Pinheiro and Collobert, "Recurrent Convolutional Neural Networks for Scene
 Labeling", ICML 2014. First run naively, patch by patch; then its fully connected layers become convolutions, and one
-pass over the picture gives every patch's answer, since neighbouring patches share their features.
+pass over the image gives every patch's answer, since neighboring patches share their features.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Inference = Literal["convolutional", "patches"]
 
 # --- network --------------------------------------------------------------------------------------------------------
 
-# (kernel, channels) of the small network's convolutions; after each batch normalisation, ReLU and max pooling by 2.
+# (kernel, channels) of the small network's convolutions; after each batch normalization, ReLU and max pooling by 2.
 # None is padded, and no pixel of a patch is left over: only then is a dense pass the same as patches.
 SMALL = ((5, 32), (3, 64), (3, 128))
 
@@ -86,14 +86,14 @@ class PatchNetwork(nn.Module):
         nn.init.normal_(last.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised patches float (N,3,patch,patch) to logits (N,C)."""
+        """Normalized patches float (N,3,patch,patch) to logits (N,C)."""
         return self.classifier(self.features(x).flatten(1))
 
     def dense(self, x: Tensor) -> Tensor:
-        """Normalised images float (N,3,H,W) to logits (N,C,rows,columns), of a patch every `stride` pixels.
+        """Normalized images float (N,3,H,W) to logits (N,C,rows,columns), of a patch every `stride` pixels.
 
         The same weights: a fully connected layer upon a map of side x side is a convolution with that kernel, and those
-        that follow are convolutions 1x1. Of VGG16 it is not what the patches alone give: within the picture its layers
+        that follow are convolutions 1x1. Of VGG16 it is not what the patches alone give: within the image its layers
         see a patch's surroundings, where a patch that is cut out has zeros.
         """
         x, side = self.features(x), self.side
@@ -114,11 +114,11 @@ def finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pad(images: Tensor, patch: int, stride: int) -> Tensor:
-    """Surrounds normalised images (B,3,H,W) with 0, the mean colour, such that the patches' grid fits exactly.
+    """Surrounds normalized images (B,3,H,W) with 0, the mean color, such that the patches' grid fits exactly.
 
     The grid has ceil(H / stride) rows and ceil(W / stride) columns; place (i, j) stands for the cell of stride x stride
-    pixels that begins at (stride * i, stride * j), and its patch is centred on the cell's middle pixel, at stride // 2
-    from there. The centre of a patch is its pixel patch // 2, each way.
+    pixels that begins at (stride * i, stride * j), and its patch is centerd on the cell's middle pixel, at stride // 2
+    from there. The center of a patch is its pixel patch // 2, each way.
     """
     before = patch // 2 - stride // 2
     ends = [-(-size // stride) * stride - stride + patch - before - size for size in images.shape[2:]]
@@ -130,13 +130,13 @@ def patches_around(images: Tensor, patch: int, stride: int) -> Tensor:
     return pad(images, patch, stride).unfold(2, patch, stride).unfold(3, patch, stride)
 
 
-def draw_centres(mask: Tensor, count: int, balanced: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels to train on, drawn from each picture without replacement, from torch's default generator.
+def draw_centers(mask: Tensor, count: int, balanced: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels to train on, drawn from each image without replacement, from torch's default generator.
 
     Args:
-        mask: int64 (B,H,W), 255 = void, which is drawn only where a picture has fewer pixels than ``count`` beside.
-        count: n, pixels of each picture, at most all of them.
-        balanced: draw the classes of a picture about equally often; else every pixel has the same chance.
+        mask: int64 (B,H,W), 255 = void, which is drawn only where an image has fewer pixels than ``count`` beside.
+        count: n, pixels of each image, at most all of them.
+        balanced: draw the classes of an image about equally often; else every pixel has the same chance.
 
     Returns:
         Their rows, columns and labels, int64 (B,n).
@@ -162,7 +162,7 @@ def classify_each_patch(network: PatchNetwork, images: Tensor, stride: int) -> T
 
     Args:
         network: of patches.
-        images: normalised float (B,3,H,W).
+        images: normalized float (B,3,H,W).
         stride: of the grid, see `pad`.
 
     Returns:
@@ -180,7 +180,7 @@ def classify_densely(network: PatchNetwork, images: Tensor, stride: int) -> Tens
 
     Args:
         network: of patches.
-        images: normalised float (B,3,H,W).
+        images: normalized float (B,3,H,W).
         stride: of the grid, see `pad`; it divides the network's.
 
     Returns:
@@ -203,13 +203,13 @@ def classify_densely(network: PatchNetwork, images: Tensor, stride: int) -> Tens
 
 
 class PatchClassifier(VisionModule):
-    """The patch classifier. Batch: see segmentation in the batch contract, pictures of one size to train on.
+    """The patch classifier. Batch: see segmentation in the batch contract, images of one size to train on.
 
-    Predictions: a map of class ids int64 (h,w) an image. Metrics: see `SegmentationMetrics`; pictures are scored at
+    Predictions: a map of class ids int64 (h,w) an image. Metrics: see `SegmentationMetrics`; images are scored at
     their own size, to which the scores are resized.
 
-    Trained on patches whose centres are drawn anew from each picture, with the class of the centre's pixel; what lies
-    beyond a picture has the mean colour.
+    Trained on patches whose centers are drawn anew from each image, with the class of the center's pixel; what lies
+    beyond an image has the mean color.
 
     Args:
         num_classes: C; ``train.py`` takes it from the data.
@@ -217,9 +217,9 @@ class PatchClassifier(VisionModule):
         backbone, patch, width: see `PatchNetwork`.
         weights: None to train from scratch; DEFAULT or a name of torchvision's weights for VGG16; or a file of these or
             a checkpoint of ours, whose last layer may have other classes.
-        patches_per_image: patches of each picture to train on.
-        balanced: draw the classes of a picture about equally often, not every pixel.
-        inference: ``convolutional`` passes over the whole picture, ``patches`` cuts each out. They give the same but
+        patches_per_image: patches of each image to train on.
+        balanced: draw the classes of an image about equally often, not every pixel.
+        inference: ``convolutional`` passes over the whole image, ``patches`` cuts each out. They give the same but
             for VGG16, see `PatchNetwork.dense`.
         stride: pixels from one patch to the next in inference, a divisor of the network's; None for the network's own.
             In between, scores are interpolated.
@@ -262,7 +262,7 @@ class PatchClassifier(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = self.preprocess(of_one_size(batch["image"]))
-        row, column, label = draw_centres(batch["mask"], self.patches_per_image, self.balanced)
+        row, column, label = draw_centers(batch["mask"], self.patches_per_image, self.balanced)
         image = torch.arange(len(images), device=images.device)[:, None]
         patches = patches_around(images, self.network.patch, 1)[image, :, row, column]
         return {"cross_entropy": cross_entropy(self.network(patches.flatten(0, 1)), label.flatten())}

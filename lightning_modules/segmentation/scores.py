@@ -1,4 +1,4 @@
-"""From scores of pixels to a loss, and to a map of classes at a picture's own size."""
+"""From scores of pixels to a loss, and to a map of classes at an image's own size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def of_each(network: Callable[[Tensor], Tensor], images: Tensor | list[Tensor]) 
 
 
 def sizes_of(batch: dict[str, Any]) -> list[tuple[int, int]] | None:
-    """(height, width) of the pictures as they are on disk, where a batch knows; else None."""
+    """(height, width) of the images as they are on disk, where a batch knows; else None."""
     masks = batch.get("original_mask")
     return None if masks is None else [(mask.shape[0], mask.shape[1]) for mask in masks]
 

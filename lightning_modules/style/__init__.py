@@ -1,1 +1,1 @@
-"""Images learnt from features, and networks that paint: inversion, texture, neural, fast and arbitrary style."""
+"""Images learned from features, and networks that paint: inversion, texture, neural, fast and arbitrary style."""

@@ -1,6 +1,6 @@
 """AdaIN: Huang and Belongie, "Arbitrary Style Transfer in Real-Time with Adaptive Instance Normalization", ICCV 2017.
 
-Mean and deviation of each of a picture's feature maps are exchanged for another picture's, and a decoder makes pixels
+Mean and deviation of each of an image's feature maps are exchanged for another image's, and a decoder makes pixels
 of that: any style in one pass, none of which it has seen before.
 """
 
@@ -48,7 +48,7 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 class Decoder(nn.Sequential):
     """VGG-19 up to relu4_1 backwards: float (B,512,h,w) to (B,3,8h,8w); 3,505,219 parameters.
 
-    Nearest neighbours in place of pooling, borders reflected, no normalisation, no ReLU at the end.
+    Nearest neighbors in place of pooling, borders reflected, no normalization, no ReLU at the end.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Decoder(nn.Sequential):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 assert layer.bias is not None
-                # At first everything is grey, about which pixels are.
+                # At first everything is gray, about which pixels are.
                 nn.init.constant_(layer.bias, 0.5 if layer.out_channels == 3 else 0.0)
 
 
@@ -75,31 +75,31 @@ class Decoder(nn.Sequential):
 class AdaIN(VisionModule):
     """A decoder of features that have changed their style. Batch: ``image``, ``style`` uint8 (B,3,H,W).
 
-    Prediction: ``stylised`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,), whether the encoder's
+    Prediction: ``stylized`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,), whether the encoder's
     weights are random. Loss: ``content``, the distance of the result's features from those that were decoded (not from
-    the picture's), and ``style``, of the means and deviations in four layers. Metrics: ``val/content``, ``val/style``,
-    ``val/loss``, and ``val/style_ratio``, the style's distance in parts of what the pictures have as they are.
+    the image's), and ``style``, of the means and deviations in four layers. Metrics: ``val/content``, ``val/style``,
+    ``val/loss``, and ``val/style_ratio``, the style's distance in parts of what the images have as they are.
 
     The encoder, VGG-19 up to relu4_1 with reflected borders, does not learn; its 3,505,728 parameters (the authors' 12
-    more are what normalises the pixels) are in the checkpoint, which predicts without any other file.
+    more are what normalizes the pixels) are in the checkpoint, which predicts without any other file.
 
     Args:
-        convention: ``authors`` sums the style's distance over channels and weighs it by .01; ``mean``, as in common
+        convention: ``authors`` sums the style's distance over channels and weighs it by 0.01; ``mean``, as in common
             ports, takes the mean and weighs it by 10.
         style_weight: in place of the convention's.
         relative: divide distances by the mean square of what they are compared with; for features of any scale.
         alpha: strength of the style in prediction, 0 to 1.
-        styles: paths of pictures to predict with.
+        styles: paths of images to predict with.
         mix: one number a style, which mixes them; None: equal parts.
-        mask: path of a grey picture: of two styles the first where it is white, the second where it is black.
+        mask: path of a gray image: of two styles the first where it is white, the second where it is black.
         style_size: pixels of the styles' longer sides at most, in prediction.
-        network: of the encoder; vgg19_bn is one whose weights were trained with batch normalisation, of our own.
+        network: of the encoder; vgg19_bn is one whose weights were trained with batch normalization, of our own.
         weights: of the encoder, see `Features`.
         optimizer: see `VisionModule`; the paper's, whose rate falls as 1 / (1 + 5e-5 t): `InverseTime`.
         kwargs: schedule and channels_last of `VisionModule`.
 
     Raises:
-        ValueError: an argument is out of its range, or there is no such picture.
+        ValueError: an argument is out of its range, or there is no such image.
     """
 
     monitor = ("val/loss", "min")
@@ -142,7 +142,7 @@ class AdaIN(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "style" not in batch:
-            raise ValueError("AdaIN: expected pictures of style, found none: --data.styled true")
+            raise ValueError("AdaIN: expected images of style, found none: --data.styled true")
         with torch.no_grad():
             content = self.encoder(batch["image"].float() / 255)[LAYERS[-1]]
             style = self.encoder(batch["style"].float() / 255)
@@ -181,7 +181,7 @@ class AdaIN(VisionModule):
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """Painted with ``styles``."""
         if not self.styles:
-            raise ValueError("styles: expected pictures of style: --model.styles '[painting.jpg]'")
+            raise ValueError("styles: expected images of style: --model.styles '[painting.jpg]'")
         if not self._style_maps:
             for path in self.styles:
                 picture = enlarged(read_style(path, self.style_size).to(self.device), MULTIPLE)
@@ -206,23 +206,23 @@ class AdaIN(VisionModule):
             shares = [content.new_tensor(part) for part in parts]
         mixed = torch.stack([share * maps for share, maps in zip(shares, painted, strict=True)]).sum(0)
         pixels = to_pixels(self.decode(self.alpha * mixed + (1 - self.alpha) * content)[..., :height, :width])
-        return {"stylised": pixels, "random": torch.full((len(pixels),), self.encoder.random)}
+        return {"stylized": pixels, "random": torch.full((len(pixels),), self.encoder.random)}
 
     def build_metrics(self) -> MetricCollection:
         return painting_metrics("content", "style")
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         if "style" not in batch:
-            raise ValueError("AdaIN: expected pictures of style, found none: --data.styled true")
+            raise ValueError("AdaIN: expected images of style, found none: --data.styled true")
         content, style = (self.encoder(batch[key].float() / 255) for key in ("image", "style"))
-        found = self.encoder(predictions["stylised"].float() / 255)
+        found = self.encoder(predictions["stylized"].float() / 255)
         terms = self.distances(found, adain(content[LAYERS[-1]], style[LAYERS[-1]]), style)
         unchanged = self.style_weight * self.style_distance(content, style)
         score_paintings(metrics, terms, unchanged)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["adain"] = {"random": self.encoder.random, "normalisation": self.encoder.normalisation}
+        checkpoint["adain"] = {"random": self.encoder.random, "normalization": self.encoder.normalization}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.encoder.random, self.encoder.normalisation = (checkpoint["adain"][k] for k in ("random", "normalisation"))
+        self.encoder.random, self.encoder.normalization = (checkpoint["adain"][k] for k in ("random", "normalization"))

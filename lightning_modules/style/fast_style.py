@@ -1,7 +1,7 @@
 """Fast style: Johnson, Alahi and Fei-Fei, "Perceptual Losses for Real-Time Style Transfer", ECCV 2016.
 
 What neural style finds in hundreds of steps a network learns to do in one pass, for one style. As in the authors'
-supplement; with instance normalisation (Ulyanov et al. 2016) and resize convolutions, which leave no checkerboard.
+supplement; with instance normalization (Ulyanov et al. 2016) and resize convolutions, which leave no checkerboard.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lightning_modules.style.painting import (
 
 
 def block(channels: int, out: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
-    """Convolution with reflected borders, instance normalisation, ReLU."""
+    """Convolution with reflected borders, instance normalization, ReLU."""
     layers = [
         nn.Conv2d(channels, out, kernel, stride, kernel // 2, padding_mode="reflect"),
         nn.InstanceNorm2d(out, affine=True),
@@ -51,7 +51,7 @@ class Residual(nn.Module):
 
 
 class TransformNetwork(nn.Module):
-    """Normalised images float (B,3,H,W) to as large ones; of width 1 it has 1,679,235 parameters.
+    """Normalized images float (B,3,H,W) to as large ones; of width 1 it has 1,679,235 parameters.
 
     Args:
         width: multiplies all channels.
@@ -81,17 +81,17 @@ class TransformNetwork(nn.Module):
 
 
 class FastStyle(VisionModule):
-    """A network that paints any picture in one style. Batch: ``image`` uint8 (B,3,H,W), contents alone.
+    """A network that paints any image in one style. Batch: ``image`` uint8 (B,3,H,W), contents alone.
 
-    Prediction: ``stylised`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,), whether random features
+    Prediction: ``stylized`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,), whether random features
     taught it. Loss: ``content``, ``style`` and ``tv``, with the Gram matrices' squared Frobenius norm, each divided by
     C H W (equation 4), which is `gram_distance`. Metrics: ``val/style``, ``val/content``, ``val/loss``; and
-    ``val/style_ratio``, the style's distance in parts of what the pictures have as they are.
+    ``val/style_ratio``, the style's distance in parts of what the images have as they are.
 
     The features are needed to train and to measure, not to predict, and are no part of a checkpoint.
 
     Args:
-        style: path of the picture whose style it is.
+        style: path of the image whose style it is.
         style_size: pixels of its longer side at most: its strokes come out as large as they are in these pixels.
         content_layer: relu2_2 in the paper, relu3_3 in their code's models.
         style_layers: VGG-16's.
@@ -143,7 +143,7 @@ class FastStyle(VisionModule):
         if stage == "predict" or self._features:
             return
         if self.style is None:
-            raise ValueError("style: expected the picture whose style is learnt: --model.style PICTURE")
+            raise ValueError("style: expected the image whose style is learned: --model.style PICTURE")
         layers = list(dict.fromkeys([self.content_layer, *self.style_layers]))
         picture = read_style(self.style, self.style_size)
         features = Features(layers, self.feature_network, self.weights).to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -194,14 +194,14 @@ class FastStyle(VisionModule):
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         pixels = to_pixels(self.paint(stacked(images)))
-        return {"stylised": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
+        return {"stylized": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
 
     def build_metrics(self) -> MetricCollection:
         return painting_metrics("content", "style", *(["tv"] if self.tv_weight else []))
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         content = stacked(batch["image"]).float() / 255
-        terms = self.distances(predictions["stylised"].float() / 255, content)
+        terms = self.distances(predictions["stylized"].float() / 255, content)
         unchanged = self.style_weight * self.style_distance(self.features(content))
         score_paintings(metrics, terms, unchanged)
 

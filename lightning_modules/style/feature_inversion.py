@@ -1,6 +1,6 @@
 """Feature inversion: Mahendran and Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR 2015.
 
-What a layer knows of a picture is shown by an image that looks the same to it. Constants are those of the authors' code
+What a layer knows of an image is shown by an image that looks the same to it. Constants are those of the authors' code
 (deep-goggle), where an image is its pixels on a scale of 0..255 without their mean.
 """
 
@@ -23,13 +23,13 @@ SIGMA = 27098.1 / (3 * 227 * 227) ** 0.5
 
 
 class FeatureInversion(LearnedImage):
-    """An image with a picture's activations in one layer; see `LearnedImage`.
+    """An image with an image's activations in one layer; see `LearnedImage`.
 
     Loss: ``feature``, |F - F0|^2 / |F0|^2; ``tv``, tv_weight / 2 TV^beta / s^2; ``alpha``, alpha_weight / 2 sum |x|^6
     / s^2, with s^2 what the squared norm of an image of this size is on average. All of it times (s / 255)^2, so that
     learning rates are the authors', whose own steps are as long.
 
-    Metrics: ``val/psnr`` of the image against the picture in dB, beside the terms.
+    Metrics: ``val/psnr`` of the image against the image in dB, beside the terms.
 
     Args:
         layer: see `Features`.
@@ -37,7 +37,7 @@ class FeatureInversion(LearnedImage):
         beta: of the total variation.
         alpha_weight: keeps pixels within their range.
         network, weights, pooling, rescaled, start, bounded, optimizer: see `LearnedImage`. The authors' is gradient
-            descent with a momentum of .9 and a rate of .004, a tenth of it after 100 steps, a hundredth after 300.
+            descent with a momentum of 0.9 and a rate of 0.004, a tenth of it after 100 steps, a hundredth after 300.
         schedule, channels_last: see `VisionModule`.
 
     Raises:

@@ -87,8 +87,8 @@ class Decoder(nn.Module):
 class InversionNetwork(VisionModule):
     """A decoder of one layer's activations. Batch: ``image`` uint8 (B,3,H,W).
 
-    Prediction: ``stylised`` uint8 (B,3,H,W), the images made of their activations, and ``random`` bool (B,), whether
-    the encoder's weights are random. Loss: ``image``, the mean squared error of the normalised pixels; with
+    Prediction: ``stylized`` uint8 (B,3,H,W), the images made of their activations, and ``random`` bool (B,), whether
+    the encoder's weights are random. Loss: ``image``, the mean squared error of the normalized pixels; with
     ``intermediate`` also ``features``, each level's distance from the encoder's pooled maps, in parts of their mean
     square (SWWAE's "all").
     Metrics: ``val/psnr`` in dB, of all pixels together.
@@ -154,7 +154,7 @@ class InversionNetwork(VisionModule):
         return self._features[0].to(self.device)
 
     def decode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What the decoder's blocks give, normalised pixels last, and the encoder's pooled maps from the first on."""
+        """What the decoder's blocks give, normalized pixels last, and the encoder's pooled maps from the first on."""
         with torch.no_grad():
             found = self.features(images.float() / 255)
             pooled, switches, sizes = [], [], []
@@ -188,13 +188,13 @@ class InversionNetwork(VisionModule):
         levels, _ = self.decode(images)
         self.preprocess(images[:1])  # brings the mean to the device
         pixels = (levels[-1].float() * self._pixel_std + self._pixel_mean).clamp(0, 255).round().to(torch.uint8)
-        return {"stylised": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
+        return {"stylized": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
 
     def build_metrics(self) -> MetricCollection:
         return MetricCollection({"psnr": PSNR()})
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions["stylised"], batch["image"])
+        metrics.update(predictions["stylized"], batch["image"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the name of the weights: they are not in the checkpoint."""

@@ -29,7 +29,7 @@ class LearnedImage(VisionModule):
 
     A subclass says what is compared: ``make_targets(batch)``, called once, and ``distances(image)``, the named terms of
     the loss. Batch: ``image``, the content, and ``style``, uint8 (1,3,H,W), always the same pair (`ImagePair`).
-    Prediction: ``stylised`` uint8 (1,3,H,W), the image, and ``random`` bool (1,), whether its features were random.
+    Prediction: ``stylized`` uint8 (1,3,H,W), the image, and ``random`` bool (1,), whether its features were random.
     Metrics: ``val/loss`` and its terms, at the image as it is drawn.
 
     The features are no part of a checkpoint: whoever goes on with it needs the same weights.
@@ -95,7 +95,7 @@ class LearnedImage(VisionModule):
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit":
             if data is None:
-                raise ValueError(f"{type(self).__name__}: the picture comes from a datamodule: give one (ImagePair)")
+                raise ValueError(f"{type(self).__name__}: the image comes from a datamodule: give one (ImagePair)")
             sample = data.dataset("train")[0]
             self._check_memory(sample["image"])
             if self.image is None:
@@ -127,7 +127,7 @@ class LearnedImage(VisionModule):
         except RuntimeError:
             raise ValueError(
                 f"{name}: of {width}x{height} pixels nothing is left in {self.feature_options['layers'][-1]}: "
-                "take a larger picture, or an earlier layer"
+                "take a larger image, or an earlier layer"
             ) from None
         free = free_memory(self.device)
         if free is not None and needed > SHARE * free:
@@ -170,16 +170,16 @@ class LearnedImage(VisionModule):
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """The image, whatever is given."""
         if self.image is None:
-            raise ValueError(f"{type(self).__name__}: no image was learnt: --ckpt_path CHECKPOINT")
+            raise ValueError(f"{type(self).__name__}: no image was learned: --ckpt_path CHECKPOINT")
         pixels = to_pixels(self.image.detach())
-        return {"stylised": pixels, "random": torch.tensor([self.feature_options["weights"] == "random"])}
+        return {"stylized": pixels, "random": torch.tensor([self.feature_options["weights"] == "random"])}
 
     def build_metrics(self) -> MetricCollection:
         return MetricCollection({}, compute_groups=False)
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         self.targets(batch)
-        image = predictions["stylised"].to(self.device).float() / 255
+        image = predictions["stylized"].to(self.device).float() / 255
         values = {name: term.detach() for name, term in self.distances(image).items()}
         values["loss"] = torch.stack(list(values.values())).sum()
         for name, value in {**values, **self.measures(image, batch)}.items():
@@ -207,7 +207,7 @@ def keep_in_bounds(
 ) -> None:
     """Brings an image back between its bounds after a step, and keeps L-BFGS from running away.
 
-    L-BFGS without a line search takes the step that its picture of the curvature suggests, which early on may be a
+    L-BFGS without a line search takes the step that its image of the curvature suggests, which early on may be a
     hundred times too long and ends with every pixel at a bound. So that no pixel moves by more than `LONGEST` a step
     is shortened. What it learns the curvature from is the step that was made and not the one that it wanted.
 
@@ -233,7 +233,7 @@ def memory_of(features: Features, height: int, width: int) -> int:
     """Bytes that a step takes: all activations, their gradients, and the weights.
 
     Raises:
-        RuntimeError: the picture is too small for the layers.
+        RuntimeError: the image is too small for the layers.
     """
     counted: list[int] = []
     empty = copy.deepcopy(features).to("meta")

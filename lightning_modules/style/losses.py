@@ -1,4 +1,4 @@
-"""What style transfer minimises: distances of activations, of their Gram matrices, and how rough an image is.
+"""What style transfer minimizes: distances of activations, of their Gram matrices, and how rough an image is.
 
 Everything is float32, also under autocast: sums of squares over an image leave float16's range.
 """

@@ -1,6 +1,6 @@
 """Neural style: Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016.
 
-An image is changed until its activations in a deep layer are those of one picture, and its Gram matrices, layer by
+An image is changed until its activations in a deep layer are those of one image, and its Gram matrices, layer by
 layer, those of another. Weights and start are those of the authors' code.
 """
 
@@ -24,7 +24,7 @@ STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 
 class NeuralStyle(LearnedImage):
-    """A picture painted in the style of another; see `LearnedImage`.
+    """An image painted in the style of another; see `LearnedImage`.
 
     Loss: ``content``, the mean squared difference of activations, and ``style``, the sum over layers of the Gram
     matrices' mean squared difference times 1000 / N^2, N being the layer's maps.
@@ -70,7 +70,7 @@ class NeuralStyle(LearnedImage):
 
     def make_targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if "style" not in batch:
-            raise ValueError("NeuralStyle: expected a picture of style, found none: --data.style PICTURE")
+            raise ValueError("NeuralStyle: expected an image of style, found none: --data.style PICTURE")
         content, style = self.features(batch["image"]), self.features(batch["style"])
         return {
             **{f"content {name}": content[name].float() for name in self.content_layers},

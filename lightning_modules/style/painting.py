@@ -1,4 +1,4 @@
-"""What the systems that paint share: styles read and mixed, sizes, pixels, and how painted pictures are scored."""
+"""What the systems that paint share: styles read and mixed, sizes, pixels, and how painted images are scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST = 16  # pixels a side: the deepest maps have a quarter or an eighth of the
 
 
 def read_style(path: str, longest: int | None) -> Tensor:
-    """A picture as float (1,3,H,W) in 0..1, its longer side at most so many pixels.
+    """An image as float (1,3,H,W) in 0..1, its longer side at most so many pixels.
 
     Turned as its camera says, white where it is transparent; of 16 bits the upper 8.
 
@@ -32,7 +32,7 @@ def read_style(path: str, longest: int | None) -> Tensor:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"style: expected a picture, found {path}: {error}") from None
+        raise ValueError(f"style: expected an image, found {path}: {error}") from None
     if longest is not None and max(picture.size) > longest:
         scale = longest / max(picture.size)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -69,7 +69,7 @@ def stacked(images: Tensor | list[Tensor]) -> Tensor:
     if isinstance(images, Tensor):
         return images
     if len({image.shape for image in images}) > 1:
-        raise ValueError("image: expected pictures of one size, found several: --data.batch_size 1")
+        raise ValueError("image: expected images of one size, found several: --data.batch_size 1")
     return torch.stack(images)
 
 
@@ -85,17 +85,17 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def painting_metrics(*terms: str) -> MetricCollection:
-    """Means over a set's pictures of the loss's terms, of the loss, and of ``style_ratio``; see `score_paintings`."""
+    """Means over a set's images of the loss's terms, of the loss, and of ``style_ratio``; see `score_paintings`."""
     means = {name: MeanMetric() for name in (*terms, "loss", "style_ratio")}
     return MetricCollection(means, compute_groups=False)  # type: ignore[arg-type]
 
 
 def score_paintings(metrics: MetricCollection, terms: dict[str, Tensor], unchanged: Tensor) -> None:
-    """Adds painted pictures to `painting_metrics`.
+    """Adds painted images to `painting_metrics`.
 
     Args:
         terms: of the loss, float (B,) each, among them ``style``.
-        unchanged: the term ``style`` of the pictures as they were. What is left of it is the picture's style_ratio.
+        unchanged: the term ``style`` of the images as they were. What is left of it is the image's style_ratio.
     """
     values = {**terms, "loss": torch.stack(list(terms.values())).sum(0), "style_ratio": terms["style"] / unchanged}
     for name, value in values.items():

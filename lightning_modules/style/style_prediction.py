@@ -2,7 +2,7 @@
 artistic stylization network", BMVC 2017.
 
 One network looks at a painting and says in a hundred numbers what its style is; another paints, its instance
-normalisations scaled and shifted by what follows from these numbers. Styles become places between which one can walk.
+normalizations scaled and shifted by what follows from these numbers. Styles become places between which one can walk.
 Constants are those of the authors' code (magenta).
 """
 
@@ -40,7 +40,7 @@ EMBEDDING = 100
 
 
 class Predictor(nn.Module):
-    """Paintings float (B,3,H,W), normalised to -1..1, to their styles (B,100): Inception-v3 up to Mixed_6e, the mean.
+    """Paintings float (B,3,H,W), normalized to -1..1, to their styles (B,100): Inception-v3 up to Mixed_6e, the mean.
 
     8,965,856 parameters of Inception and 76,900 of the layer that makes the numbers.
     """
@@ -67,7 +67,7 @@ class Predictor(nn.Module):
 
 
 class ConditionalNorm(nn.Module):
-    """A convolution with reflected borders; instance normalisation with a scale and a shift that are given.
+    """A convolution with reflected borders; instance normalization with a scale and a shift that are given.
 
     Args:
         channels, out: in and out.
@@ -78,7 +78,7 @@ class ConditionalNorm(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(channels, out, kernel, padding=kernel // 2, padding_mode="reflect")
         self.beta, self.gamma = nn.Linear(EMBEDDING, out), nn.Linear(EMBEDDING, out)
-        # At first every style is the plain normalisation, nearly.
+        # At first every style is the plain normalization, nearly.
         for layer, bias in ((self.beta, 0.0), (self.gamma, 1.0)):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.bias, bias)
@@ -91,7 +91,7 @@ class ConditionalNorm(nn.Module):
 class Transformer(nn.Module):
     """Images float (B,3,H,W) and styles (B,100) to painted images, 0..1.
 
-    13 normalisations take 2,758 numbers, which 278,558 parameters make of a style.
+    13 normalizations take 2,758 numbers, which 278,558 parameters make of a style.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
 class StylePrediction(VisionModule):
     """A painter of any style and the network that predicts styles. Batch: ``image``, ``style`` uint8 (B,3,H,W).
 
-    Prediction: ``stylised`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,). Loss: ``content``,
+    Prediction: ``stylized`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,). Loss: ``content``,
     ``style``, the sum over layers of the Gram matrices' mean squared difference, and ``tv``, of pixels, half the mean
     square. Metrics: ``val/content``, ``val/style``, ``val/loss``, and ``val/style_ratio``, as `AdaIN`'s.
 
@@ -128,8 +128,8 @@ class StylePrediction(VisionModule):
         content_layer, style_layers: VGG-16's, whose pooling is average.
         content_weight, style_weight, tv_weight: the authors', for Caffe's weights of VGG-16.
         relative: divide distances by the mean square of what they are compared with; for features of any scale.
-        alpha: w of w S(style) + (1 - w) S(content) in prediction: 0 paints a picture in its own style.
-        styles: paths of pictures to predict with.
+        alpha: w of w S(style) + (1 - w) S(content) in prediction: 0 paints an image in its own style.
+        styles: paths of images to predict with.
         mix: one number a style: where between them; None: in the middle.
         style_size: pixels of the styles' longer sides at most, in prediction.
         predictor_weights: of Inception-v3, see `find_weights`; None: from scratch.
@@ -138,7 +138,7 @@ class StylePrediction(VisionModule):
         kwargs: schedule and channels_last of `VisionModule`.
 
     Raises:
-        ValueError: an argument is out of its range, or there is no such picture.
+        ValueError: an argument is out of its range, or there is no such image.
     """
 
     monitor = ("val/loss", "min")
@@ -209,7 +209,7 @@ class StylePrediction(VisionModule):
     @staticmethod
     def _pair(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if "style" not in batch:
-            raise ValueError("StylePrediction: expected pictures of style, found none: --data.styled true")
+            raise ValueError("StylePrediction: expected images of style, found none: --data.styled true")
         return batch["image"].float() / 255, batch["style"].float() / 255
 
     def distances(self, painted: Tensor, true: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -246,7 +246,7 @@ class StylePrediction(VisionModule):
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """Painted with ``styles``."""
         if not self.styles:
-            raise ValueError("styles: expected pictures of style: --model.styles '[painting.jpg]'")
+            raise ValueError("styles: expected images of style: --model.styles '[painting.jpg]'")
         if self._style is None:
             paintings = [read_style(path, self.style_size).to(self.device) for path in self.styles]
             parts = [share * self.embed(painting) for share, painting in zip(self.shares, paintings, strict=True)]
@@ -264,7 +264,7 @@ class StylePrediction(VisionModule):
         if self.alpha < 1:
             style = self.alpha * style + (1 - self.alpha) * self.embed(content)
         pixels = to_pixels(self.paint(content, style))
-        return {"stylised": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
+        return {"stylized": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
 
     def build_metrics(self) -> MetricCollection:
         return painting_metrics("content", "style", *(["tv"] if self.tv_weight else []))
@@ -272,7 +272,7 @@ class StylePrediction(VisionModule):
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         content, style = self._pair(batch)
         plain, wanted = self.features(content), self.features(style)
-        terms = self.distances(predictions["stylised"].float() / 255, plain[self.content_layer], wanted)
+        terms = self.distances(predictions["stylized"].float() / 255, plain[self.content_layer], wanted)
         unchanged = self.style_weight * self.style_distance(plain, wanted)
         score_paintings(metrics, terms, unchanged)
 

@@ -1,6 +1,6 @@
 """Texture synthesis: Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural Networks", NeurIPS 2015.
 
-Noise is changed until its Gram matrices are those of a picture: what the picture is made of, and not where.
+Noise is changed until its Gram matrices are those of an image: what the image is made of, and not where.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ LAYERS = ("conv1_1", "pool1", "pool2", "pool3", "pool4")
 
 
 class TextureSynthesis(LearnedImage):
-    """A texture like a picture; see `LearnedImage`.
+    """A texture like an image; see `LearnedImage`.
 
     Loss: each layer's energy (`texture_energy`), named as the layer.
 
     Args:
         layers: all up to one are a texture of its depth.
-        relative: divide each energy by that of a black picture, sum G'^2 / (4 N^2), so that all layers weigh the same;
+        relative: divide each energy by that of a black image, sum G'^2 / (4 N^2), so that all layers weigh the same;
             for features of any scale, random ones above all.
-        network, weights, pooling, rescaled, start, bounded, optimizer: see `LearnedImage`. Pixels keep to the picture's
+        network, weights, pooling, rescaled, start, bounded, optimizer: see `LearnedImage`. Pixels keep to the image's
             own least and greatest values.
         schedule, channels_last: see `VisionModule`.
     """

@@ -1,4 +1,4 @@
-"""The style benchmarks at a small size: what they print, that the peers compute the same, and their pictures."""
+"""The style benchmarks at a small size: what they print, that the peers compute the same, and their images."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from visualization.classification import draw_classification, top_classes
 from visualization.drawing import GREEN, RED, fit
 
 
-def has(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
-    return bool((np.asarray(picture) == colour).all(axis=-1).sum() > 100)
+def has(picture: Image.Image, color: tuple[int, int, int]) -> bool:
+    return bool((np.asarray(picture) == color).all(axis=-1).sum() > 100)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def test_right_is_green_and_wrong_is_red() -> None:
     assert (has(right, GREEN), has(right, RED)) == (True, False)
     assert (has(wrong, GREEN), has(wrong, RED)) == (False, True)
     assert (has(unknown, GREEN), has(unknown, RED)) == (False, False)
-    # The picture itself stays as it is, above the text.
+    # The image itself stays as it is, above the text.
     assert np.asarray(right)[:256].tolist() == np.asarray(image).tolist()
 
 

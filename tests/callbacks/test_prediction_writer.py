@@ -48,7 +48,7 @@ def test_every_picture_has_a_copy_a_record_and_a_row(tmp_path: Path, capsys: pyt
     assert (rows[0]["class4"], rows[0]["probability5"]) == ("", "")
     assert not list(run.glob("*.jsonl"))
     out = capsys.readouterr().out
-    assert f"7 pictures: {run}/predictions.json" in out
+    assert f"7 images: {run}/predictions.json" in out
 
 
 def test_a_killed_run_leaves_its_lines(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_odd_and_broken_pictures(tmp_path: Path) -> None:
     clear = tmp_path / "clear.png"
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(clear)
     assert read_original(str(clear), CROP).mode == "RGB"
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     for name in ("broken.jpg", "missing.jpg"):
         assert read_original(str(tmp_path / name), CROP).getpixel((0, 0)) == (77, 77, 77)
 

@@ -41,7 +41,7 @@ class Files(Dataset):
 
 
 class Tiny(pl.LightningModule):
-    """Predicts class 0 for even positions of the batch and the truth's neighbour for odd ones, by the pixels alone."""
+    """Predicts class 0 for even positions of the batch and the truth's neighbor for odd ones, by the pixels alone."""
 
     def __init__(self, names: list[str] | None = NAMES, fail_at: int | None = None, sleep: float = 0.0) -> None:
         super().__init__()

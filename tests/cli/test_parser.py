@@ -47,7 +47,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of eight training and four validation pictures."""
+    """Three classes of eight training and four validation images."""
     folder = tmp_path_factory.mktemp("data")
     write_imagenet(str(folder), classes=3, train=8, val=4, size=32)
     return folder
@@ -258,7 +258,7 @@ def test_predict_needs_only_the_checkpoint(trained: Path, data: Path, tmp_path: 
 
 
 def test_wandb_gets_everything(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back from the offline run: metrics, configuration, pictures, tables, learning rate, throughput."""
+    """Read back from the offline run: metrics, configuration, images, tables, learning rate, throughput."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     quick = [word for word in QUICK if word not in ("--wandb.mode", "disabled")]
@@ -339,7 +339,7 @@ SMALL_DETECTORS = {
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VOC2007 and VOC2012, 12 training and 6 validation pictures each, of the classes that BCCD's configs name."""
+    """VOC2007 and VOC2012, 12 training and 6 validation images each, of the classes that BCCD's configs name."""
     folder = tmp_path_factory.mktemp("VOC")
     names = write_voc(str(folder), classes=3, train=4, val=2, size=64)
     for path in folder.rglob("*.xml"):
@@ -418,7 +418,7 @@ SMALL_SEGMENTERS = {
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A devkit with masks, 12 training and 4 validation pictures with the ids 0 to 3."""
+    """A devkit with masks, 12 training and 4 validation images with the ids 0 to 3."""
     folder = tmp_path_factory.mktemp("masks")
     write_voc_segmentation(str(folder), classes=3, train=12, val=4, size=64)
     (folder / "classes.txt").write_text("sky\nbuilding\npole\nroad\n")
@@ -556,7 +556,7 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
 def test_detections_of_pictures_and_of_a_video(
     devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the checkpoint alone; boxes lie in the pictures' own pixels."""
+    """From the checkpoint alone; boxes lie in the images' own pixels."""
     cli.parser.run([
         "fit", "--model", "YOLOv1", "--model.grid", "2", "--model.input_size", "128", "--model.width", "0.05",
         "--model.hidden", "16", "--model.batch_norm", "true", "--data", "VOCDetection", "--data.image_size", "128",
@@ -592,7 +592,7 @@ def test_detections_of_pictures_and_of_a_video(
 
 
 def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """A model that was trained on grey faces is given photographs of two people, of one and of nobody."""
+    """A model that was trained on gray faces is given photographs of two people, of one and of nobody."""
     config = str(ROOT / "configs" / "classification" / "mini_xception_fer2013.yaml")
     data = roots["FER2013"]
     cli.parser.run([
@@ -607,7 +607,7 @@ def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: 
     assert [len(record["faces"]) for record in records] == [0, 0, 1, 1, 2, 2]
     assert all(face["aligned"] for record in records for face in record["faces"])
     assert records[-1]["faces"][0]["predictions"][0]["class"] in EMOTIONS
-    assert "no face found in 2 of 6 pictures" in capsys.readouterr().out
+    assert "no face found in 2 of 6 images" in capsys.readouterr().out
 
 
 def test_attributes_are_predicted_from_the_checkpoint_alone(

@@ -1,4 +1,4 @@
-"""Boxes stay on their objects and keep their labels, whatever is done to the picture."""
+"""Boxes stay on their objects and keep their labels, whatever is done to the image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BOXES = np.array(
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
-    """Rectangles of pure colours upon black, 200x200, lossless."""
+    """Rectangles of pure colors upon black, 200x200, lossless."""
     pixels = np.zeros((200, 200, 3), np.uint8)
     for (x0, y0, x1, y1), color in zip(BOXES.astype(int), COLORS, strict=True):
         pixels[y0:y1, x0:x1] = color
@@ -37,7 +37,7 @@ def picture(tmp_path: Path) -> str:
 
 
 def where(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float, float, float] | None:
-    """The rectangle of a colour in (H,W,3)."""
+    """The rectangle of a color in (H,W,3)."""
     mask = (np.abs(image.astype(int) - color) < 60).all(2)
     if not mask.any():
         return None
@@ -100,20 +100,20 @@ def test_a_shorter_side_of_600_unless_the_longer_would_pass_1000(tmp_path: Path)
         assert tuple(transform(path, none)[0].shape[1:]) == expected
 
 
-def test_iou_crops_overlap_an_object_and_hold_a_centre() -> None:
-    centres = (BOXES[:, :2] + BOXES[:, 2:]) / 2
+def test_iou_crops_overlap_an_object_and_hold_a_center() -> None:
+    centers = (BOXES[:, :2] + BOXES[:, 2:]) / 2
     crops = []
     for seed in range(300):
         random.seed(seed)
         crop = iou_crop((0, 0, 200, 200), BOXES)
         if crop != (0, 0, 200, 200):
             crops.append(crop)
-            assert ((centres > crop[:2]) & (centres < crop[2:])).all(1).any()
+            assert ((centers > crop[:2]) & (centers < crop[2:])).all(1).any()
             assert crop[0] >= 0
             assert crop[2] <= 200
     sizes = np.array([(c[2] - c[0], c[3] - c[1]) for c in crops])
     assert 120 < len(crops) < 290
-    # Sides of scale * sqrt(aspect): between .3 * sqrt(.5) and 1.
+    # Sides of scale * sqrt(aspect): between 0.3 * sqrt(0.5) and 1.
     assert sizes.min() >= 0.3 * np.sqrt(0.5) * 200 - 1
     assert sizes.max() <= 200
     aspects = sizes[:, 0] / sizes[:, 1]
@@ -134,13 +134,13 @@ def test_boxes_are_clipped_or_left_out() -> None:
     moved, kept = move(boxes, (0, 0, 100, 100), (200, 200))
     assert kept.tolist() == [0, 1, 3]
     np.testing.assert_allclose(moved, [[0, 0, 20, 20], [190, 80, 200, 120], [199, 0, 200, 80]])
-    _, kept = move(boxes, (0, 0, 100, 100), (200, 200), by_centre=True)
+    _, kept = move(boxes, (0, 0, 100, 100), (200, 200), by_center=True)
     assert kept.tolist() == [0]
-    # A tiny object of a large picture is smaller than a pixel, but it is there.
+    # A tiny object of a large image is smaller than a pixel, but it is there.
     assert move(np.array([[1, 1, 3, 3]], np.float32), (0, 0, 1000, 1000), (100, 100))[1].tolist() == [0]
 
 
-def test_beyond_the_picture_is_the_mean_colour() -> None:
+def test_beyond_the_picture_is_the_mean_color() -> None:
     image = render(np.zeros((10, 20, 3), np.uint8), (-20, -10, 20, 10), (40, 80))
     assert (image[20:, 40:] == 0).all()
     assert (image[:20] == (124, 116, 104)).all()
@@ -155,7 +155,7 @@ def test_photometric_distortion_moves_no_pixel_and_stays_moderate() -> None:
         random.seed(seed)
         changed = distort_ssd(ramp)
         assert changed.shape == ramp.shape
-        assert (np.diff(changed[0].astype(int), axis=0) >= 0).all()  # grey stays in order
+        assert (np.diff(changed[0].astype(int), axis=0) >= 0).all()  # gray stays in order
         changes.append(np.abs(changed.astype(int) - ramp).mean())
     assert min(changes) < 2
     assert 10 < max(changes) < 90
@@ -193,7 +193,7 @@ def test_yolov2_turns_the_hue_by_a_tenth_at_most(picture: str) -> None:
     [
         ({"size": 0}, "size: expected 1 or more, found 0"),
         ({"size": 8, "expand": 0.5}, "expand: expected 1 or more"),
-        ({"size": 8, "jitter": 0.5}, "jitter: expected 0 to .5"),
+        ({"size": 8, "jitter": 0.5}, "jitter: expected 0 to 0.5"),
         ({"size": 8, "photometric": "none of them"}, "photometric: expected none, ssd, yolo or yolo2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every kind of picture file becomes the right RGB values, or one line that names the file and the reason."""
+"""Every kind of image file becomes the right RGB values, or one line that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_jpeg(tmp_path: Path, options: dict) -> None:
     assert_pixels(save(tmp_path / "x.jpg", RGB, quality=97, **options), RGB, 8)
 
 
-def test_grey(tmp_path: Path) -> None:
+def test_gray(tmp_path: Path) -> None:
     assert_pixels(save(tmp_path / "x.png", GREY), GREY_RGB)
     assert_pixels(save(tmp_path / "x.jpg", GREY, quality=97), GREY_RGB, 3)
 
@@ -74,8 +74,8 @@ def test_palette(tmp_path: Path) -> None:
 
 def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
     assert_pixels(save(tmp_path / "rgba.png", np.dstack([RGB, ALPHA])), ON_WHITE)
-    grey = np.where(X[..., None] < 20, 255, GREY_RGB).astype(np.uint8)
-    assert_pixels(save(tmp_path / "la.png", np.dstack([GREY_RGB, ALPHA]), "LA"), grey, 1)
+    gray = np.where(X[..., None] < 20, 255, GREY_RGB).astype(np.uint8)
+    assert_pixels(save(tmp_path / "la.png", np.dstack([GREY_RGB, ALPHA]), "LA"), gray, 1)
 
 
 def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, extension: str) -> None:
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path, extension: str) -> None:
     values = (X * 1000 + Y).astype(np.uint16)
     path = str(tmp_path / f"x.{extension}")
     cv2.imwrite(path, values)
@@ -103,7 +103,7 @@ def test_16_bit_rgb(tmp_path: Path) -> None:
 def test_float_pixels_are_0_to_1_or_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "x.tif", (GREY / 255).astype(np.float32))
     assert_pixels(path, GREY_RGB)
-    with pytest.raises(BrokenImageError, match=r"expected 0\.\.1, found 0\.\.236"):
+    with pytest.raises(BrokenImageError, match=r"expected 0\.\0.1, found 0\.\0.236"):
         read_image(save(tmp_path / "y.tif", GREY.astype(np.float32)))
 
 
@@ -192,7 +192,7 @@ def test_damage_within_a_crop_is_noticed_where_the_rows_below_are_not_decoded(tm
         cut = data[: start + int(part * (len(data) - start))]
         with pytest.raises(BrokenImageError, match="truncated"):
             EncodedImage(write(tmp_path / "x.jpg", cut)).crop((0, 0, 60, 64), (60, 64))
-    # A marker amid the first rows ends the picture there.
+    # A marker amid the first rows ends the image there.
     ended = data[: start + 200] + b"\xff\xd9" + data[start + 202 :]
     image = EncodedImage(write(tmp_path / "y.jpg", ended))
     try:
@@ -243,8 +243,8 @@ def test_bytes_after_the_picture_are_merely_odd(tmp_path: Path) -> None:
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     assert broken(write(tmp_path / "a.jpg", b"")) == "empty file (0 bytes)"
-    assert "not a picture" in broken(write(tmp_path / "b.jpg", b"<html>404</html>"))
-    assert "not a picture" in broken(write(tmp_path / "c.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n"))
+    assert "not an image" in broken(write(tmp_path / "b.jpg", b"<html>404</html>"))
+    assert "not an image" in broken(write(tmp_path / "c.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n"))
     (tmp_path / "d.jpg").mkdir()
     assert "directory" in broken(str(tmp_path / "d.jpg"))
     assert "No such file" in broken(str(tmp_path / "e.jpg"))
@@ -267,7 +267,7 @@ def test_an_absurdly_large_picture(tmp_path: Path) -> None:
 def test_the_error_survives_pickling_and_a_workers_traceback() -> None:
     error = BrokenImageError("a/b c.jpg", "truncated\npicture: x")
     copy = pickle.loads(pickle.dumps(error))
-    assert (copy.path, copy.reason, str(copy)) == ("a/b c.jpg", "truncated picture: x", str(error))
+    assert (copy.path, copy.reason, str(copy)) == ("a/b c.jpg", "truncated image: x", str(error))
     told = f"Caught BrokenImageError in worker 0.\nTraceback:\n  ...\ndatamodules.images.BrokenImageError: {error}\n"
     assert str(BrokenImageError(told)) == str(error)
 
@@ -285,10 +285,10 @@ def test_list_images(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"expected pictures .*found an empty folder"):
+    with pytest.raises(DatasetError, match=r"expected images .*found an empty folder"):
         list_images(str(tmp_path))
     (tmp_path / "note.txt").touch()
     with pytest.raises(DatasetError, match=r"1 other files such as note\.txt"):
         list_images(str(tmp_path))
-    with pytest.raises(DatasetError, match="expected a folder of pictures, found nothing"):
+    with pytest.raises(DatasetError, match="expected a folder of images, found nothing"):
         list_images(str(tmp_path / "missing"))

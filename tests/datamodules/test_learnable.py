@@ -1,4 +1,4 @@
-"""From the drawn pictures of food and scenes the label can be learned; where labels are shuffled there is nothing."""
+"""From the drawn images of food and scenes the label can be learned; where labels are shuffled there is nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES, SIDE = 4, 24
 
 
 def tensors(data: ClassificationData, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pictures of a split on -1..1 and their labels, read as in evaluation."""
+    """All images of a split on -1..1 and their labels, read as in evaluation."""
     data.train_transform = data.eval_transform  # type: ignore[assignment]
     samples = data.dataset(split)  # type: ignore[arg-type]
     pictures = torch.stack([samples[i]["image"] for i in range(len(samples))])

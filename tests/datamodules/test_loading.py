@@ -1,4 +1,4 @@
-"""Order, seeds, resumption and unreadable pictures: what every datamodule has from its base."""
+"""Order, seeds, resumption and unreadable images: what every datamodule has from its base."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_the_main_process_keeps_its_random_state(root: str) -> None:
     assert (np.random.rand(), torch.rand(1)) == expected
 
 
-# --- pictures that cannot be read -------------------------------------------------------------------------------------
+# --- images that cannot be read -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_evaluation_stops_at_them_otherwise(damaged: str, workers: int) -> None:
 def test_a_split_without_one_readable_picture(damaged: str) -> None:
     for picture in Path(damaged, "train").rglob("*.JPEG"):
         picture.write_bytes(b"")
-    with pytest.raises(RuntimeError, match="not one of the 15 pictures could be read"):
+    with pytest.raises(RuntimeError, match="not one of the 15 images could be read"):
         batches(module(damaged))
 
 

@@ -1,4 +1,4 @@
-"""Crops, flips and colours against torchvision's distributions and the papers' formulas."""
+"""Crops, flips and colors against torchvision's distributions and the papers' formulas."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_flip(tmp_path: Path) -> None:
 
 
 def test_pca_jitter_shifts_along_the_principal_components() -> None:
-    grey = np.full((4, 4, 3), 128, np.uint8)
-    shifts = np.array([pca_color_jitter(grey, 0.1)[0, 0].astype(float) - 128 for _ in range(4000)])
+    gray = np.full((4, 4, 3), 128, np.uint8)
+    shifts = np.array([pca_color_jitter(gray, 0.1)[0, 0].astype(float) - 128 for _ in range(4000)])
     expected = 255**2 * PCA_DIRECTIONS @ np.diag((0.1 * PCA_SCALE) ** 2) @ PCA_DIRECTIONS.T
     np.testing.assert_allclose(np.cov(shifts.T), expected, atol=2)  # rounding to uint8 adds 1/12
     assert np.abs(shifts.mean(0)).max() < 0.5

@@ -16,7 +16,7 @@ from errors import BrokenImageError, DatasetError
 
 
 def write_video(path: Path, frames: int = 12) -> Path:
-    """A video of 48x32 pixels whose frame k is grey of the value 10 + 15k, and its upper half red."""
+    """A video of 48x32 pixels whose frame k is gray of the value 10 + 15k, and its upper half red."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (48, 32))
     for k in range(frames):
         pixels = np.full((32, 48, 3), 10 + 15 * k, np.uint8)
@@ -26,7 +26,7 @@ def write_video(path: Path, frames: int = 12) -> Path:
     return path
 
 
-def grey_of(sample: dict) -> float:
+def gray_of(sample: dict) -> float:
     return float(sample["original"][:, 24:].float().mean())
 
 
@@ -36,7 +36,7 @@ def test_each_index_is_its_frame(tmp_path: Path, order: range | tuple[int, ...])
     assert len(video) == 12
     for k in order:
         sample = video[k]
-        assert grey_of(sample) == pytest.approx(10 + 15 * k, abs=3)
+        assert gray_of(sample) == pytest.approx(10 + 15 * k, abs=3)
         assert sample["id"] == f"{tmp_path / 'a.avi'}#{k}"
         assert sample["fps"] == 10
         assert sample["image"].shape == (3, 24, 24)
@@ -50,8 +50,8 @@ def test_workers_give_the_same_frames(tmp_path: Path) -> None:
     data = VOCDetection(images=path, image_size=24, batch_size=4, num_workers=2)
     frames = [id for batch in data.predict_dataloader() for id in batch["id"]]
     assert frames == [f"{path}#{k}" for k in range(12)]
-    greys = [float(image[:, 24:].float().mean()) for b in data.predict_dataloader() for image in b["original"]]
-    assert greys == pytest.approx([10 + 15 * k for k in range(12)], abs=3)
+    grays = [float(image[:, 24:].float().mean()) for b in data.predict_dataloader() for image in b["original"]]
+    assert grays == pytest.approx([10 + 15 * k for k in range(12)], abs=3)
 
 
 def test_a_missing_a_foreign_and_a_short_file(tmp_path: Path) -> None:

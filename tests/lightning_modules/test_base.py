@@ -1,4 +1,4 @@
-"""VisionModule: what reaches the optimiser, the logs and the device."""
+"""VisionModule: what reaches the optimizer, the logs and the device."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_validation_is_measured_over_the_whole_set(tmp_path: Path) -> None:
     assert logged != pytest.approx(of_batches, rel=1e-5)
 
 
-def test_pixels_are_normalised_by_the_module() -> None:
+def test_pixels_are_normalized_by_the_module() -> None:
     module = VisionModule(mean=(0.5, 0.25, 0.0), std=(0.5, 0.5, 1.0))
     image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     expected = torch.tensor([(0 - 0.5) / 0.5, (0.2 - 0.25) / 0.5, 1.0])

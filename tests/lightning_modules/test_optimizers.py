@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.optimizers import ConvMuon, orthogonalised
+from lightning_modules.optimizers import ConvMuon, orthogonalized
 
 
 def network() -> nn.Sequential:
@@ -33,7 +33,7 @@ def model() -> nn.Sequential:
 @pytest.mark.parametrize("shape", [(3, 16, 72), (2, 72, 16), (1, 8, 8)])
 def test_singular_values_become_about_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalised(matrices)
+    found = orthogonalized(matrices)
     values = torch.linalg.svdvals(found)
     assert found.shape == shape
     assert values.min() > 0.3

@@ -159,7 +159,7 @@ def test_momentum_is_forgotten_at_milestones_alone():
 
 
 @pytest.mark.parametrize("name", ["lightning_modules.schedules.Cosine", "Cosine"])
-def test_jsonargparse_builds_a_schedule_from_optimiser_and_steps(name):
+def test_jsonargparse_builds_a_schedule_from_optimizer_and_steps(name):
     _, module = parse(f"--model.schedule={name}", "--model.schedule.warmup_steps=100")
     schedule = module.schedule_factory(optimizer(), 1000)
     assert isinstance(schedule, Cosine)
@@ -168,7 +168,7 @@ def test_jsonargparse_builds_a_schedule_from_optimiser_and_steps(name):
     assert module.schedule_factory(optimizer(), 1000).get_last_lr()[0] == pytest.approx(0.01)
 
 
-def test_jsonargparse_shows_and_builds_the_optimiser():
+def test_jsonargparse_shows_and_builds_the_optimizer():
     shown, module = parse("--model.optimizer.lr=.2")
     assert "class_path: torch.optim.SGD" in shown
     assert "weight_decay: 0.0001" in shown

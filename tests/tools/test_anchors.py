@@ -22,7 +22,7 @@ def clusters(seed: int = 0) -> np.ndarray:
     return sizes
 
 
-def test_shape_iou_is_that_of_boxes_with_one_centre() -> None:
+def test_shape_iou_is_that_of_boxes_with_one_center() -> None:
     found = shape_iou(np.array([[2.0, 2.0], [1.0, 4.0]]), np.array([[2.0, 2.0], [4.0, 1.0]]))
     np.testing.assert_allclose(found, [[1, 2 / 6], [2 / 6, 1 / 7]])
 
@@ -71,7 +71,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sizes_are_in_cells_of_the_warped_picture(devkit: Path) -> None:
     sizes = training_sizes(VOCDetection(str(devkit), train=["VOC2007/train"]), 96)
-    # Evaluation warps pictures and boxes and does nothing else.
+    # Evaluation warps images and boxes and does nothing else.
     warped = VOCDetection(str(devkit), val=["VOC2007/train"], image_size=96).dataset("val")
     boxes = np.concatenate([warped[i]["target"]["boxes"].numpy() for i in range(8)])
     np.testing.assert_allclose(sizes, (boxes[:, 2:] - boxes[:, :2]) / 32, rtol=1e-4)

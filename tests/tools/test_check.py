@@ -32,8 +32,8 @@ def root(tmp_path: Path) -> Path:
 def test_a_sound_dataset(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", "ImageFolder", "--data.root", str(root), "--workers", "2"]) == 0
     report = capsys.readouterr().out
-    assert "train/: 12 pictures, 6 a class" in report
-    assert "val/: 6 pictures" in report
+    assert "train/: 12 images, 6 a class" in report
+    assert "val/: 6 images" in report
     assert report.endswith("no problems\n")
 
 
@@ -56,12 +56,12 @@ def test_planted_problems(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "val/ has 1 class (unknown) that train/ lacks",
         "train/striped_disk/striped_disk_00003.JPEG: truncated",
         "train/striped_disk/striped_disk_00004.JPEG: empty file",
-        "the same picture in several splits: train/striped_disk/striped_disk_00000.JPEG, val/striped_disk/copy.JPEG",
-        "the same picture in several classes: train/plain_square/contrary.JPEG, train/striped_disk/striped_disk_00001",
+        "the same image in several splits: train/striped_disk/striped_disk_00000.JPEG, val/striped_disk/copy.JPEG",
+        "the same image in several classes: train/plain_square/contrary.JPEG, train/striped_disk/striped_disk_00001",
     ):
         assert expected in "\n".join(problems)
     assert "CMYK 1" in report
-    assert "1 pictures repeat another of their class and split" in report
+    assert "1 images repeat another of their class and split" in report
 
 
 def test_many_problems_are_counted_not_listed(root: Path) -> None:
@@ -69,7 +69,7 @@ def test_many_problems_are_counted_not_listed(root: Path) -> None:
         (root / "train" / "plain_square" / f"empty{i}.jpg").touch()
     problems = check(ImageFolder(str(root), image_size=16)).problems
     assert len(problems) == 21
-    assert problems[-1] == "50 unreadable pictures in all, 30 not shown"
+    assert problems[-1] == "50 unreadable images in all, 30 not shown"
 
 
 def test_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,17 +107,17 @@ def test_objects_are_counted_and_what_is_wrong_with_them_named(tmp_path: Path) -
         (devkit / "Annotations" / f"{name}.xml").read_text().count("<object>") for name in [*lists[0], *lists[1]]
     )
     assert sum(counted) == listed < objects
-    assert any("6 pictures" in line and "0 pictures without one" in line for line in report.notes)
+    assert any("6 images" in line and "0 images without one" in line for line in report.notes)
 
     first, second = lists[0][:2]
-    (devkit / "JPEGImages" / f"{first}.jpg").write_bytes(b"no picture")
+    (devkit / "JPEGImages" / f"{first}.jpg").write_bytes(b"no image")
     text = (devkit / "Annotations" / f"{second}.xml").read_text()
     (devkit / "Annotations" / f"{second}.xml").write_text(re.sub("<xmin>[0-9]+", "<xmin>900", text, count=1))
     shutil.copy(devkit / "JPEGImages" / f"{lists[0][2]}.jpg", devkit / "JPEGImages" / f"{lists[1][0]}.jpg")
     problems = check(VOCDetection(**options, val=["VOC2007/val"], test=["VOC2007/val"])).problems  # type: ignore[arg-type]
     assert any(f"{second}.xml) whose box has no area" in line for line in problems)
     assert any(f"{first}.jpg:" in line for line in problems)
-    assert any(line.startswith("the same picture in several splits") for line in problems)
+    assert any(line.startswith("the same image in several splits") for line in problems)
     assert len(problems) == 3
     absent = check(VOCDetection(**options, val=["VOC2007/dev"], test=["VOC2007/dev"])).problems  # type: ignore[arg-type]
     assert sum("no list dev.txt" in line for line in absent) == 1
@@ -137,7 +137,7 @@ def test_pixels_and_objects_are_counted_and_wrong_masks_named(
     objects = [np.array(Image.open(top / f"SegmentationObject/{name}.png")) for name in train]
     count = sum(len(np.setdiff1d(np.unique(mask), (0, 255))) for mask in objects)
     notes = check(VOCInstance(str(tmp_path))).notes
-    assert any(line.startswith(f"VOC2012/train: 12 pictures, {count} objects") for line in notes)
+    assert any(line.startswith(f"VOC2012/train: 12 images, {count} objects") for line in notes)
 
     shutil.copy(top / f"JPEGImages/{train[0]}.jpg", top / f"JPEGImages/{val[0]}.jpg")
     shutil.copy(top / f"SegmentationClass/{train[0]}.png", top / f"SegmentationClass/{val[0]}.png")
@@ -150,7 +150,7 @@ def test_pixels_and_objects_are_counted_and_wrong_masks_named(
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM ")]
     assert len(problems) == 6
     for i, expected in enumerate(
-        ("the same picture in several splits", "found RGB", "no mask", "found 6x5", "found id 99", "not a picture")
+        ("the same image in several splits", "found RGB", "no mask", "found 6x5", "found id 99", "not an image")
     ):
         assert any(expected in line and train[i] in line for line in problems), expected
 
@@ -160,10 +160,8 @@ def test_people_and_their_joints_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert main(["--data", "MPII", "--data.root", str(tmp_path), "--workers", "1"]) == 0
     report = capsys.readouterr().out
     people = MPII(str(tmp_path)).people("train")
-    assert (
-        f"train: {len(people.images)} pictures, {len(people)} people, {people.labelled.sum()} labelled joints" in report
-    )
-    assert f"  left_wrist: {people.labelled[:, 15].sum()}\n" in report
+    assert f"train: {len(people.images)} images, {len(people)} people, {people.labeled.sum()} labeled joints" in report
+    assert f"  left_wrist: {people.labeled[:, 15].sum()}\n" in report
     assert "test: " not in report, "what is the same is examined once"
 
     path = tmp_path / "annot" / "train.json"
@@ -176,7 +174,7 @@ def test_people_and_their_joints_are_counted(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "mpii_human_pose_v1_u12_1.mat").unlink()
     with pytest.warns(UserWarning, match="no head boxes"):
         report_of = check(MPII(str(tmp_path)))
-    assert "  2 joints of 1 people lie outside of the picture" in report_of.notes
+    assert "  2 joints of 1 people lie outside of the image" in report_of.notes
     assert any("kept 1 person (images/000000002.jpg#0) with a joint more than" in line for line in report_of.notes)
     assert report_of.problems == ["images/gone.jpg: No such file or directory"]
 
@@ -185,12 +183,12 @@ def test_contents_and_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     write_style_images(str(tmp_path), contents=12, styles=3, size=16)
     arguments = ["--data", "StyleImages", "--data.root", str(tmp_path), "--workers", "1"]
     assert main(arguments) == 0
-    counts = [int(n) for n in re.findall(r"^contents to \w+ on: (\d+) pictures", capsys.readouterr().out, re.M)]
+    counts = [int(n) for n in re.findall(r"^contents to \w+ on: (\d+) images", capsys.readouterr().out, re.M)]
     assert sum(counts) == 12
     (tmp_path / "style" / "text.jpg").write_text("text")
     shutil.copy(tmp_path / "content" / "000.jpg", tmp_path / "style" / "stolen.jpg")
     assert main(arguments) == 1
     report = capsys.readouterr().out
-    assert "styles: 5 pictures" in report
-    assert re.search(r"PROBLEM .*text.jpg: not a picture", report)
+    assert "styles: 5 images" in report
+    assert re.search(r"PROBLEM .*text.jpg: not an image", report)
     assert "stolen.jpg" in report

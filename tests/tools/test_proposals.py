@@ -1,4 +1,4 @@
-"""Proposals on disk: whole or not at all, resumed, repaired, and moved along with the pictures that they belong to."""
+"""Proposals on disk: whole or not at all, resumed, repaired, and moved along with the images that they belong to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Boxes that are quickly made up stand in for the search; the list is the pictures' widths in turn."""
+    """Boxes that are quickly made up stand in for the search; the list is the images' widths in turn."""
     widths: list[int] = []
 
     def make_up(image: np.ndarray, top: int | None = None) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, found: str) -> Non
     write_boxes(str(path), np.ones((3, 4), np.float32), 5)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
-        DatasetError, match=rf"a\.boxes: expected a picture's boxes, {found}.*datamodules\.proposals"
+        DatasetError, match=rf"a\.boxes: expected an image's boxes, {found}.*datamodules\.proposals"
     ) as e:
         read_boxes(str(path))
     assert "\n" not in str(e.value)
@@ -142,15 +142,15 @@ def test_the_command_goes_on_where_it_was_stopped_and_repairs(
     assert run(drawn, out) == 0
     first = {path: path.read_bytes() for path in files(out)}
     assert len(first) == 8
-    assert "8 pictures, 30.0 boxes each on average, recall " in capsys.readouterr().out
+    assert "8 images, 30.0 boxes each on average, recall " in capsys.readouterr().out
     gone, damaged, *whole = first
     gone.unlink()
     damaged.write_bytes(first[damaged][:-5])
     stamps = {path: path.stat().st_mtime_ns for path in whole}
     assert run(drawn, out) == 0
     output = capsys.readouterr()
-    assert "8 pictures, 6 have their boxes" in output.out
-    assert f"computed anew: {damaged}: expected a picture's boxes" in output.err
+    assert "8 images, 6 have their boxes" in output.out
+    assert f"computed anew: {damaged}: expected an image's boxes" in output.err
     assert {path: path.read_bytes() for path in files(out)} == first
     assert {path: path.stat().st_mtime_ns for path in whole} == stamps
 
@@ -163,7 +163,7 @@ def test_another_number_of_boxes_is_computed_anew(
     assert run(drawn, out, "--top", "7") == 0
     output = capsys.readouterr()
     assert "at most 2000 boxes were asked for, now 7" in output.err
-    assert "8 pictures, 7.0 boxes each on average" in output.out
+    assert "8 images, 7.0 boxes each on average" in output.out
     assert len(searched) == 16
 
 
@@ -194,8 +194,8 @@ def test_a_broken_picture_is_named_and_the_others_are_done(
     picture.write_bytes(picture.read_bytes()[:700])
     assert run(str(root), tmp_path / "boxes") == 1
     output = capsys.readouterr()
-    assert f"no boxes: {picture}: truncated picture" in output.err
-    assert "7 pictures, 30.0 boxes each on average" in output.out
+    assert f"no boxes: {picture}: truncated image" in output.err
+    assert "7 images, 30.0 boxes each on average" in output.out
     assert len(files(tmp_path / "boxes")) == 7
 
 
@@ -287,16 +287,14 @@ def test_a_picture_without_proposals_names_the_command_that_computes_them(
     out = tmp_path / "boxes"
     names = ["aeroplane", "bicycle", "bird"]
     module = data(drawn, proposals=str(out), classes=names)
-    with pytest.raises(
-        DatasetError, match=r"expected boxes of 2 pictures, .*boxes lacks 2 pictures \(VOC2007"
-    ) as error:
+    with pytest.raises(DatasetError, match=r"expected boxes of 2 images, .*boxes lacks 2 images \(VOC2007") as error:
         module.dataset("val")
     command = shlex.split(str(error.value).rpartition(": ")[2])
     assert command[:3] == ["python", "-m", "datamodules.proposals"]
     assert main([*command[3:], "--workers", "1"]) == 0
     batch = next(iter(module.val_dataloader()))
     assert [len(proposals) for proposals in batch["proposals"]] == [30, 30]
-    with pytest.raises(DatasetError, match="expected boxes of 6 pictures"):
+    with pytest.raises(DatasetError, match="expected boxes of 6 images"):
         module.dataset("train")
     files(out)[0].write_bytes(b"")
     with pytest.raises(DatasetError, match="found 0 bytes"):

@@ -38,22 +38,22 @@ def strips(picture: Image.Image, height: int) -> list[np.ndarray]:
     return [pixels[a:b] for a, b in edges.reshape(-1, 2)]
 
 
-def has(strip: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((strip == colour).all(-1).sum() > 5)
+def has(strip: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((strip == color).all(-1).sum() > 5)
 
 
 @pytest.mark.parametrize(
-    ("labels", "colours"),
+    ("labels", "colors"),
     [((1, 1), [GREEN, GREEN]), ((0, 1), [RED, GREEN]), ((1, 2), [GREEN, RED]), ((-100, 0), [None, RED])],
 )
-def test_wrong_lines_are_red(labels: tuple[int, int], colours: list[tuple[int, int, int] | None]) -> None:
+def test_wrong_lines_are_red(labels: tuple[int, int], colors: list[tuple[int, int, int] | None]) -> None:
     image = Image.new("RGB", (384, 384), (90, 90, 90))
     picture = draw_attributes(image, PREDICTION, truth(*labels), NAMES)
     assert np.asarray(picture)[:384].tolist() == np.asarray(image).tolist()
     lines = strips(picture, 384)
     assert len(lines) == 4, "two attributes, and the ingredients' GT and PD"
-    for line, colour in zip(lines, [*colours, None, None], strict=True):
-        assert (has(line, GREEN), has(line, RED)) == (colour == GREEN, colour == RED)
+    for line, color in zip(lines, [*colors, None, None], strict=True):
+        assert (has(line, GREEN), has(line, RED)) == (color == GREEN, color == RED)
 
 
 def test_prediction_shows_no_truth() -> None:

@@ -1,4 +1,4 @@
-"""Boxes on pictures: right, false and missed ones, the grid of YOLO, and what is written of them."""
+"""Boxes on images: right, false and missed ones, the grid of YOLO, and what is written of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from visualization.drawing import GREEN, INK, PAPER, RED
 
 GREY = Image.new("RGB", (200, 100), (128, 128, 128))
 # On the left an object of class 0 that is found twice, in the middle one of class 1 that is taken for class 2, on the
-# right a difficult one that is missed. What was found has a scale of half the picture's pixels.
+# right a difficult one that is missed. What was found has a scale of half the image's pixels.
 TRUTH = {
     "target": {
         "boxes": torch.tensor([[5.0, 10, 25, 40], [40, 10, 60, 40], [75, 10, 95, 40]]),
@@ -47,7 +47,7 @@ PREDICTION: dict[str, Any] = {
 SIZE = (100, 50)
 
 
-def colours(picture: Image.Image, row: int) -> set[tuple[int, ...]]:
+def colors(picture: Image.Image, row: int) -> set[tuple[int, ...]]:
     return {tuple(int(v) for v in pixel) for pixel in np.asarray(picture)[row]}
 
 
@@ -63,19 +63,19 @@ def test_boxes_are_drawn_at_the_pictures_size() -> None:
     drawn = draw_detections(GREY, PREDICTION, TRUTH, NAMES, SIZE)
     assert drawn.width == GREY.width
     assert drawn.height > GREY.height
-    assert colours(drawn, 75) >= {GREEN, RED, MISSED}
+    assert colors(drawn, 75) >= {GREEN, RED, MISSED}
     columns = np.asarray(drawn)[75]
     missed = np.flatnonzero((columns == MISSED).all(1))
     assert {int(missed.min()), int(missed.max())} <= {150, 190}  # the difficult one alone is left to be missed
     assert (columns[:10] == 128).all()
     wrong_alone = {**PREDICTION, "boxes": PREDICTION["boxes"][2:], "scores": PREDICTION["scores"][2:]}
     wrong_alone["labels"] = PREDICTION["labels"][2:]
-    assert GREEN not in colours(draw_detections(GREY, wrong_alone, TRUTH, NAMES, SIZE), 75)
+    assert GREEN not in colors(draw_detections(GREY, wrong_alone, TRUTH, NAMES, SIZE), 75)
 
 
-def test_without_truth_a_class_has_its_colour() -> None:
+def test_without_truth_a_class_has_its_color() -> None:
     drawn = draw_detections(GREY, PREDICTION, {}, None, SIZE)
-    assert not colours(drawn, 75) & {GREEN, RED, MISSED}
+    assert not colors(drawn, 75) & {GREEN, RED, MISSED}
     empty = {key: value[:0] for key, value in PREDICTION.items()}
     assert draw_detections(GREY, empty, {}, None, SIZE).size == drawn.size
 
@@ -87,10 +87,10 @@ def test_the_grid_shows_the_responsible_box() -> None:
     cells["confidence"][0, 0] = torch.tensor([0.0, 0.4])
     truth = {"target": {"boxes": torch.tensor([[10.0, 5, 38, 20]]), "labels": torch.tensor([0])}}
     drawn = draw_cells(GREY, {"cells": cells}, truth, SIZE)
-    assert MISSED in colours(drawn, 1)  # the frame of the cell that holds the centre
-    assert PAPER in colours(drawn.crop((20, 10, 81, 40)), 10)  # the second box, at the picture's scale
-    assert MISSED not in colours(draw_cells(GREY, {"cells": cells}, {}, SIZE), 1)
-    assert INK in colours(draw_cells(GREY, {"cells": cells}, {}, SIZE), 25)
+    assert MISSED in colors(drawn, 1)  # the frame of the cell that holds the center
+    assert PAPER in colors(drawn.crop((20, 10, 81, 40)), 10)  # the second box, at the image's scale
+    assert MISSED not in colors(draw_cells(GREY, {"cells": cells}, {}, SIZE), 1)
+    assert INK in colors(draw_cells(GREY, {"cells": cells}, {}, SIZE), 25)
 
 
 def test_a_sheet_has_the_grid_beside_the_boxes() -> None:

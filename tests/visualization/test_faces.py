@@ -33,7 +33,7 @@ TWO = {
 }
 
 
-def colour_at(picture: Image.Image, x: float, y: float) -> Any:
+def color_at(picture: Image.Image, x: float, y: float) -> Any:
     return picture.getpixel((round(x), round(y)))
 
 
@@ -44,11 +44,11 @@ def test_boxes_are_drawn_where_they_are(scale: int) -> None:
     assert drawn.size == photograph.size
     for x1, y1, x2, y2 in (scale * TWO["boxes"]).tolist():
         for x, y in ((x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2), ((x1 + x2) / 2, y2)):
-            assert colour_at(drawn, x, y) == BLUE
-        assert colour_at(drawn, (x1 + x2) / 2, (y1 + y2) / 2) == (9, 9, 9)
-    assert colour_at(drawn, 22 * scale, 55 * scale) == BLUE, "found eyes are marked"
-    assert colour_at(drawn, 118 * scale, 62 * scale) == (9, 9, 9), "supposed ones are not"
-    assert colour_at(photograph, 10 * scale, 60 * scale) == (9, 9, 9), "the photograph itself stays"
+            assert color_at(drawn, x, y) == BLUE
+        assert color_at(drawn, (x1 + x2) / 2, (y1 + y2) / 2) == (9, 9, 9)
+    assert color_at(drawn, 22 * scale, 55 * scale) == BLUE, "found eyes are marked"
+    assert color_at(drawn, 118 * scale, 62 * scale) == (9, 9, 9), "supposed ones are not"
+    assert color_at(photograph, 10 * scale, 60 * scale) == (9, 9, 9), "the photograph itself stays"
 
 
 def test_a_photograph_without_a_face_says_so() -> None:
@@ -61,7 +61,7 @@ def test_a_photograph_without_a_face_says_so() -> None:
     assert face_rows(faces_record(NONE, NAMES)) == [([0, "", "", "", "", "", ""], [])]
 
 
-def test_grey_faces_are_drawn_as_every_picture() -> None:
+def test_gray_faces_are_drawn_as_every_picture() -> None:
     face = torch.arange(48, dtype=torch.uint8).expand(1, 48, 48)
     picture = to_picture(face)
     assert (picture.mode, picture.size) == ("RGB", (48, 48))
@@ -71,7 +71,7 @@ def test_grey_faces_are_drawn_as_every_picture() -> None:
 
 
 class FindsFaces(Tiny):
-    """Two faces in every second picture."""
+    """Two faces in every second image."""
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         return [TWO if "face" in name else NONE for name in batch["id"]]
@@ -99,4 +99,4 @@ def test_what_predict_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (rows[1]["x1"], rows[1]["aligned"], rows[1]["class1"]) == ("100.0", "False", NAMES[2])
     assert rows[2]["class1"] == ""
     assert len(list((tmp_path / "run" / "predictions").iterdir())) == 3
-    assert "no face found in 1 of 3 pictures" in capsys.readouterr().out
+    assert "no face found in 1 of 3 images" in capsys.readouterr().out

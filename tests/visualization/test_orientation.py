@@ -1,4 +1,4 @@
-"""Axes on pictures: where they point, what is in front; and what prediction writes of a rotation."""
+"""Axes on images: where they point, what is in front; and what prediction writes of a rotation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
     return picture.getpixel((x, y))  # type: ignore[return-value]
 
 
-def test_rotations_are_recognised() -> None:
+def test_rotations_are_recognized() -> None:
     assert is_orientation(turned())
     assert not is_orientation({"probabilities": torch.rand(3)})
     assert not is_orientation(torch.eye(3))
@@ -48,7 +48,7 @@ def test_axes_point_where_the_columns_say() -> None:
     assert at(nose, 120 + 60, 120) == BLUE
 
 
-def test_the_error_is_said_and_coloured() -> None:
+def test_the_error_is_said_and_colored() -> None:
     near = draw_orientation(GREY, turned(yaw=9), turned())
     far = draw_orientation(GREY, turned(yaw=11), turned())
     assert at(near, 2, 242) == GREEN
@@ -61,8 +61,8 @@ def test_the_error_is_said_and_coloured() -> None:
 @pytest.mark.parametrize("size", [(16, 16), (64, 40), (1200, 800)])
 def test_pictures_of_any_size_have_their_axes(size: tuple[int, int]) -> None:
     drawn = np.asarray(draw_sample(Image.new("RGB", size, (128, 128, 128)), turned(30, 20, 10), turned(), None))
-    for colour in (RED, GREEN, BLUE):
-        assert (drawn == colour).all(-1).any()
+    for color in (RED, GREEN, BLUE):
+        assert (drawn == color).all(-1).any()
 
 
 def test_a_record_has_quaternion_and_degrees() -> None:

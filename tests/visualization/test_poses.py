@@ -1,4 +1,4 @@
-"""Skeletons, heatmaps and curves on pictures; what prediction writes of joints, in the pixels of the file."""
+"""Skeletons, heatmaps and curves on images; what prediction writes of joints, in the pixels of the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from visualization.poses import (
     is_pose,
     limbs,
     pose_record,
-    side_colour,
+    side_color,
 )
 
 GREY = Image.new("RGB", (200, 160), (128, 128, 128))
@@ -50,7 +50,7 @@ def at(picture: Image.Image, point: Tensor) -> tuple[int, ...]:
     return picture.getpixel((x, y))  # type: ignore[return-value]
 
 
-def test_poses_are_recognised() -> None:
+def test_poses_are_recognized() -> None:
     assert is_pose(spread())
     assert not is_pose({**spread(), "boxes": torch.zeros(16, 4), "labels": torch.zeros(16)})
     assert not is_pose({"probabilities": torch.rand(3)})
@@ -66,12 +66,12 @@ def test_limbs_join_a_side_with_itself() -> None:
     assert limbs(["nose", "left_eye"]) == []
 
 
-def test_joints_have_the_colour_of_their_side() -> None:
-    assert [side_colour(name) for name in ("right_hip", "left_hip", "pelvis")] == [RIGHT, LEFT, MIDDLE]
+def test_joints_have_the_color_of_their_side() -> None:
+    assert [side_color(name) for name in ("right_hip", "left_hip", "pelvis")] == [RIGHT, LEFT, MIDDLE]
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0], [90.0, 120.0]]), "scores": torch.ones(3)}
     drawn = draw_pose(GREY, joints, {}, ["right_knee", "left_knee", "pelvis"])
     assert [at(drawn, point) for point in joints["keypoints"]] == [RIGHT, LEFT, MIDDLE]
-    assert at(GREY, joints["keypoints"][0]) == (128, 128, 128)  # the picture that was given is as it was
+    assert at(GREY, joints["keypoints"][0]) == (128, 128, 128)  # the image that was given is as it was
 
 
 def test_a_limb_lies_between_its_joints() -> None:
@@ -83,7 +83,7 @@ def test_a_limb_lies_between_its_joints() -> None:
 
 
 def test_places_are_those_of_the_tensor() -> None:
-    """The picture is four times as large as what the network saw: the middle of pixel 10 lies at 41.5."""
+    """The image is four times as large as what the network saw: the middle of pixel 10 lies at 41.5."""
     joints = {"keypoints": torch.tensor([[10.0, 20.0]]), "scores": torch.ones(1)}
     drawn = np.asarray(draw_pose(GREY, joints, {}, ["left_knee"], (50, 40)))
     rows, columns = np.nonzero((drawn == LEFT).all(-1))
@@ -91,9 +91,9 @@ def test_places_are_those_of_the_tensor() -> None:
     assert rows.mean() == pytest.approx(81.5, abs=0.6)
 
 
-def test_the_truth_stands_beside_without_what_is_not_labelled() -> None:
+def test_the_truth_stands_beside_without_what_is_not_labeled() -> None:
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0]]), "scores": torch.ones(2)}
-    truth = {"keypoints": torch.tensor([[60.0, 50.0], [90.0, 90.0]]), "labelled": torch.tensor([True, False])}
+    truth = {"keypoints": torch.tensor([[60.0, 50.0], [90.0, 90.0]]), "labeled": torch.tensor([True, False])}
     drawn = draw_pose(GREY, joints, truth, ["right_knee", "left_knee"])
     left, right = np.asarray(drawn)[:, :200], np.asarray(drawn)[:, 204:]
     assert (left == RIGHT).all(-1).any()
@@ -110,7 +110,7 @@ def test_joints_far_away_are_left_out() -> None:
 
 def test_a_sheet_has_poses_and_detected_people() -> None:
     image = Image.new("RGB", (64, 64))
-    truth = {"keypoints": torch.full((16, 2), 30.0), "labelled": torch.ones(16, dtype=torch.bool)}
+    truth = {"keypoints": torch.full((16, 2), 30.0), "labeled": torch.ones(16, dtype=torch.bool)}
     drawn = draw_sample(image, spread(16, 64, 64), truth, MPII_JOINTS)
     assert drawn is not None
     assert drawn.width == 2 * 256 + 4
@@ -124,7 +124,7 @@ def test_a_sheet_has_poses_and_detected_people() -> None:
     assert draw_sample(image, people, {}, MPII_JOINTS) is not None
     pixels = np.asarray(draw_people(Image.new("RGB", (64, 64)), people, MPII_JOINTS, (64, 64)))
     assert pixels[:55, :55].any()
-    assert not pixels[58:, 58:].any()  # a score of .1 is not drawn
+    assert not pixels[58:, 58:].any()  # a score of 0.1 is not drawn
 
 
 def test_heatmaps_have_a_row_a_stack_and_are_red_at_the_peak() -> None:
@@ -139,7 +139,7 @@ def test_heatmaps_have_a_row_a_stack_and_are_red_at_the_peak() -> None:
     assert columns.mean() == pytest.approx(60 + 2 * step + 5.5 * cell, abs=4)
 
 
-def test_curves_are_drawn_where_nothing_was_labelled() -> None:
+def test_curves_are_drawn_where_nothing_was_labeled() -> None:
     curve = torch.linspace(0, 1, 51).repeat(8, 1)
     curve[3] = torch.nan
     rows = [{"joint": "nose", "instances": 0, "pckh": ""}, {"joint": "left_ear", "instances": 3, "pckh": 0.5}]

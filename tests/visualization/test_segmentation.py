@@ -19,7 +19,7 @@ from callbacks.figures import Pictures, _table, draw_sample
 from callbacks.prediction_writer import PredictionWriter
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from tests.callbacks.tiny import Files, Tiny, loader, trainer, write_image
-from visualization.detections import class_colour, draw_detections, tint, without_faint_masks
+from visualization.detections import class_color, draw_detections, tint, without_faint_masks
 from visualization.segmentation import (
     draw_segmentation,
     ids_of,
@@ -41,14 +41,14 @@ def halves(left: int, right: int, height: int = 40, width: int = 60) -> torch.Te
     return ids
 
 
-def test_maps_of_ids_are_recognised() -> None:
+def test_maps_of_ids_are_recognized() -> None:
     assert is_segmentation(halves(0, 1))
     assert not is_segmentation(torch.rand(4, 4))
     assert not is_segmentation(torch.zeros(3, 4, 4, dtype=torch.int64))
     assert not is_segmentation({"probabilities": torch.rand(3)})
 
 
-def test_an_overlay_has_the_palettes_colours_and_leaves_the_background() -> None:
+def test_an_overlay_has_the_palettes_colors_and_leaves_the_background() -> None:
     ids = resized_ids(halves(0, 2), GREY.size)
     named = np.asarray(overlay(GREY, ids, NAMES))
     assert (named[:, :60] == 128).all()
@@ -89,7 +89,7 @@ def test_prediction_and_truth_stand_beside_each_other() -> None:
 
 
 class Segments(Tiny):
-    """Gives the left half of each picture class 1, the right half class 2; a third class does not occur."""
+    """Gives the left half of each image class 1, the right half class 2; a third class does not occur."""
 
     def __init__(self) -> None:
         super().__init__([*NAMES, "absent"])
@@ -144,7 +144,7 @@ def test_prediction_writes_masks_in_the_pictures_own_pixels(tmp_path: Path) -> N
     t.predict(Segments(), DataLoader(Files(paths), batch_size=2), return_predictions=False)  # type: ignore[arg-type]
     records = json.loads((run / "predictions.json").read_text())
     assert [record["file"] for record in records] == [str(path) for path in paths]
-    # Of a.jpg as VOC's evaluation server takes it, and no two pictures share a file.
+    # Of a.jpg as VOC's evaluation server takes it, and no two images share a file.
     assert [record["mask"][6:] for record in records] == ["a.png", "sub/a.png", "b.png.png", "a.jpg.png.png"]
     for record in records:
         with Image.open(run / record["mask"]) as mask:
@@ -173,11 +173,11 @@ def objects() -> dict[str, torch.Tensor]:
     return {"boxes": boxes, "scores": torch.tensor([0.9, 0.5, 0.1]), "labels": torch.tensor([1, 1, 0]), "masks": masks}
 
 
-def test_masks_of_objects_have_a_colour_each() -> None:
+def test_masks_of_objects_have_a_color_each() -> None:
     prediction = objects()
     drawn = np.asarray(tint(GREY, prediction["masks"][:2]))
     for i, x in ((0, 20), (1, 60)):
-        assert np.abs(drawn[40, x].astype(int) - (128 + np.array(class_colour(i)).astype(int)) / 2).max() <= 2
+        assert np.abs(drawn[40, x].astype(int) - (128 + np.array(class_color(i)).astype(int)) / 2).max() <= 2
     assert (drawn[70] == 128).all()
     assert np.abs(drawn[40, 38].astype(int) - drawn[40, 20]).max() == 0  # the best one lies on top
     boxed = draw_detections(GREY, prediction, {}, NAMES, (60, 40))
@@ -197,7 +197,7 @@ def test_masks_of_objects_are_stored_by_rank() -> None:
 
 
 class Objects(Segments):
-    """Finds the same two objects in each picture."""
+    """Finds the same two objects in each image."""
 
     def _maps(self, batch: dict[str, Any]) -> list[Any]:
         return [objects() for _ in batch["image"]]

@@ -22,7 +22,7 @@ CLASSES = ["caesar_salad", "pizza", "sushi"]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three dishes, six training and four test pictures each."""
+    """Three dishes, six training and four test images each."""
     write_food101(str(tmp_path), classes=3, train=6, val=4, size=24)
     return tmp_path
 
@@ -54,7 +54,7 @@ def test_the_official_split(root: Path) -> None:
 
 
 def test_labels_are_those_of_the_sorted_classes(root: Path) -> None:
-    """Whatever the order of the files, and without opening a picture."""
+    """Whatever the order of the files, and without opening an image."""
     meta = root / "food-101" / "meta"
     (meta / "classes.txt").write_text("sushi\ncaesar_salad\npizza\n")
     entries = json.loads((meta / "train.json").read_text())
@@ -110,7 +110,7 @@ def test_balanced_sampling_uses_the_labels(root: Path) -> None:
     entries = json.loads(meta.read_text())
     entries["sushi"] = entries["sushi"][:1]
     meta.write_text(json.dumps(entries))
-    with pytest.warns(UserWarning, match=r"left out 5 pictures \(images/sushi/100001.jpg, .*\) that no list names"):
+    with pytest.warns(UserWarning, match=r"left out 5 images \(images/sushi/100001.jpg, .*\) that no list names"):
         loader = food(root, sampling="balanced", batch_size=13).train_dataloader()
     (batch,) = loader
     assert sorted(np.bincount(batch["label"]).tolist()) == [4, 4, 5]
@@ -140,7 +140,7 @@ def test_a_missing_root_and_another_tree(root: Path, tmp_path: Path) -> None:
         ("train.json", "[1, 2]", 'train.json: expected {"class": ["class/number", ...]}, found'),
         ("train.json", '{"pizza": ["pizza/1"', 'train.json: expected {"class": ["class/number", ...]}, found'),
         ("train.json", '{"soup": ["soup/1", "soup/2"]}', "found 2 entries (soup/1, soup/2)"),
-        ("train.json", "{}", "meta/train.json holds no pictures"),
+        ("train.json", "{}", "meta/train.json holds no images"),
     ],
 )
 def test_lists_that_are_not_right(root: Path, name: str, content: str | None, expected: str) -> None:
@@ -152,7 +152,7 @@ def test_lists_that_are_not_right(root: Path, name: str, content: str | None, ex
 def test_a_set_for_evaluation_alone(root: Path) -> None:
     for path in (root / "food-101" / "meta").glob("train*"):
         path.unlink()
-    with pytest.warns(UserWarning, match="left out 18 pictures"):
+    with pytest.warns(UserWarning, match="left out 18 images"):
         assert len(food(root).dataset("test")) == 12
 
 
@@ -160,7 +160,7 @@ def test_missing_pictures_are_counted_in_one_line(root: Path) -> None:
     for number in (100001, 100004):
         (root / "food-101" / "images" / "pizza" / f"{number}.jpg").unlink()
     expected = (
-        "Food101: meta/train.json names 2 pictures (images/pizza/100001.jpg, images/pizza/100004.jpg) not in "
+        "Food101: meta/train.json names 2 images (images/pizza/100001.jpg, images/pizza/100004.jpg) not in "
         f"{root}/food-101: unpack the archive once more"
     )
     assert refusal(food(root)) == expected
@@ -170,13 +170,13 @@ def test_missing_pictures_are_counted_in_one_line(root: Path) -> None:
 def test_pictures_that_no_list_names_are_left_out_and_counted(root: Path) -> None:
     images = root / "food-101" / "images"
     shutil.copy(images / "pizza" / "100001.jpg", images / "pizza" / "7.jpg")
-    with pytest.warns(UserWarning, match=r"left out 1 picture \(images/pizza/7.jpg\) that no list names"):
+    with pytest.warns(UserWarning, match=r"left out 1 image \(images/pizza/7.jpg\) that no list names"):
         assert len(food(root).dataset("train")) == 18
 
 
 def test_a_class_without_training_pictures_is_told(root: Path) -> None:
     (root / "food-101" / "meta" / "classes.txt").write_text("apple_pie\ncaesar_salad\npizza\nsushi\n")
-    with pytest.warns(UserWarning, match=r"meta/train.json has no pictures of 1 class \(apple_pie\)"):
+    with pytest.warns(UserWarning, match=r"meta/train.json has no images of 1 class \(apple_pie\)"):
         assert food(root).dataset("train")[0]["label"] == 1
 
 
@@ -184,19 +184,19 @@ def test_the_check(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = root / "food-101" / "images"
     assert check(["--data", "Food101", "--data.root", str(root), "--workers", "1"]) == 0
     report = capsys.readouterr().out
-    assert "meta/train.json: 18 pictures, 6 a class" in report
-    assert "meta/test.json: 12 pictures, 4 a class" in report
+    assert "meta/train.json: 18 images, 6 a class" in report
+    assert "meta/test.json: 12 images, 4 a class" in report
     shutil.copy(images / "pizza" / "100001.jpg", images / "pizza" / "200001.jpg")
     (images / "pizza" / "100002.jpg").write_bytes((images / "pizza" / "100002.jpg").read_bytes()[:300])
     (images / "sushi" / "200003.jpg").unlink()
     assert check(["--data", "Food101", "--data.root", str(root), "--workers", "1"]) == 1
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM ")]
-    assert "the same picture in several splits" in "\n".join(problems)
+    assert "the same image in several splits" in "\n".join(problems)
     assert "images/pizza/100002.jpg: truncated" in "\n".join(problems)
-    assert "meta/test.json names 1 picture (images/sushi/200003.jpg)" in "\n".join(problems)
+    assert "meta/test.json names 1 image (images/sushi/200003.jpg)" in "\n".join(problems)
 
 
-# --- pictures of other kinds ---------------------------------------------------------------------------------------
+# --- images of other kinds ---------------------------------------------------------------------------------------
 
 
 def test_a_truncated_picture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +216,7 @@ def test_a_truncated_picture(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "pizza/200002.jpg: truncated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["CMYK", "grey", "16 bit", "RGBA"])
+@pytest.mark.parametrize("kind", ["CMYK", "gray", "16 bit", "RGBA"])
 def test_other_kinds_of_pictures_are_read_right(root: Path, kind: str) -> None:
     """Files named .jpg that are not plain JPEGs are in Food-101 and on the web alike: the content decides."""
     path = root / "food-101" / "images" / "caesar_salad" / "200000.jpg"
@@ -225,14 +225,14 @@ def test_other_kinds_of_pictures_are_read_right(root: Path, kind: str) -> None:
     expected = [200, 120, 40]
     if kind == "CMYK":
         Image.fromarray(rgb).convert("CMYK").save(path, quality=95)
-    elif kind == "grey":
+    elif kind == "gray":
         Image.fromarray(rgb[..., 1]).save(path, quality=95)
         expected = [120] * 3
     elif kind == "16 bit":
         path.write_bytes(cv2.imencode(".png", np.full((24, 24), 120 * 257, np.uint16))[1].tobytes())
         expected = [120] * 3
     else:
-        half = np.dstack([rgb, np.full((24, 24), 51, np.uint8)])  # a fifth of the colour on white
+        half = np.dstack([rgb, np.full((24, 24), 51, np.uint8)])  # a fifth of the color on white
         Image.fromarray(half).save(path, format="PNG")
         expected = [244, 228, 212]
     image = food(root).dataset("test")[0]["image"]

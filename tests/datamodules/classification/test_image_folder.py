@@ -19,7 +19,7 @@ from errors import DatasetError
 
 
 def plant(root: Path, *names: str) -> str:
-    """Writes a small picture for each name that has an extension, else a folder."""
+    """Writes a small image for each name that has an extension, else a folder."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_a_tree_that_is_only_evaluated(tmp_path: Path) -> None:
 
 def test_a_val_with_fewer_classes_keeps_trains_labels(tmp_path: Path) -> None:
     data = folder(plant(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png"))
-    with pytest.warns(UserWarning, match=r"val/ has no pictures of 1 class \(a\)"):
+    with pytest.warns(UserWarning, match=r"val/ has no images of 1 class \(a\)"):
         assert data.dataset("val")[0]["label"] == 1
 
 
@@ -83,7 +83,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         assert len(folder(root).dataset("train")) == 1
     lines = [str(warning.message) for warning in caught]
     assert "train/: left out 2 files (x.jpg, y.jpg) that lie in no class folder" in lines
-    assert "train/: left out 1 file (train/a/note.txt) that are not pictures by their extension" in lines
+    assert "train/: left out 1 file (train/a/note.txt) that are not images by their extension" in lines
 
 
 def refusal(data: ImageFolder, split: Any = "train") -> str:
@@ -96,8 +96,8 @@ def test_errors_show_both_trees(tmp_path: Path) -> None:
     root = plant(tmp_path, "pictures/cats/1.png", "pictures/dogs/1.png", "labels.csv")
     message = refusal(folder(root))
     expected, found = message.split("\nfound\n")
-    assert f"{root}/\n    train/<class>/<picture>.jpg\n    val/<class>/<picture>.jpg" in expected
-    assert found == f"  {root}/\n    labels.csv\n    pictures/  cats/, dogs/"
+    assert f"{root}/\n    train/<class>/<image>.jpg\n    val/<class>/<image>.jpg" in expected
+    assert found == f"  {root}/\n    labels.csv\n    images/  cats/, dogs/"
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_errors_show_both_trees(tmp_path: Path) -> None:
     [
         ((), "train", "none of the splits' folders is there"),
         (("train/1.png",), "train", "train/ holds no class folders"),
-        (("train/a", "train/b"), "train", "train/ holds no pictures"),
-        (("train/a/1.png", "train/b"), "train", "train/ has 1 class folder (b) without pictures"),
+        (("train/a", "train/b"), "train", "train/ holds no images"),
+        (("train/a/1.png", "train/b"), "train", "train/ has 1 class folder (b) without images"),
         (("train/a/1.png", "val/a/1.png", "val/z/1.png"), "val", "val/ has 1 class (z) that train/ lacks"),
         (("train/a/1.png",), "val", "there is no val/ for val"),
         (("train/a/1.png", "test/1.png"), "test", "test/ holds no class folders"),
@@ -149,7 +149,7 @@ def test_predict_turns_a_photograph_and_resizes_it(tmp_path: Path) -> None:
 
 
 def test_predict_without_pictures(tmp_path: Path) -> None:
-    assert refusal(folder(None), "predict") == "predict needs pictures: --data.images FOLDER"
+    assert refusal(folder(None), "predict") == "predict needs images: --data.images FOLDER"
     assert "found nothing there" in refusal(folder(None, images=str(tmp_path / "x")), "predict")
 
 
@@ -206,7 +206,7 @@ def test_imagenet_names() -> None:
     assert ImageNet(images="x").class_names == names
 
 
-def test_the_thousand_wnids_are_recognised() -> None:
+def test_the_thousand_wnids_are_recognized() -> None:
     wnids = [LANDMARKS.get(i, f"n{i:08d}") for i in range(1000)]
     assert is_ilsvrc(wnids)
     assert not is_ilsvrc(wnids[:-1])
@@ -220,6 +220,6 @@ def test_a_part_of_imagenet_is_named_by_wnid(tmp_path: Path) -> None:
 
 def test_imagenet_as_the_archives_unpack_it(tmp_path: Path) -> None:
     root = plant(tmp_path, "train/n01440764/a.JPEG", "val/ILSVRC2012_val_00000001.JPEG")
-    assert "Move each picture into the folder of its wnid" in refusal(ImageNet(root), "val")
+    assert "Move each image into the folder of its wnid" in refusal(ImageNet(root), "val")
     plant(tmp_path / "other", "train/n01440764.tar")
     assert "Unpack the archives" in refusal(ImageNet(str(tmp_path / "other")))

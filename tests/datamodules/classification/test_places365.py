@@ -23,14 +23,14 @@ SCENES = ["/b/bedroom", "/d/desert/sand", "/d/desert_road"]
 
 @pytest.fixture
 def standard(tmp_path: Path) -> Path:
-    """Three scenes, four training and two validation pictures each."""
+    """Three scenes, four training and two validation images each."""
     write_places365(str(tmp_path / "standard"), classes=3, train=4, val=2, size=24)
     return tmp_path / "standard"
 
 
 @pytest.fixture
 def easy(tmp_path: Path) -> Path:
-    """The same pictures in the easy layout."""
+    """The same images in the easy layout."""
     write_places365(str(tmp_path / "easy"), classes=3, train=4, val=2, size=24, easy=True)
     return tmp_path / "easy"
 
@@ -86,7 +86,7 @@ def test_the_large_pictures(standard: Path) -> None:
     assert truths(places(standard, large=True), "val")[0] == ("val_large/Places365_val_00000001.jpg", 0)
     message = refusal(places(standard))
     assert "there is no data_256_standard/ for train" in message
-    assert message.endswith("val_large/ is there: --data.large true takes pictures of that size.")
+    assert message.endswith("val_large/ is there: --data.large true takes images of that size.")
 
 
 @pytest.mark.parametrize("naming", ["archive", "underscores", "numbers"])
@@ -125,7 +125,7 @@ def test_numbers_are_no_sorted_words(tmp_path: Path) -> None:
 def test_a_part_of_the_scenes_keeps_its_labels(easy: Path) -> None:
     shutil.rmtree(easy / "places365_standard" / "train" / "bedroom")
     data = places(easy)
-    with pytest.warns(UserWarning, match=r"train/ has no pictures of 1 class \(/b/bedroom\)"):
+    with pytest.warns(UserWarning, match=r"train/ has no images of 1 class \(/b/bedroom\)"):
         assert {label for _, label in truths(data, "train")} == {1, 2}
     assert data.num_classes == 3
 
@@ -159,7 +159,7 @@ def test_vgg16_for_365_scenes() -> None:
 
 
 def test_the_easy_layout_has_no_large_pictures(easy: Path) -> None:
-    assert "there are no large pictures; the easy layout has none" in refusal(places(easy, large=True))
+    assert "there are no large images; the easy layout has none" in refusal(places(easy, large=True))
 
 
 def test_a_missing_root_and_another_tree(tmp_path: Path) -> None:
@@ -167,12 +167,12 @@ def test_a_missing_root_and_another_tree(tmp_path: Path) -> None:
     assert f"Places365: there is no {CATEGORIES}, which labels come from\nexpected\n" in message
     assert "nowhere: no such folder" in message
     assert "data_256_standard/a/airfield/00000001.jpg" in message
-    assert "train/<class>/<picture>.jpg" in message
+    assert "train/<class>/<image>.jpg" in message
     (tmp_path / CATEGORIES).write_text("/b/bedroom 0\n")
     (tmp_path / "pictures").mkdir()
     message = refusal(places(tmp_path))
     assert "there is no train/ for train" in message
-    assert f"found\n  {tmp_path}/\n    {CATEGORIES}\n    pictures/  (empty)" in message
+    assert f"found\n  {tmp_path}/\n    {CATEGORIES}\n    images/  (empty)" in message
     assert "http://places2.csail.mit.edu" in message
     with pytest.raises(DatasetError, match="no dataset given: --data.root FOLDER"):
         _ = places(None).num_classes
@@ -226,15 +226,15 @@ def test_a_folder_that_may_be_two_categories(easy: Path) -> None:
     assert set(labels.tolist()) == {0, 2, -1}, "a guess was made"
     for split in ("train", "val"):
         (easy / "places365_standard" / split / "desert_road").rename(easy / "places365_standard" / split / "3")
-    with pytest.warns(UserWarning, match="no pictures of 1 class"):
+    with pytest.warns(UserWarning, match="no images of 1 class"):
         assert {label for _, label in truths(places(easy), "train")} == {0, 2, 3}
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("/b/bedroom/00000001.jpg", "line 1: expected a picture and a label of 0 to 2, found"),
-        ("/b/bedroom/00000001.jpg 3", "line 1: expected a picture and a label of 0 to 2, found"),
+        ("/b/bedroom/00000001.jpg", "line 1: expected an image and a label of 0 to 2, found"),
+        ("/b/bedroom/00000001.jpg 3", "line 1: expected an image and a label of 0 to 2, found"),
         ("/b/bedroom/00000001.jpg 1", f"line 1: expected label 0 by {CATEGORIES}, found '/b/bedroom/00000001.jpg 1'"),
         ("/b/bath/00000001.jpg 1", f"line 1: expected a known category by {CATEGORIES}, found '/b/bath/"),
     ],
@@ -247,11 +247,11 @@ def test_lists_that_are_not_right(standard: Path, line: str, expected: str) -> N
 def test_missing_and_unlisted_pictures(standard: Path) -> None:
     val = standard / "val_256"
     shutil.copy(val / "Places365_val_00000001.jpg", val / "extra.jpg")
-    with pytest.warns(UserWarning, match=r"left out 1 picture \(val_256/extra.jpg\) that no list names"):
+    with pytest.warns(UserWarning, match=r"left out 1 image \(val_256/extra.jpg\) that no list names"):
         assert len(places(standard).dataset("val")) == 6
     (val / "Places365_val_00000002.jpg").unlink()
     assert refusal(places(standard), "val") == (
-        "Places365: places365_val.txt names 1 picture (val_256/Places365_val_00000002.jpg) not in "
+        "Places365: places365_val.txt names 1 image (val_256/Places365_val_00000002.jpg) not in "
         f"{standard}: unpack the archive once more"
     )
 
@@ -265,14 +265,14 @@ def test_an_absent_list(standard: Path) -> None:
 def test_the_check(standard: Path, easy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(["--data", "Places365", "--data.root", str(standard), "--workers", "1"]) == 0
     report = capsys.readouterr().out
-    assert "places365_train_standard.txt: 12 pictures, 4 a class" in report
+    assert "places365_train_standard.txt: 12 images, 4 a class" in report
     assert "  /d/desert/sand: 4" in report
     (easy / "places365_standard" / "train" / "attic").mkdir()
     assert check(["--data", "Places365", "--data.root", str(easy), "--workers", "1"]) == 1
     assert f"PROBLEM train/ has 1 folder (attic) that {CATEGORIES} does not name" in capsys.readouterr().out
 
 
-def test_the_unlabelled_test_pictures_are_predicted(standard: Path) -> None:
+def test_the_unlabeled_test_pictures_are_predicted(standard: Path) -> None:
     data = places(None, images=str(standard / "test_256"))
     assert data.class_names is None
     dataset = data.dataset("predict")

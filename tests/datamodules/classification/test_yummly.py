@@ -21,7 +21,7 @@ ITALIAN = {"attributes": {"cuisine": ["Italian"], "course": ["Soups"]}, "flavors
 
 
 def plant(root: Path, recipes: dict[int, dict[str, Any] | str | None], pictures: list[int] | None = None) -> str:
-    """Writes recipes by number (None: no json, a str: as it stands), and for each a picture as grey as its number."""
+    """Writes recipes by number (None: no json, a str: as it stands), and for each an image as gray as its number."""
     for name in ("images27638", "metadata27638"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for number, recipe in recipes.items():
@@ -234,8 +234,8 @@ def test_what_has_no_partner_is_named_counted_and_may_be_left_out(tmp_path: Path
     with pytest.raises(DatasetError) as error:
         yummly(root).dataset("train")
     assert str(error.value) == (
-        "Yummly28K: 2 pictures (img00004.jpg, img00005.jpg) without a json of that number: complete the set, or leave "
-        "out what is alone: --data.unpaired skip; 1 json (meta00007.json) without a picture of that number: complete "
+        "Yummly28K: 2 images (img00004.jpg, img00005.jpg) without a json of that number: complete the set, or leave "
+        "out what is alone: --data.unpaired skip; 1 json (meta00007.json) without an image of that number: complete "
         "the set, or leave out what is alone: --data.unpaired skip"
     )
     data = yummly(root, unpaired="skip")
@@ -244,8 +244,8 @@ def test_what_has_no_partner_is_named_counted_and_may_be_left_out(tmp_path: Path
         data.dataset("train")
     told = [str(w.message) for w in caught if "left out" in str(w.message)]
     assert told == [
-        "left out 2 pictures (img00004.jpg, img00005.jpg) without a json of that number",
-        "left out 1 json (meta00007.json) without a picture of that number",
+        "left out 2 images (img00004.jpg, img00005.jpg) without a json of that number",
+        "left out 1 json (meta00007.json) without an image of that number",
     ]
 
 
@@ -284,7 +284,7 @@ def test_a_wrong_tree_is_shown_beside_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="images27638/ holds no img<number>"):
         yummly(str(tmp_path)).dataset("train")
     plant(tmp_path / "apart", {1: ITALIAN, 2: None}, pictures=[2])
-    with pytest.raises(DatasetError, match="1 picture .img00002.jpg. without a json"):
+    with pytest.raises(DatasetError, match="1 image .img00002.jpg. without a json"):
         yummly(str(tmp_path / "apart")).dataset("train")
     with pytest.raises(DatasetError, match="--data.root FOLDER"):
         yummly(None).dataset("train")

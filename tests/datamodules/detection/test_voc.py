@@ -189,7 +189,7 @@ def test_boxes_without_area_are_left_out_and_counted(root: Path) -> None:
 
 
 def test_boxes_beyond_the_picture_are_clipped_or_left_out_and_counted(root: Path) -> None:
-    """The picture's own size counts: the file's may be missing or wrong."""
+    """The image's own size counts: the file's may be missing or wrong."""
     path = sorted((root / "VOCdevkit" / "VOC2007" / "Annotations").glob("*.xml"))[0]
     with Image.open(root / "VOCdevkit" / "VOC2007" / "JPEGImages" / f"{path.stem}.jpg") as picture:
         width, height = picture.size
@@ -201,7 +201,7 @@ def test_boxes_beyond_the_picture_are_clipped_or_left_out_and_counted(root: Path
         with pytest.warns(UserWarning, match="train: ") as caught:
             dataset = module(root, hflip=0.0, image_size=64).dataset("train")
         lines = [str(warning.message) for warning in caught]
-        assert any("left out 1 object" in line and "outside of the picture" in line for line in lines)
+        assert any("left out 1 object" in line and "outside of the image" in line for line in lines)
         assert any("clipped the box of 2 objects" in line and path.name in line for line in lines)
         target = dataset[0]["target"]  # type: ignore[index]
         expected = torch.tensor([[0.0, 4, 20, 30], [4, 4, width, height], [50, 1, width, height]])

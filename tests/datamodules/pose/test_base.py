@@ -21,7 +21,7 @@ NAMES = ["right_wrist", "head_top", "left_wrist", "left_eye"]
 
 
 class Spots(PoseData):
-    """Pictures with a white spot at each joint."""
+    """Images with a white spot at each joint."""
 
     joint_names = NAMES
 
@@ -34,22 +34,22 @@ class Spots(PoseData):
 
 
 def spots(path: Path, points: np.ndarray, size: tuple[int, int], radius: float, quality: int = 98) -> None:
-    """Draws round spots about points that need not be whole: their centres of mass are the points."""
+    """Draws round spots about points that need not be whole: their centers of mass are the points."""
     y, x = np.mgrid[: size[0], : size[1]]
     distance = np.hypot(x - points[:, 0, None, None], y - points[:, 1, None, None]).min(0)
-    grey = (255 * np.clip(radius - distance + 0.5, 0, 1)).astype(np.uint8)
-    assert cv2.imwrite(str(path), np.repeat(grey[..., None], 3, 2), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    gray = (255 * np.clip(radius - distance + 0.5, 0, 1)).astype(np.uint8)
+    assert cv2.imwrite(str(path), np.repeat(gray[..., None], 3, 2), [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 def person(image: str, points: np.ndarray, center: tuple[float, float], side: float, number: int = 0) -> Person:
     return Person(image, number, center, side, points, np.isfinite(points).all(1), 10.0)
 
 
-def centre_of_mass(image: torch.Tensor, at: torch.Tensor, reach: int) -> np.ndarray:
+def center_of_mass(image: torch.Tensor, at: torch.Tensor, reach: int) -> np.ndarray:
     """Of what is bright about a point (x, y) of uint8 (3,H,W)."""
-    grey = image.float().mean(0).numpy()
+    gray = image.float().mean(0).numpy()
     x0, y0 = (max(0, round(float(v)) - reach) for v in at)
-    window = grey[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1]
+    window = gray[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1]
     window = np.where(window > 40, window, 0)
     y, x = np.mgrid[: window.shape[0], : window.shape[1]]
     return np.array([(x * window).sum(), (y * window).sum()]) / window.sum() + [x0, y0]
@@ -75,7 +75,7 @@ def sample() -> list[Person]:
 
 
 def test_a_square_becomes_pixels_edge_to_edge() -> None:
-    """x -> (x + .5) S / s - .5 from the square's first pixel, which the contract of all pose systems is."""
+    """x -> (x + 0.5) S / s - 0.5 from the square's first pixel, which the contract of all pose systems is."""
     matrix = crop_matrix((19.5, 29.5), 40, 10)  # covers the pixels 0..39 and 10..49 exactly
     x, y = np.random.default_rng(0).uniform(-20, 60, (2, 200))
     moved = apply_affine(np.stack([x, y], 1), matrix)
@@ -96,14 +96,14 @@ def test_a_flip_mirrors_the_crop_and_a_turn_is_clockwise() -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("reduction", [0.4, 1, 1.9, 2.1, 3.3, 5, 9.7])
 def test_pixels_lie_where_the_coordinates_say(tmp_path: Path, suffix: str, reduction: float) -> None:
-    """However much smaller the picture is read: with reductions of two and more a JPEG's DCT does part of it."""
+    """However much smaller the image is read: with reductions of two and more a JPEG's DCT does part of it."""
     points = np.array([[410.0, 300.3], [211.4, 405.0], [333.3, 222.2]])
     spots(tmp_path / f"a{suffix}", points, (611, 613), max(5, 2.5 * reduction))
     size = round(430 / reduction)
     matrix = crop_matrix((310, 320), 430, size, angle=17, flip=True)
     image = torch.from_numpy(warp(str(tmp_path / f"a{suffix}"), matrix, size)).permute(2, 0, 1)
     for at in torch.from_numpy(apply_affine(points, matrix)):
-        found = centre_of_mass(image, at, int(max(5, 8 / reduction + 3)))
+        found = center_of_mass(image, at, int(max(5, 8 / reduction + 3)))
         np.testing.assert_allclose(found, at.numpy(), atol=0.06 if reduction >= 1 else 0.15)
 
 
@@ -158,7 +158,7 @@ def test_the_spots_are_under_the_joints(root: Path) -> None:
     for image, keypoints in zip(batch["image"], batch["keypoints"], strict=True):
         for at in keypoints:
             if at.min() > 9 and at.max() < 118:
-                np.testing.assert_allclose(centre_of_mass(image, at, 8), at.numpy(), atol=0.25)
+                np.testing.assert_allclose(center_of_mass(image, at, 8), at.numpy(), atol=0.25)
                 seen += 1
     assert seen > 8
 
@@ -166,7 +166,7 @@ def test_the_spots_are_under_the_joints(root: Path) -> None:
 def test_a_batch_follows_the_contract(root: Path) -> None:
     people = sample()
     people[0] = people[0]._replace(keypoints=np.vstack([people[0].keypoints[:3], [[np.nan, 5]]]))
-    people[1] = people[1]._replace(labelled=np.array([True, False, True, True]), head_size=float("nan"))
+    people[1] = people[1]._replace(labeled=np.array([True, False, True, True]), head_size=float("nan"))
     batch = next(iter(Spots(str(root), people).val_dataloader()))
     assert batch["image"].dtype == torch.uint8
     assert batch["image"].shape == (4, 3, 64, 64)
@@ -174,8 +174,8 @@ def test_a_batch_follows_the_contract(root: Path) -> None:
     assert batch["keypoints"].shape == (4, 4, 2)
     assert batch["to_original"].shape == (4, 2, 3)
     assert batch["id"] == ["0.jpg#0", "1.jpg#0", "2.jpg#0", "3.jpg#0"]
-    assert batch["labelled"].tolist() == [[True] * 3 + [False], [True, False, True, True], [True] * 4, [True] * 4]
-    assert (batch["keypoints"][~batch["labelled"]] == 0).all(), "also where the file has no number"
+    assert batch["labeled"].tolist() == [[True] * 3 + [False], [True, False, True, True], [True] * 4, [True] * 4]
+    assert (batch["keypoints"][~batch["labeled"]] == 0).all(), "also where the file has no number"
     assert batch["head_size"].isnan().tolist() == [False, True, False, False]
 
 
@@ -222,7 +222,7 @@ def test_partners() -> None:
     assert mirror_partners(NAMES).tolist() == [2, 1, 0, 3], "a joint without a partner stays"
 
 
-# --- whole pictures ---------------------------------------------------------------------------------------------------
+# --- whole images ---------------------------------------------------------------------------------------------------
 
 
 def test_whole_pictures_bear_all_their_people(root: Path) -> None:
@@ -240,7 +240,7 @@ def test_whole_pictures_bear_all_their_people(root: Path) -> None:
     assert target["labels"].tolist() == [0, 0]
     assert target["labels"].dtype == torch.int64
     assert target["boxes"].dtype == target["keypoints"].dtype == target["head_size"].dtype == torch.float32
-    assert target["labelled"].dtype == torch.bool
+    assert target["labeled"].dtype == torch.bool
     np.testing.assert_allclose(target["keypoints"][0], sample()[0].keypoints, atol=1e-4)
     assert batch["to_original"].shape == (2, 2, 3)
     assert batch["id"] == ["0.jpg", "1.jpg"]
@@ -254,16 +254,16 @@ def test_resized_and_flipped_pictures(root: Path, flip: float, size: Any) -> Non
     assert tuple(one["image"].shape[1:]) == {100: (76, 100), (90, 400): (90, 118), None: (130, 170)}[size]
     keypoints = one["target"]["keypoints"][0]
     for at in keypoints:
-        np.testing.assert_allclose(centre_of_mass(one["image"], at, 6), at.numpy(), atol=0.15)
+        np.testing.assert_allclose(center_of_mass(one["image"], at, 6), at.numpy(), atol=0.15)
     back = apply_affine(keypoints.numpy(), one["to_original"].numpy())
     np.testing.assert_allclose(back, sample()[3].keypoints[[2, 1, 0, 3] if flip else [0, 1, 2, 3]], atol=1e-3)
 
 
 def test_boxes_of_joints() -> None:
     points = np.array([[[10.0, 20], [50, 40], [999, 999]], [[-8.0, 5], [4, 45], [0, 0]]])
-    labelled = np.array([[True, True, False], [True, True, False]])
-    boxes = joint_boxes(points, labelled, 50, 100)
-    # Edges of pixels; a margin of .15 of the longer side and half a pixel.
+    labeled = np.array([[True, True, False], [True, True, False]])
+    boxes = joint_boxes(points, labeled, 50, 100)
+    # Edges of pixels; a margin of 0.15 of the longer side and half a pixel.
     np.testing.assert_allclose(boxes[0], [10 - 6, 20 - 6, 51 + 6, 41 + 6], atol=1e-4)
     np.testing.assert_allclose(boxes[1], [0, 0, 4 + 1 + 6, 50], atol=1e-4)
     assert joint_boxes(np.zeros((0, 3, 2)), np.zeros((0, 3), bool), 5, 5).shape == (0, 4)
@@ -313,9 +313,7 @@ def test_a_missing_picture_or_root_is_one_line(root: Path) -> None:
         lambda: Spots(str(root)).dataset("val"),
         lambda: Spots(None, sample()).dataset("train"),
     ):
-        with pytest.raises(
-            DatasetError, match=r"people on 1 picture \(3.jpg\) that is not in|no people|no dataset"
-        ) as e:
+        with pytest.raises(DatasetError, match=r"people on 1 image \(3.jpg\) that is not in|no people|no dataset") as e:
             build()
         assert "\n" not in str(e.value)
 
@@ -327,7 +325,7 @@ def test_a_joint_far_away_is_counted_and_kept(root: Path) -> None:
     with pytest.warns(UserWarning, match=r"val: kept 1 person \(2.jpg#0\) with a joint more than 2 boxes away"):
         dataset = data.dataset("val")
     one = dataset[2]
-    assert one["labelled"].all()
+    assert one["labeled"].all()
     assert one["keypoints"][1, 0] > 300
 
 

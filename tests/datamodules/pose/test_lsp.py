@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
     for name, extended, count in (("lsp_dataset", False, 8), ("lspet_dataset", True, 6)):
         people = rng.uniform(1, 40, (count, 14, 3))
         people[..., 2] = rng.random((count, 14)) < 0.7
-        people[0, 3] = [-5.5, 60, 1]  # outside of the picture
+        people[0, 3] = [-5.5, 60, 1]  # outside of the image
         write(tmp_path / name, people, extended)
     return tmp_path
 
@@ -42,14 +42,14 @@ def module(root: Any, **options: Any) -> LSP:
     return LSP(str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 2, **options})
 
 
-def test_the_third_number_means_hidden_in_lsp_and_labelled_in_lspet(tmp_path: Path) -> None:
+def test_the_third_number_means_hidden_in_lsp_and_labeled_in_lspet(tmp_path: Path) -> None:
     people = np.random.default_rng(1).uniform(0, 90, (5, 14, 3))
     people[..., 2] = np.random.default_rng(2).random((5, 14)) < 0.5
     for extended in (False, True):
         write(tmp_path, people, extended)
-        points, labelled = read_lsp(str(tmp_path / "joints.mat"))
+        points, labeled = read_lsp(str(tmp_path / "joints.mat"))
         np.testing.assert_allclose(points, people[..., :2] - 1)
-        np.testing.assert_array_equal(labelled, people[..., 2] > 0 if extended else np.ones((5, 14), bool))
+        np.testing.assert_array_equal(labeled, people[..., 2] > 0 if extended else np.ones((5, 14), bool))
     write(tmp_path, people[:1], True)
     assert read_lsp(str(tmp_path / "joints.mat"))[0].shape == (1, 14, 2)
 
@@ -63,21 +63,21 @@ def test_sets(root: Path) -> None:
     ]
     assert len(data.people("val")) == 5
     assert len(data.dataset("test")) == 1  # type: ignore[arg-type]
-    assert int(data.dataset("test")[0]["image"].max()) == 7, "the eighth picture is the eighth person's"
+    assert int(data.dataset("test")[0]["image"].max()) == 7, "the eighth image is the eighth person's"
     assert module(root).sets["train"] == ("lspet_dataset", "lsp_dataset:1-1000")
 
 
 def test_the_square_is_about_the_joints(root: Path) -> None:
     data = module(root, val=["lspet_dataset"])
     people = data.people("val")
-    points, labelled = read_lsp(str(root / "lspet_dataset" / "joints.mat"))
+    points, labeled = read_lsp(str(root / "lspet_dataset" / "joints.mat"))
     for i in range(6):
-        low, high = points[i][labelled[i]].min(0), points[i][labelled[i]].max(0)
+        low, high = points[i][labeled[i]].min(0), points[i][labeled[i]].max(0)
         np.testing.assert_allclose(people.center[i], (low + high) / 2)
         assert people.side[i] == pytest.approx(1.25 * (high - low).max())
-    assert people.keypoints[0, 3].tolist() == [-6.5, 59], "joints outside of the picture are kept"
+    assert people.keypoints[0, 3].tolist() == [-6.5, 59], "joints outside of the image are kept"
     one = data.dataset("val")[0]
-    inside = one["keypoints"][one["labelled"]]
+    inside = one["keypoints"][one["labeled"]]
     assert ((inside > 0) & (inside < 31)).all()
     assert np.isnan(one["head_size"])
 
@@ -88,7 +88,7 @@ def test_people_without_two_joints_are_left_out(tmp_path: Path) -> None:
     people[0, :, 2] = 0
     people[1, 1:, 2] = 0
     write(tmp_path / "mine", people, True)
-    with pytest.warns(UserWarning, match="train: 1 people; left out 2: 2 without two labelled joints"):
+    with pytest.warns(UserWarning, match="train: 1 people; left out 2: 2 without two labeled joints"):
         dataset = module(tmp_path, train=["mine"]).dataset("train")
     assert dataset[0]["id"] == "mine/images/im00003.jpg#0"
 
@@ -116,7 +116,7 @@ def test_what_is_refused(root: Path) -> None:
     with pytest.raises(DatasetError, match="expected LSP's array joints, found other"):
         module(root, train=["lsp_dataset"]).dataset("train")
     (root / "lspet_dataset" / "images" / "im00002.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"people on 1 picture \(lspet_dataset/images/im00002.jpg\) that is not in"):
+    with pytest.raises(DatasetError, match=r"people on 1 image \(lspet_dataset/images/im00002.jpg\) that is not in"):
         module(root, train=["lspet_dataset"]).dataset("train")
 
 
@@ -126,5 +126,5 @@ def test_the_real_sample() -> None:
     data = module(SHARED, train=["lsp:1-240"], val=["lsp:241-300"], test=["lsp:241-300"])
     assert len(data.dataset("train")) == 240  # type: ignore[arg-type]
     assert len(data.dataset("test")) == 60  # type: ignore[arg-type]
-    assert 0.7 < data.people("train").labelled.mean() < 0.95
+    assert 0.7 < data.people("train").labeled.mean() < 0.95
     assert data.people("train").skipped == {}

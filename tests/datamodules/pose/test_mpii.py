@@ -47,7 +47,7 @@ def rect(points: Any = None, **changes: Any) -> dict[str, Any]:
 
 
 def release(folder: Path, annorects: list[Any], training: list[int] | None = None, name: str = "RELEASE") -> Path:
-    """Writes the release with one picture for each annorect, and the pictures; "absent" leaves the field out."""
+    """Writes the release with one image for each annorect, and the images; "absent" leaves the field out."""
     (folder / "images").mkdir(exist_ok=True)
     pictures = [{"image": {"name": f"{i:03d}.jpg"}, "annorect": rects} for i, rects in enumerate(annorects)]
     for picture in pictures:
@@ -61,7 +61,7 @@ def release(folder: Path, annorects: list[Any], training: list[int] | None = Non
 
 
 def only(folder: Path, annorect: Any) -> list[Any]:
-    """What the reader finds on the one picture with this annorect: (person, what it lacks)."""
+    """What the reader finds on the one image with this annorect: (person, what it lacks)."""
     return read_release(str(release(folder, [annorect])))[0]
 
 
@@ -78,29 +78,29 @@ def test_files_count_from_one_and_we_from_zero(tmp_path: Path) -> None:
     assert person.image == "images/000.jpg"
     assert person.keypoints[9].tolist() == [50, 20]
     assert person.keypoints[0].tolist() == [40, 100]
-    assert np.flatnonzero(person.labelled).tolist() == [0, 9]
+    assert np.flatnonzero(person.labeled).tolist() == [0, 9]
     assert person.center == (49, 59 + 15 * 0.5), "the authors' crop lies 15 * scale lower"
     assert person.side == 200 * 0.5 * 1.25
     assert person.head_size == pytest.approx(0.6 * 20)
 
 
 @pytest.mark.parametrize("mark", [1, 0, "1", "0", EMPTY, "absent"])
-def test_a_joint_is_labelled_whatever_its_mark(tmp_path: Path, mark: Any) -> None:
+def test_a_joint_is_labeled_whatever_its_mark(tmp_path: Path, mark: Any) -> None:
     """Hidden joints are annotated and count."""
     more = {} if isinstance(mark, str) and mark == "absent" else {"is_visible": mark}
     (person, lacks), *_ = only(tmp_path, structs([rect([point(5, 3, 4, **more), point(2, 7.5, 8, **more)])]))
     assert lacks == ""
-    assert np.flatnonzero(person.labelled).tolist() == [2, 5]
+    assert np.flatnonzero(person.labeled).tolist() == [2, 5]
     assert person.keypoints[2].tolist() == [6.5, 7]
 
 
 def test_ids_come_in_any_order_and_any_number(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(16).tolist()
     (person, _), *_ = only(tmp_path, structs([rect([point(j, 10 + j, 30 + j, is_visible=1) for j in order])]))
-    assert person.labelled.all()
+    assert person.labeled.all()
     np.testing.assert_array_equal(person.keypoints, np.stack([9 + np.arange(16.0), 29 + np.arange(16.0)], 1))
     (person, _), *_ = only(tmp_path, structs([rect([point(7, 0.25, 1, is_visible=1)])]))
-    assert np.flatnonzero(person.labelled).tolist() == [7], "one point is a bare struct; and x <= 1 is annotated"
+    assert np.flatnonzero(person.labeled).tolist() == [7], "one point is a bare struct; and x <= 1 is annotated"
     assert person.keypoints[7].tolist() == [-0.75, 0]
 
 
@@ -147,7 +147,7 @@ def test_other_sets_of_fields(tmp_path: Path) -> None:
     extra = {"part_occ1": EMPTY, "head_r11": "0.98", "torso_r33": "1"}
     assert only(tmp_path, structs([rect(**extra)]))[0].lacks == ""
     test = [structs([{"scale": 1.0, "objpos": {"x": 3, "y": 4}}]), structs([rect()])]
-    assert list(read_release(str(release(tmp_path, test, [0, 1])))) == [1], "test pictures have no joints"
+    assert list(read_release(str(release(tmp_path, test, [0, 1])))) == [1], "test images have no joints"
 
 
 def test_what_was_left_out_is_counted_in_one_line(tmp_path: Path) -> None:
@@ -209,12 +209,12 @@ def test_real_annotations(tmp_path: Path) -> None:
     found = read_release(str(path))
     people = [found[i][0] for i in range(len(annorects))]
     assert not any(item.lacks for item in people)
-    labelled = np.stack([item.person.labelled for item in people])
-    np.testing.assert_array_equal(labelled, ~truth["missing"])
+    labeled = np.stack([item.person.labeled for item in people])
+    np.testing.assert_array_equal(labeled, ~truth["missing"])
     joints = np.stack([item.person.keypoints for item in people])
     # What was published has 0 for 17 coordinates of 13 joints that the release gives.
-    known = labelled[..., None] & (truth["joints"] != 0)
-    assert (labelled[..., None] & ~known).sum() == 17
+    known = labeled[..., None] & (truth["joints"] != 0)
+    assert (labeled[..., None] & ~known).sum() == 17
     np.testing.assert_allclose((joints + 1)[known], truth["joints"][known], atol=1e-3)
     heads = 0.6 * np.linalg.norm(truth["headboxes"][:, 1] - truth["headboxes"][:, 0], axis=1)
     np.testing.assert_allclose([item.person.head_size for item in people], heads, atol=1e-3)
@@ -226,11 +226,11 @@ def test_real_annotations(tmp_path: Path) -> None:
 def test_a_real_conversion() -> None:
     file = "annotations/mpii_sample.json"
     data = module(SHARED / "mpii_sample", train=file, val=file)
-    with pytest.warns(UserWarning, match="no PCKh without|5 pictures .* in both train and val"):
+    with pytest.warns(UserWarning, match="no PCKh without|5 images .* in both train and val"):
         dataset = data.dataset("val")
     one = dataset[0]
     assert one["keypoints"].shape == (16, 2)
-    assert one["labelled"].all()
+    assert one["labeled"].all()
     assert np.isnan(one["head_size"])
 
 
@@ -251,9 +251,9 @@ def test_a_list_holds_pictures_out(tmp_path: Path) -> None:
     assert len(names(data, "train")) == 4
     assert module(tmp_path, val=str(tmp_path / "mine.txt")).people("val").number.tolist() == [0, 1, 0, 1]
     (tmp_path / "mine.txt").write_text("003.jpg\nnone.jpg\n")
-    with pytest.raises(DatasetError, match=r"mine.txt: 1 name \(none.jpg\) that no training picture with people has"):
+    with pytest.raises(DatasetError, match=r"mine.txt: 1 name \(none.jpg\) that no training image with people has"):
         module(tmp_path, val="mine.txt").people("train")
-    with pytest.raises(DatasetError, match="val: expected a list of pictures, found .*No such file"):
+    with pytest.raises(DatasetError, match="val: expected a list of images, found .*No such file"):
         module(tmp_path, val="gone.txt").people("train")
 
 
@@ -309,7 +309,7 @@ def test_conversions(tmp_path: Path) -> None:
     assert people.center[0].tolist() == [49, 59 + 7.5]
     assert people.side[0] == 125
     assert people.keypoints[0, 3].tolist() == [12, 22]
-    assert people.labelled[0].tolist() == [True] * 15 + [False], "joints_vis means labelled"
+    assert people.labeled[0].tolist() == [True] * 15 + [False], "joints_vis means labeled"
     assert np.isnan(data.people("val").head_size).all()
     assert len(data.people("val")) == 1, "without head boxes for anyone nobody is left out"
 
@@ -333,7 +333,7 @@ def test_head_boxes_of_conversions(tmp_path: Path, kind: str) -> None:
 
 def test_a_picture_on_both_sides_is_said(tmp_path: Path) -> None:
     data = module(conversion(tmp_path, [entry(), entry(image="c.jpg")], [entry()]))
-    with pytest.warns(UserWarning, match=r"1 picture \(images/a.jpg\) in both train and val"):
+    with pytest.warns(UserWarning, match=r"1 image \(images/a.jpg\) in both train and val"):
         data.people("train")
 
 
@@ -386,7 +386,7 @@ def test_missing_pieces(tmp_path: Path) -> None:
     ):
         module(tmp_path).dataset("train")
     conversion(tmp_path, [entry(), entry(image="gone.jpg")], [entry(image="b.jpg")])
-    refused(module(tmp_path), r"MPII: train has people on 1 picture \(images/gone.jpg\) that is not in ")
+    refused(module(tmp_path), r"MPII: train has people on 1 image \(images/gone.jpg\) that is not in ")
     refused(module(tmp_path, train="annot/train.json"), "MPII: val: expected a .json of the people held out")
     os.unlink(tmp_path / "annot" / "valid.json")
     refused(module(tmp_path), "valid.json: expected a JSON conversion of MPII, found .*No such file")

@@ -1,4 +1,4 @@
-"""Rendered solids: where the rays hit, what is light and dark, and which pictures are new."""
+"""Rendered solids: where the rays hit, what is light and dark, and which images are new."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_corners_of_boxes_are_where_the_camera_projects_them(solid: Solid) -> No
             assert found.max() == pytest.approx(pixels[:, axis].max(), abs=1)
 
 
-def test_each_direction_has_its_colour() -> None:
+def test_each_direction_has_its_color() -> None:
     """The chair's largest faces, its seat's and its back's, or the only one that is seen."""
     colors = np.eye(6, 3) * 150 + 20 * np.arange(6)[:, None]
     for i, (axis, sign) in enumerate(itertools.product(range(3), (-1, 1))):
@@ -172,7 +172,7 @@ def test_a_users_pictures_are_cut_to_their_middle_square(tmp_path: Path) -> None
     module = RenderedSolids(images=str(tmp_path), num_workers=0)
     (batch,) = module.predict_dataloader()
     assert batch["image"].shape == (1, 3, 64, 64)
-    with pytest.raises(DatasetError, match="predict needs pictures"):
+    with pytest.raises(DatasetError, match="predict needs images"):
         RenderedSolids().dataset("predict")
 
 

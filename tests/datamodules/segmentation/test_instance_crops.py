@@ -1,4 +1,4 @@
-"""One object at a time: what is labelled in each stage, where crops come from, and that they repeat themselves."""
+"""One object at a time: what is labeled in each stage, where crops come from, and that they repeat themselves."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_second_stage_shows_proposals_that_overlap_an_object(drawn: Path, tm
         for epoch in range(6):
             seeded[epoch, index, 0]
             _, mask = seen[-1]
-            # All classes count: the mask is the picture's, cut out by one of the boxes.
+            # All classes count: the mask is the image's, cut out by one of the boxes.
             assert any((m := cut(ids, box, VOID)).shape == mask.shape and (m == mask).all() for box in near[name])
             several += len(set(np.unique(mask)) - {0, VOID}) > 1
     assert several > 0
@@ -174,7 +174,7 @@ def test_batches_of_both_stages_and_of_evaluation(drawn: Path, tmp_path: Path) -
     truth = VOCInstance(str(drawn), classes=CLASSES[1:]).dataset("val")
     for i in range(len(truth)):  # type: ignore[arg-type]
         made_up(drawn, tmp_path, truth[i]["id"], np.array([[1.0, 2.0, 30.0, 40.0 + i]]))
-    # The first stage needs no proposals of its training pictures.
+    # The first stage needs no proposals of its training images.
     data = crops(drawn, proposals=str(tmp_path))
     assert "proposals" not in next(iter(data.train_dataloader()))
     evaluated = next(iter(data.val_dataloader()))
@@ -191,7 +191,7 @@ def test_batches_of_both_stages_and_of_evaluation(drawn: Path, tmp_path: Path) -
 def test_the_command_that_makes_the_proposals(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """VOC's pictures and SBD's, beside the devkit; nothing is written outside of the folder."""
+    """VOC's images and SBD's, beside the devkit; nothing is written outside of the folder."""
     monkeypatch.setattr(search, "selective_search", lambda image, top: np.array([[0, 0, 9, 9]], np.float32))
     out = tmp_path / "a" / "proposals"
     options = ["--masks", "--root", str(drawn), "--out", str(out), "--workers", "1"]
@@ -211,9 +211,7 @@ def test_the_command_that_makes_the_proposals(
 def test_bad_arguments_and_missing_proposals(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="the second stage needs boxes.*--masks --root .* --data.proposals FOLDER"):
         crops(drawn, crops="proposals").dataset("train")
-    with pytest.raises(
-        DatasetError, match="expected boxes of 12 pictures.*--masks --root .*--sets VOC2012/train --out"
-    ):
+    with pytest.raises(DatasetError, match="expected boxes of 12 images.*--masks --root .*--sets VOC2012/train --out"):
         crops(drawn, crops="proposals", proposals=str(tmp_path)).dataset("train")
     with pytest.raises(DatasetError, match="--sets VOC2012/val"):
         crops(drawn, proposals=str(tmp_path)).dataset("val")

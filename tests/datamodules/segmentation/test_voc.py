@@ -57,27 +57,27 @@ def mask_path(root: Path, name: str, kind: str = "Class") -> Path:
 
 
 def test_the_palette_is_vocs() -> None:
-    """VOC's first and last colours, as its documentation prints them."""
-    colours = voc_palette()
-    assert colours.shape == (256, 3)
-    assert colours[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
+    """VOC's first and last colors, as its documentation prints them."""
+    colors = voc_palette()
+    assert colors.shape == (256, 3)
+    assert colors[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
     ]  # fmt: skip
-    assert len(np.unique(colours, axis=0)) == 256
+    assert len(np.unique(colors, axis=0)) == 256
 
 
 def test_a_palettes_indices_are_the_ids(tmp_path: Path) -> None:
-    """Where a conversion to grey, or OpenCV's reader of colours, gives other numbers."""
+    """Where a conversion to gray, or OpenCV's reader of colors, gives other numbers."""
     ids = np.array([[0, 1, 2], [15, 20, 255]], np.uint8)
     path = str(tmp_path / "mask.png")
     save_ids(path, ids)
     assert (read_ids(path) == ids).all()
     assert (read_mask(path, 21, (2, 3)) == ids).all()
     assert (np.array(Image.open(path).convert("L")) != ids).any()
-    grey = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-    assert grey is not None
-    assert (grey != ids).any()
-    Image.fromarray(ids).save(path)  # no palette: grey values are ids too
+    gray = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    assert gray is not None
+    assert (gray != ids).any()
+    Image.fromarray(ids).save(path)  # no palette: gray values are ids too
     assert (read_ids(path) == ids).all()
 
 
@@ -132,7 +132,7 @@ def test_boxes_are_the_extremes_of_random_masks() -> None:
 # --- joint augmentation -----------------------------------------------------------------------------------------------
 
 
-def coloured(ids: np.ndarray) -> np.ndarray:
+def colored(ids: np.ndarray) -> np.ndarray:
     return voc_palette()[ids]
 
 
@@ -146,7 +146,7 @@ def blocks(height: int = 40, width: int = 56) -> np.ndarray:
 
 def draw(transform: MaskTransform, seed: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    return transform(coloured(ids), ids)
+    return transform(colored(ids), ids)
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (2.0, 2.0), (0.5, 2.0), (1.0, 1.0)], ids=str)
@@ -159,10 +159,10 @@ def test_the_mask_stays_on_the_picture(scale: tuple[float, float], crop: int | N
         assert pixels.shape[:2] == mask.shape
         if crop is not None:
             assert mask.shape == (crop, crop)
-        # Away from the borders between two blocks, where colours are interpolated, each pixel has its id's colour.
+        # Away from the borders between two blocks, where colors are interpolated, each pixel has its id's color.
         edged = cv2.copyMakeBorder(mask[2:-2, 2:-2], 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=254)
         inner = (cv2.erode(edged, np.ones((5, 5))) == cv2.dilate(edged, np.ones((5, 5)))) & (edged != 254)
-        wanted = np.where((mask == VOID)[..., None], FILL, coloured(mask))
+        wanted = np.where((mask == VOID)[..., None], FILL, colored(mask))
         assert np.abs(pixels.astype(int) - wanted)[inner].max() <= 1
         assert set(np.unique(mask)) <= {*range(1, 13), VOID}
 
@@ -179,7 +179,7 @@ def test_what_lies_beyond_is_void_and_never_a_class() -> None:
     assert len(places) > 5
 
 
-def test_ids_are_taken_from_the_nearest_pixel_between_centres() -> None:
+def test_ids_are_taken_from_the_nearest_pixel_between_centers() -> None:
     """A half of the size: the mean of the ids' columns is where the pixels' is, not half a pixel to the left."""
     ids = np.tile(np.arange(64, dtype=np.uint8), (8, 1))
     pixels, mask = MaskTransform(size=(4, 1000))(np.repeat(ids[..., None], 3, 2), ids)
@@ -189,15 +189,15 @@ def test_ids_are_taken_from_the_nearest_pixel_between_centres() -> None:
     assert (up == np.repeat(np.repeat(ids, 2, 0), 2, 1)).all()
 
 
-def test_a_flip_and_colours() -> None:
+def test_a_flip_and_colors() -> None:
     ids = blocks()
     flipped = draw(MaskTransform(hflip=1.0), 0, ids)
     assert (flipped[1] == ids[:, ::-1]).all()
-    assert (flipped[0] == coloured(ids)[:, ::-1]).all()
+    assert (flipped[0] == colored(ids)[:, ::-1]).all()
     pixels, mask = draw(MaskTransform(color_jitter=0.5), 0, ids)
     assert (mask == ids).all()
-    assert (pixels != coloured(ids)).any()
-    assert (MaskTransform()(coloured(ids), ids)[0] == coloured(ids)).all()
+    assert (pixels != colored(ids)).any()
+    assert (MaskTransform()(colored(ids), ids)[0] == colored(ids)).all()
 
 
 def test_factors_spread_over_the_range() -> None:
@@ -331,7 +331,7 @@ def test_trainaug_is_the_union_without_val_and_prefers_vocs_masks(
     assert listed["val"] & val
     assert all((Path(files[i].classes).suffix == ".png") == (stems[i] in train) for i in range(len(files)))
     others = len(stems) - len(train)
-    assert f"{len(stems)} pictures, {len(train)} of them with VOC's masks and {others} with SBD's" in caplog.text
+    assert f"{len(stems)} images, {len(train)} of them with VOC's masks and {others} with SBD's" in caplog.text
     dataset = data.dataset("train")
     assert (dataset[0]["mask"] == 255).any()
     assert (dataset[len(stems) - 1]["mask"] != 255).all()
@@ -350,10 +350,10 @@ def test_trainaug_of_the_release_must_have_10582_pictures(root: Path) -> None:
     (sbd / "train.txt").write_text("\n".join(everything[:8498]))
     (sbd / "val.txt").write_text("\n".join(everything[8498:]))
     data = semantic(root, train=["SBD/trainaug"])
-    with pytest.raises(DatasetError, match="without a picture in JPEGImages"):
-        data.files("train")  # the count is right, the pictures are not there
+    with pytest.raises(DatasetError, match="without an image in JPEGImages"):
+        data.files("train")  # the count is right, the images are not there
     (sbd / "val.txt").write_text("\n".join(everything[8498:-1]))
-    with pytest.raises(DatasetError, match="expected 10,582 pictures, found 10,581 pictures, 1,464 of them with VOC"):
+    with pytest.raises(DatasetError, match="expected 10,582 images, found 10,581 images, 1,464 of them with VOC"):
         data.files("train")
 
 
@@ -435,34 +435,34 @@ def test_a_mask_of_another_size(root: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         semantic(root).dataset("train")[0]
     text = str(caught.value)
-    assert f"{name}.png: expected a mask of its picture's size {width}x{height}, found {width - 3}x{height}" in text
+    assert f"{name}.png: expected a mask of its image's size {width}x{height}, found {width - 3}x{height}" in text
     assert "\n" not in text
     save_ids(str(mask_path(root, name, "Object")), np.zeros((height + 1, width), np.uint8))
     with pytest.raises(DatasetError, match=rf"SegmentationObject/{name}.png: .*found {width}x{height + 1}"):
         instance(root).dataset("train")[0]
 
 
-def test_a_mask_in_colours_says_how_to_convert_it_and_the_command_does(
+def test_a_mask_in_colors_says_how_to_convert_it_and_the_command_does(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = ids_of(root, "train")[0]
     path = mask_path(root, name)
     ids = np.array(Image.open(path))
-    coloured_masks = tmp_path / "coloured"
-    coloured_masks.mkdir()
-    Image.open(path).convert("RGB").save(coloured_masks / path.name)
-    shutil.copy(coloured_masks / path.name, path)
+    colored_masks = tmp_path / "colored"
+    colored_masks.mkdir()
+    Image.open(path).convert("RGB").save(colored_masks / path.name)
+    shutil.copy(colored_masks / path.name, path)
     with pytest.raises(DatasetError, match=r"found RGB: python -m tools.color_masks .* into ids"):
         semantic(root).dataset("train")[0]
-    assert main([str(coloured_masks), str(path.parent)]) == 0
+    assert main([str(colored_masks), str(path.parent)]) == 0
     assert (np.array(Image.open(path)) == ids).all()
     assert semantic(root).dataset("train")[0]["mask"].shape == (40, 40)
     capsys.readouterr()
-    assert main([str(coloured_masks), str(coloured_masks)]) == 2
+    assert main([str(colored_masks), str(colored_masks)]) == 2
     assert "expected another folder" in capsys.readouterr().err
 
 
-def test_colours_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_colors_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, folder = tmp_path / "colors.txt", tmp_path / "in"
     folder.mkdir()
     file.write_text("0 128 128 128\n1 128 0 0\n255 0 0 0\n")
@@ -471,7 +471,7 @@ def test_colours_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     pixels[0, 1] = 9
     Image.fromarray(pixels).save(folder / "a.png")
     assert main([str(folder), str(tmp_path / "out"), "--colors", str(file)]) == 2
-    assert "a.png: the pixel at x 1, y 0 has the colour [9, 9, 9], which has no id" in capsys.readouterr().err
+    assert "a.png: the pixel at x 1, y 0 has the color [9, 9, 9], which has no id" in capsys.readouterr().err
     file.write_text("0 128 128 128\n1 300 0 0\n")
     with pytest.raises(DatasetError, match="line 2: expected id red green blue, 0 to 255, found 1 300 0 0"):
         read_colors(str(file))
@@ -492,7 +492,7 @@ def test_a_wrong_mask_stops_a_loader_in_one_line(root: Path, workers: int, split
     for name in ids_of(root, split):
         save_ids(str(mask_path(root, name)), np.zeros((5, 5), np.uint8))
     loader: ResumingLoader = getattr(semantic(root, num_workers=workers), f"{split}_dataloader")()
-    with pytest.raises(DatasetError, match="expected a mask of its picture's size") as caught:
+    with pytest.raises(DatasetError, match="expected a mask of its image's size") as caught:
         next(iter(loader))
     assert "\n" not in str(caught.value)
 
@@ -506,7 +506,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
     with pytest.raises(DatasetError, match=rf"train names 1 id \({first}\) without a mask in SegmentationClass"):
         semantic(root).dataset("train")
     (root / "VOCdevkit/VOC2012/JPEGImages" / f"{second}.jpg").unlink()
-    with pytest.raises(DatasetError, match=rf"train names 1 id \({second}\) without a picture in JPEGImages"):
+    with pytest.raises(DatasetError, match=rf"train names 1 id \({second}\) without an image in JPEGImages"):
         semantic(root).dataset("train")
     with pytest.raises(DatasetError, match=r"no list dev.txt in .*Segmentation: there are train, trainval, val"):
         semantic(root, val=["VOC2012/dev"]).dataset("val")

@@ -52,7 +52,7 @@ def test_contents_are_held_out(root: Path) -> None:
     assert not train & val
     assert len(train | val) == 20
     assert 1 <= len(val) <= 6
-    with pytest.warns(UserWarning, match="with 7 pictures none is held out: validation sees the training's"):
+    with pytest.warns(UserWarning, match="with 7 images none is held out: validation sees the training's"):
         assert len(module(root, content=str(root / "style")).dataset("val")) == 7  # type: ignore[arg-type]
     other = module(root, val_content=str(root / "style"), val_style=str(root / "content"))
     assert (len(other.dataset("train")), len(other.dataset("val"))) == (20, 7)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_evaluation_takes_styles_in_turn(root: Path) -> None:
 
 
 def test_crops_lie_inside_and_everywhere(tmp_path: Path) -> None:
-    """On a picture that holds its own coordinates: of 80x50 pixels squares of 40 come from 5 to 35 to the side."""
+    """On an image that holds its own coordinates: of 80x50 pixels squares of 40 come from 5 to 35 to the side."""
     y, x = np.mgrid[:50, :80]
     cv2.imwrite(str(tmp_path / "a.png"), np.stack([0 * x, y, x], -1).astype(np.uint8))
     random.seed(0)
@@ -114,7 +114,7 @@ def _nothing() -> Any:
 
 def test_a_text_named_jpg_is_skipped_and_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_style_images(str(tmp_path), contents=3, styles=2, size=40)
-    (tmp_path / "content" / "aaa.jpg").write_text("no picture")
+    (tmp_path / "content" / "aaa.jpg").write_text("no image")
     whole = (tmp_path / "content" / "000.jpg").read_bytes()
     (tmp_path / "content" / "000.jpg").write_bytes(whole[: len(whole) // 2])
     found = pairs(module(tmp_path, broken_images="skip").train_dataloader(), 0)
@@ -138,11 +138,11 @@ def test_the_pair(root: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(DatasetError, match="no pictures given: --data.root FOLDER, with content/ and style/"):
+    with pytest.raises(DatasetError, match="no images given: --data.root FOLDER, with content/ and style/"):
         StyleImages().dataset("train")
-    with pytest.raises(DatasetError, match="/style: expected a folder of pictures, found nothing there"):
+    with pytest.raises(DatasetError, match="/style: expected a folder of images, found nothing there"):
         module(tmp_path).dataset("train")
-    with pytest.raises(DatasetError, match="ImagePair: no picture given: --data.content PICTURE"):
+    with pytest.raises(DatasetError, match="ImagePair: no image given: --data.content PICTURE"):
         ImagePair().dataset("train")
     for options, message in (
         ({"image_size": 0}, "image_size: expected 1 to resize"),

@@ -71,7 +71,7 @@ def test_it_is_data_to_train_on(root: Path) -> None:
     stature = train.side / 1.25
     assert 0.09 < np.median(train.head_size / stature) < 0.15, "MPII's heads are about an eighth of a person"
     inside = np.abs(train.keypoints - train.center[:, None]).max(-1) < train.side[:, None] / 2
-    assert inside[train.labelled].mean() > 0.97
+    assert inside[train.labeled].mean() > 0.97
     assert next(iter(data.train_dataloader()))["image"].shape == (8, 3, 64, 64)
 
 
@@ -90,7 +90,7 @@ def test_joints_lie_on_their_bodies() -> None:
 
 
 def test_left_and_right_are_the_persons_own() -> None:
-    """Whoever faces the viewer has the right shoulder on the left of the picture; from behind it is the other way."""
+    """Whoever faces the viewer has the right shoulder on the left of the image; from behind it is the other way."""
     sides, both = [], []
     for seed in range(300):
         body = pose(np.random.default_rng(seed))
@@ -120,19 +120,19 @@ def test_limbs_keep_their_lengths_and_turns_are_rotations() -> None:
 
 
 def test_the_mean_pose_is_far_from_right(root: Path) -> None:
-    """What a method reaches that does not look at the pictures: PCKh at .5 of the training set's mean."""
+    """What a method reaches that does not look at the images: PCKh at 0.5 of the training set's mean."""
     data = MPII(str(root))
     train, val = data.people("train"), data.people("val")
 
-    def normalised(people: object) -> np.ndarray:
+    def normalized(people: object) -> np.ndarray:
         return (people.keypoints - people.center[:, None]) / people.side[:, None, None]  # type: ignore[attr-defined]
 
-    mean = np.stack([normalised(train)[train.labelled[:, j], j].mean(0) for j in range(16)])
-    error = np.linalg.norm((normalised(val) - mean) * val.side[:, None, None], axis=-1) / val.head_size[:, None]
-    right = (error <= 0.5)[val.labelled]
+    mean = np.stack([normalized(train)[train.labeled[:, j], j].mean(0) for j in range(16)])
+    error = np.linalg.norm((normalized(val) - mean) * val.side[:, None, None], axis=-1) / val.head_size[:, None]
+    right = (error <= 0.5)[val.labeled]
     assert right.mean() < 0.3
     limbs = [j for j, name in enumerate(MPII_JOINTS) if "wrist" in name or "ankle" in name]
-    assert (error <= 0.5)[:, limbs][val.labelled[:, limbs]].mean() < 0.15
+    assert (error <= 0.5)[:, limbs][val.labeled[:, limbs]].mean() < 0.15
 
 
 def test_people_hide_and_cut_each_other_off() -> None:

@@ -39,16 +39,16 @@ def test_pictures_are_a_function_of_the_arguments(tmp_path: Path) -> None:
     assert len(set(a.values())) == len(a)
 
 
-def test_mean_colours_do_not_give_the_classes_away(tmp_path: Path) -> None:
-    """A network has to learn shapes: the nearest mean colour alone stays far from right."""
+def test_mean_colors_do_not_give_the_classes_away(tmp_path: Path) -> None:
+    """A network has to learn shapes: the nearest mean color alone stays far from right."""
     write_imagenet(str(tmp_path), classes=4, train=40, val=25, size=32)
 
     def means(split: str) -> np.ndarray:
         pictures = [read_image(path).mean((0, 1)) for path in list_images(str(tmp_path / split))]
         return np.array(pictures).reshape(4, -1, 3)
 
-    centres = means("train").mean(1)
-    distance = ((means("val")[:, :, None] - centres) ** 2).sum(-1)
+    centers = means("train").mean(1)
+    distance = ((means("val")[:, :, None] - centers) ** 2).sum(-1)
     assert (distance.argmin(-1) == np.arange(4)[:, None]).mean() < 0.6
 
 

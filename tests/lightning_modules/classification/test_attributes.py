@@ -64,7 +64,7 @@ def test_the_scales_are_a_weighted_mean():
     features, weights = scales(maps)
     assert (features.shape, weights.shape) == ((2, 5), (2, 6))
     assert torch.allclose(weights.sum(1), torch.ones(2))
-    assert not torch.allclose(weights[0], weights[1]), "they depend on the picture"
+    assert not torch.allclose(weights[0], weights[1]), "they depend on the image"
     expected = torch.zeros(2, 5)
     vectors = []
     for m in range(2):
@@ -236,7 +236,7 @@ def trainer(**options):
 
 
 class Shuffled(Dataset):
-    """Each picture with the labels of any other one, drawn anew in every epoch."""
+    """Each image with the labels of any other one, drawn anew in every epoch."""
 
     def __init__(self, dataset):
         self.dataset, self.transform = dataset, dataset.transform

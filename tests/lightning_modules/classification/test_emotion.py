@@ -21,12 +21,12 @@ from lightning_modules.classification.emotion import (
     XceptionModule,
     align_face,
     detect_faces,
-    equalise,
+    equalize,
     eyes_to_template,
     find_eyes,
     load_cascade,
     max_pool_same,
-    standardise,
+    standardize,
 )
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "fer2013_sample"
@@ -76,7 +76,7 @@ def test_pooling_is_keras_same(height: int, width: int) -> None:
 
 def test_the_residual_sees_even_rows_and_columns() -> None:
     module = XceptionModule(2, 4).eval()
-    nn.init.zeros_(module.body[4].weight)  # the body gives its last normalisation's shift: nothing
+    nn.init.zeros_(module.body[4].weight)  # the body gives its last normalization's shift: nothing
     x = torch.randn(1, 2, 9, 6)
     weight = module.residual[0].weight[:, :, 0, 0]
     expected = torch.einsum("oc,nchw->nohw", weight, x[:, :, ::2, ::2]) / (1 + 1e-3) ** 0.5
@@ -138,25 +138,25 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=expected):
             EmotionClassifier(**options)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"expected grey faces uint8 \(B,1,H,W\), found torch.uint8 \(1, 3, 48, 48\)"):
+    with pytest.raises(TypeError, match=r"expected gray faces uint8 \(B,1,H,W\), found torch.uint8 \(1, 3, 48, 48\)"):
         EmotionClassifier().preprocess(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))
     with pytest.raises(ValueError, match="label: expected 0..6"):
         EmotionClassifier().on_before_batch_transfer({"label": torch.tensor([7])}, 0)
 
 
-# --- normalisation ------------------------------------------------------------------------------------------------
+# --- normalization ------------------------------------------------------------------------------------------------
 
 
-def test_equalisation_is_opencvs() -> None:
+def test_equalization_is_opencvs() -> None:
     images = torch.cat([faces(5), torch.full((1, 1, 48, 48), 77, dtype=torch.uint8)])
     expected = np.stack([cv2.equalizeHist(image[0].numpy()) for image in images])[:, None]
-    assert np.abs(equalise(images).numpy().astype(int) - expected).max() <= 1  # a half is rounded either way
-    assert (equalise(images) == torch.from_numpy(expected)).float().mean() > 0.99
+    assert np.abs(equalize(images).numpy().astype(int) - expected).max() <= 1  # a half is rounded either way
+    assert (equalize(images) == torch.from_numpy(expected)).float().mean() > 0.99
 
 
-def test_standardised_faces_have_mean_0_and_deviation_1() -> None:
+def test_standardized_faces_have_mean_0_and_deviation_1() -> None:
     images = torch.cat([faces(3), torch.full((1, 1, 48, 48), 77, dtype=torch.uint8)])
-    found = standardise(images)
+    found = standardize(images)
     torch.testing.assert_close(found.mean((1, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(found[:3].square().mean((1, 2, 3)), torch.ones(3))
     assert not found[3].any()
@@ -169,11 +169,11 @@ def test_faces_are_scaled_and_enlarged_as_opencv_does() -> None:
     darker = images // 2 + 40
     changed = (EmotionClassifier().preprocess(darker) - found).abs().mean()
     np.testing.assert_allclose(found.numpy(), expected / 127.5 - 1, atol=1e-4)
-    for normalisation in ("equalise", "standardise"):
-        other = EmotionClassifier(normalisation=normalisation).preprocess(images)  # type: ignore[arg-type]
+    for normalization in ("equalize", "standardize"):
+        other = EmotionClassifier(normalization=normalization).preprocess(images)  # type: ignore[arg-type]
         assert other.shape == (3, 1, 64, 64)
         # Half the contrast and another brightness are the same face.
-        again = EmotionClassifier(normalisation=normalisation).preprocess(darker)  # type: ignore[arg-type]
+        again = EmotionClassifier(normalization=normalization).preprocess(darker)  # type: ignore[arg-type]
         assert (again - other).abs().mean() < 0.25 * changed
 
 
@@ -194,7 +194,7 @@ def test_eyes_land_on_the_template(angle: float, scale: float) -> None:
 
 @pytest.mark.parametrize(("angle", "scale"), [(0, 1.0), (12, 1.0), (-17, 2.6), (8, 5.0)])
 def test_a_turned_face_comes_out_upright(angle: float, scale: float) -> None:
-    """Two spots where the eyes are, in a picture turned and scaled: their centres of mass, to a fraction of a pixel."""
+    """Two spots where the eyes are, in an image turned and scaled: their centers of mass, to a fraction of a pixel."""
     turn = np.radians(angle)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     eyes = 48 * scale * (EYES - 0.5) @ rotation.T + (163.3, 158.8)
@@ -209,7 +209,7 @@ def test_a_turned_face_comes_out_upright(angle: float, scale: float) -> None:
 
 
 def test_large_faces_do_not_alias() -> None:
-    """A board of one-pixel squares, eight to each pixel of the face, becomes even grey."""
+    """A board of one-pixel squares, eight to each pixel of the face, becomes even gray."""
     board = (np.indices((480, 480)).sum(0) % 2 * 255).astype(np.uint8)
     assert np.ptp(align_face(board, 384 * EYES + (48.3, 50.1))[2:-2, 2:-2].astype(int)) < 16
 
@@ -224,21 +224,21 @@ def photographs() -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_faces_and_eyes_are_found_where_they_were_drawn(photographs: list[tuple[np.ndarray, np.ndarray]]) -> None:
     for picture, truth in photographs:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        boxes = detect_faces(grey)
+        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        boxes = detect_faces(gray)
         assert len(boxes) == len(truth)
         for box, eyes in zip(boxes, truth, strict=True):
-            found = find_eyes(grey, box)
+            found = find_eyes(gray, box)
             assert found is not None
             distance = np.linalg.norm(eyes[1] - eyes[0])
             assert np.linalg.norm(found - eyes, axis=1).max() < 0.1 * distance
 
 
 def test_a_larger_photograph_has_its_faces_at_the_same_places(photographs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    grey = cv2.cvtColor(photographs[1][0], cv2.COLOR_RGB2GRAY)
-    large = cv2.resize(grey, None, fx=4, fy=4)
+    gray = cv2.cvtColor(photographs[1][0], cv2.COLOR_RGB2GRAY)
+    large = cv2.resize(gray, None, fx=4, fy=4)
     assert max(large.shape) > emotion.DETECTION_SIDE
-    small, boxes = detect_faces(grey), detect_faces(large) / 4
+    small, boxes = detect_faces(gray), detect_faces(large) / 4
     assert len(boxes) == len(small)
     assert np.abs(boxes - small).max() < 0.1 * (small[0, 2] - small[0, 0])
 
@@ -253,8 +253,8 @@ def test_photographs_with_and_without_faces(photographs: list[tuple[np.ndarray, 
     assert with_faces["aligned"].all()
     torch.testing.assert_close(with_faces["probabilities"].sum(1), torch.ones(len(truth)))
     # The probabilities are those of the aligned faces.
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    cut = np.stack([align_face(grey, eyes.numpy().astype(float)) for eyes in with_faces["eyes"]])[:, None]
+    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    cut = np.stack([align_face(gray, eyes.numpy().astype(float)) for eyes in with_faces["eyes"]])[:, None]
     with torch.inference_mode():
         expected = module.predict(torch.from_numpy(cut))["probabilities"]  # type: ignore[call-overload]
     torch.testing.assert_close(with_faces["probabilities"], expected, atol=1e-3, rtol=1e-2)
@@ -269,16 +269,16 @@ def test_photographs_with_and_without_faces(photographs: list[tuple[np.ndarray, 
 def test_without_eyes_the_box_is_taken_as_it_is(
     photographs: list[tuple[np.ndarray, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emotion, "find_eyes", lambda grey, box: None)
+    monkeypatch.setattr(emotion, "find_eyes", lambda gray, box: None)
     module = EmotionClassifier().eval()
     picture, _ = photographs[0]
     with torch.inference_mode():
         (found,) = module.predict(torch.from_numpy(picture).permute(2, 0, 1)[None])  # type: ignore[misc]
     assert not found["aligned"].any()
     x1, y1, x2, y2 = found["boxes"][0].round().int().tolist()
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    cut = align_face(grey, found["eyes"][0].double().numpy()).astype(int)
-    plain = cv2.resize(grey[y1:y2, x1:x2], (48, 48), interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    cut = align_face(gray, found["eyes"][0].double().numpy()).astype(int)
+    plain = cv2.resize(gray[y1:y2, x1:x2], (48, 48), interpolation=cv2.INTER_AREA)
     assert np.abs(cut - plain).mean() < 4
 
 
@@ -309,7 +309,7 @@ def test_the_drawn_eyes_are_where_the_template_has_them() -> None:
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 def test_real_faces_are_found_and_aligned() -> None:
-    """Turned and enlarged FER2013 faces in a larger picture: most are found, and come out as FER2013 has them."""
+    """Turned and enlarged FER2013 faces in a larger image: most are found, and come out as FER2013 has them."""
     data = FER2013(str(SHARED))
     shown = data.faces.pixels[torch.from_numpy(data.indices("val")[:40])].numpy()
     found = aligned = 0

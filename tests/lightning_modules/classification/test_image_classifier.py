@@ -207,7 +207,7 @@ def test_weights_with_another_class_count_keep_the_trunk(tmp_path, capsys):
     assert torch.equal(loaded.network.stage3[2].conv2.weight, source.network.stage3[2].conv2.weight)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
-    assert "newly initialised: fc.weight (10, 8) -> (3, 8), fc.bias (10,) -> (3,)" in lines[0]
+    assert "newly initialized: fc.weight (10, 8) -> (3, 8), fc.bias (10,) -> (3,)" in lines[0]
 
 
 def test_weights_without_auxiliary_heads(tmp_path, capsys):
@@ -313,7 +313,7 @@ def test_checkpoint_is_plain_and_needs_neither_functions_nor_the_first_weights(t
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_out_of_range(label):
     batch = a_batch(3) | {"label": torch.tensor([0, 1, 2, label])}
-    with pytest.raises(ValueError, match=r"label: expected 0\.\.2 \(num_classes 3\)"):
+    with pytest.raises(ValueError, match=r"label: expected 0\.\0.2 \(num_classes 3\)"):
         fit(tiny(3), [batch])
 
 

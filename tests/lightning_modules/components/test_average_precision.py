@@ -153,13 +153,13 @@ BOX, NEAR = [0.0, 0, 10, 10], [0.0, 0, 10, 9]
 
 
 def test_a_second_detection_of_an_object_is_false() -> None:
-    # Precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1: area .5 * 1 + .5 * 2/3.
+    # Precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1: area 0.5 * 1 + 0.5 * 2/3.
     preds = [one([BOX, NEAR, [20, 20, 30, 30]], [0.9, 0.8, 0.7])]
     assert ap(preds, [one([BOX, [20, 20, 30, 30]])]) == pytest.approx(0.5 + 1 / 3)
 
 
 def test_a_duplicate_does_not_go_to_the_second_best_object() -> None:
-    # Both overlap the first object most; the second object, which they overlap by .5 too, stays unfound.
+    # Both overlap the first object most; the second object, which they overlap by 0.5 too, stays unfound.
     target = [one([BOX, [0, 0, 10, 14]])]
     assert ap([one([BOX, BOX], [0.9, 0.8])], target) == pytest.approx(0.5)
 
@@ -177,7 +177,7 @@ def test_an_overlap_of_exactly_the_threshold_is_enough() -> None:
 
 
 def test_eleven_points_at_a_recall_of_three_tenths() -> None:
-    """3/10 reaches the point .3, though 3 * .1 is more than .3 in floats: four points of eleven."""
+    """3/10 reaches the point 0.3, though 3 * 0.1 is more than 0.3 in floats: four points of eleven."""
     target = [one([BOX])] * 10
     preds = [one([BOX], [0.9])] * 3 + [one([], [])] * 7
     assert ap(preds, target, method="11point") == pytest.approx(4 / 11)
@@ -244,7 +244,7 @@ def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) ->
 
 
 def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
-    """An overlap of .83 reaches seven of the ten thresholds; a difficult object is neither found nor missed."""
+    """An overlap of 0.83 reaches seven of the ten thresholds; a difficult object is neither found nor missed."""
     target = [
         {
             "boxes": torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]]),
@@ -273,7 +273,7 @@ def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
 
 
 def test_recall_of_proposals() -> None:
-    """Two pictures against a loop over objects, proposals and counts; difficult objects are not to be found."""
+    """Two images against a loop over objects, proposals and counts; difficult objects are not to be found."""
     torch.manual_seed(0)
     recall, preds, target = ProposalRecall(), [], []
     for n, m in ((400, 7), (0, 2), (1200, 5), (20, 0)):

@@ -65,7 +65,7 @@ def test_offsets_come_back() -> None:
         there = offsets(boxes, anchors, deviations)
         torch.testing.assert_close(corners(there, anchors, deviations), boxes, atol=1e-4, rtol=1e-5)
     one = offsets(torch.tensor([10.0, 20, 30, 60]), torch.tensor([0.0, 0, 10, 20]), (0.1, 0.1, 0.2, 0.2))
-    # The centre moves by 15 of 10 and by 30 of 20; both sides double.
+    # The center moves by 15 of 10 and by 30 of 20; both sides double.
     torch.testing.assert_close(one, torch.tensor([15.0, 15, np.log(2) / 0.2, np.log(2) / 0.2]).float())
     far = corners(torch.tensor([0.0, 0, 1e6, 1e6]), torch.tensor([0.0, 0, 16, 16]), (1, 1, 1, 1))
     torch.testing.assert_close(far, torch.tensor([-492.0, -492, 508, 508]), atol=1e-2, rtol=0)

@@ -97,15 +97,15 @@ def test_pooling_and_padding() -> None:
     for pool, function in ((most, nn.functional.max_pool2d), (mean, nn.functional.avg_pool2d)):
         found = pool(images())
         assert torch.equal(found["pool1"], function(found["relu1_2"], 2))
-    grey = torch.full((1, 3, 32, 32), 0.7)
-    zeros, reflect = (Features(["conv1_1"], "vgg16", "random", padding=padding)(grey)["conv1_1"]
+    gray = torch.full((1, 3, 32, 32), 0.7)
+    zeros, reflect = (Features(["conv1_1"], "vgg16", "random", padding=padding)(gray)["conv1_1"]
                       for padding in ("zeros", "reflect"))  # fmt: skip
-    assert reflect.std((2, 3)).max() < 1e-5, "a picture without edges has none at its border"
+    assert reflect.std((2, 3)).max() < 1e-5, "an image without edges has none at its border"
     assert zeros.std((2, 3)).max() > 0.01
 
 
-def test_our_own_classifier_gives_features_and_its_normalisation(tmp_path: Path) -> None:
-    """Of seven classes, with batch normalisation, its own mean and deviation; without a last layer there is no fc8."""
+def test_our_own_classifier_gives_features_and_its_normalization(tmp_path: Path) -> None:
+    """Of seven classes, with batch normalization, its own mean and deviation; without a last layer there is no fc8."""
     torch.manual_seed(2)
     classifier = ImageClassifier("vgg16_bn", num_classes=7, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7])
     for part in classifier.modules():

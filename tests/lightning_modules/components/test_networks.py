@@ -82,7 +82,7 @@ def test_shortcut_a_subsamples_and_pads_with_zeros():
     assert shortcut_a(x, 3, 1) is x
 
 
-def test_cifar_resnet_is_initialised_after_he():
+def test_cifar_resnet_is_initialized_after_he():
     torch.manual_seed(0)
     weight = ResNetCifar(20).stage3[1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
@@ -107,7 +107,7 @@ def test_lrn_does_not_overflow_in_half_precision():
     torch.testing.assert_close(half.float(), LocalResponseNorm()(x), rtol=1e-3, atol=0)
 
 
-def test_alexnet_2012_layers_and_initialisation():
+def test_alexnet_2012_layers_and_initialization():
     torch.manual_seed(0)
     network = AlexNet2012(10).eval()
     assert [c.groups for c in network.children() if isinstance(c, nn.Conv2d)] == [1, 2, 1, 2, 2]
@@ -131,7 +131,7 @@ def test_alexnet_2012_sees_pixels_on_their_own_scale():
     torch.testing.assert_close(black, torch.full((1, 3, 2, 2), -127.5))
 
 
-def test_googlenet_normalises_once_as_torchvision_means_it():
+def test_googlenet_normalizes_once_as_torchvision_means_it():
     module = ImageClassifier("googlenet", 3, aux_weight=0)
     module.eval()
     torchs = torchvision.models.googlenet(num_classes=3, aux_logits=False, init_weights=False, transform_input=True)

@@ -62,11 +62,11 @@ def test_the_gradient_goes_to_the_greatest_cell_of_each_bin_alone() -> None:
 
 
 def test_roi_align_rounds_nothing() -> None:
-    """Of features that rise evenly each bin's value is that at its centre, for any box; a cell's centre is at +.5."""
+    """Of features that rise evenly each bin's value is that at its center, for any box; a cell's center is at +0.5."""
     x = torch.arange(60, dtype=torch.float32) + 0.5
     features = (x[None, :] + 100 * x[:50, None])[None, None]
     left, top, width, height = 3.3, 7.9, 16.1, 23.45
     box = torch.tensor([[left, top, left + width, top + height]])
     aligned = roi_align(features, [box], 7, sampling_ratio=2, aligned=True)[0, 0]
-    centre = (torch.arange(7) + 0.5) / 7
-    torch.testing.assert_close(aligned, left + width * centre[None, :] + 100 * (top + height * centre[:, None]))
+    center = (torch.arange(7) + 0.5) / 7
+    torch.testing.assert_close(aligned, left + width * center[None, :] + 100 * (top + height * center[:, None]))

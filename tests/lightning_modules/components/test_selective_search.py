@@ -24,7 +24,7 @@ def group_plainly(labels: np.ndarray, bins: np.ndarray, first: int) -> list[tupl
     Args:
         labels: (H,W).
         bins: (P,H*W), see `feature_bins`.
-        first: the first row of the histograms that counts: 0 for colour and texture, 3 for texture alone.
+        first: the first row of the histograms that counts: 0 for color and texture, 3 for texture alone.
     """
     height, width = labels.shape
     regions = [
@@ -71,7 +71,7 @@ def random_labels(rng: np.random.Generator, height: int, width: int, count: int)
     return np.unique(nearest, return_inverse=True)[1].reshape(height, width)
 
 
-@pytest.mark.parametrize("first", [0, 3], ids=["all", "without colour"])
+@pytest.mark.parametrize("first", [0, 3], ids=["all", "without color"])
 def test_the_grouping_is_the_papers(first: int) -> None:
     rng = np.random.default_rng(first)
     for _ in range(12):
@@ -112,7 +112,7 @@ def test_each_region_is_its_two_parts() -> None:
         np.testing.assert_array_equal(hierarchy.boxes[new], expected)
 
 
-def test_histograms_hold_the_whole_range_of_colours_and_eight_directions() -> None:
+def test_histograms_hold_the_whole_range_of_colors_and_eight_directions() -> None:
     image = np.zeros((20, 20, 3), np.uint8)
     image[:, 10:] = 255
     labels = (np.arange(400).reshape(20, 20) % 20 >= 10).astype(int)
@@ -130,7 +130,7 @@ def test_histograms_hold_the_whole_range_of_colours_and_eight_directions() -> No
 
 
 def test_the_segmentations_scale_is_the_papers_k_for_pixels_of_0_to_255() -> None:
-    """One grey level in three channels is a weight of .8 across a blurred edge, against k / 400 pixels."""
+    """One gray level in three channels is a weight of 0.8 across a blurred edge, against k / 400 pixels."""
     image = np.full((20, 40, 3), 100, np.uint8)
     image[:, 20:] = 101
     assert len(np.unique(segment(image, 100))) == 2
@@ -139,7 +139,7 @@ def test_the_segmentations_scale_is_the_papers_k_for_pixels_of_0_to_255() -> Non
 
 @pytest.fixture(scope="module")
 def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A picture of 294x200, its objects and its proposals."""
+    """An image of 294x200, its objects and its proposals."""
     image, objects, _ = draw_scene(4, 200, np.random.default_rng(4))
     boxes = np.array([[x0 - 1, y0 - 1, x1, y1] for _, (x0, y0, x1, y1), _ in objects], np.float32)
     return image, boxes, selective_search(image)
@@ -188,7 +188,7 @@ def test_boxes_are_in_the_pictures_own_pixels(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 200), (20, 50)])
-def test_a_picture_of_one_colour_has_one_box_at_most(shape: tuple[int, int]) -> None:
+def test_a_picture_of_one_color_has_one_box_at_most(shape: tuple[int, int]) -> None:
     boxes = selective_search(np.full((*shape, 3), 90, np.uint8))
     whole = [[0, 0, shape[1], shape[0]]]
     # 3 pixels of 200 become 8 of 500, which is too low for a box.
@@ -212,4 +212,4 @@ def test_the_picture_of_the_growth(scene: tuple) -> None:
         len(np.unique(part.reshape(-1, 3), axis=0))
         for part in (drawn[36 : 36 + rows, :500], drawn[36 : 36 + rows, 508:])
     )
-    assert few <= 5 + 1 < many <= 40 + 1  # a colour a region, and the white between them
+    assert few <= 5 + 1 < many <= 40 + 1  # a color a region, and the white between them

@@ -15,7 +15,7 @@ KINDS = ("nearest", "bed_of_nails", "max_unpooling", "transposed_convolution")
 SMALL = torch.tensor([[[[1.0, 2], [3, 4]]]])
 
 
-def test_nearest_neighbour() -> None:
+def test_nearest_neighbor() -> None:
     assert nearest(SMALL)[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
 
 

@@ -22,7 +22,7 @@ def small(**options: Any) -> FastRCNN:
 
 
 def a_case(seed: int, near: bool = True) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
-    """Proposals of two pictures, where there are any, some of them near objects, and up to five objects."""
+    """Proposals of two images, where there are any, some of them near objects, and up to five objects."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(0, 40))
     there = torch.zeros(2, max(count, 1), dtype=torch.bool)
@@ -49,7 +49,7 @@ def test_the_papers_network() -> None:
 
 
 def test_pretrained_layers_may_be_frozen() -> None:
-    """conv1 and conv2 of VGG16, as in the paper; of a ResNet conv1, the first block and all batch normalisation."""
+    """conv1 and conv2 of VGG16, as in the paper; of a ResNet conv1, the first block and all batch normalization."""
     with torch.device("meta"):
         vgg, resnet = FastRCNN(frozen=True).network, FastRCNN("resnet50", frozen=True).network
     trained = [name for name, p in vgg.named_parameters() if p.requires_grad]

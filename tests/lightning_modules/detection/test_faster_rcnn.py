@@ -28,7 +28,7 @@ def small(**options: Any) -> FasterRCNN:
 
 
 def a_batch() -> dict[str, Any]:
-    """Two pictures of different sizes, the second without objects."""
+    """Two images of different sizes, the second without objects."""
     image = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((64, 96), (80, 50))]
     objects = {"boxes": torch.tensor([[10.0, 10, 40, 30], [50, 20, 80, 60]]), "labels": torch.tensor([0, 2])}
     return {"image": image, "target": [objects, NOTHING]}
@@ -85,7 +85,7 @@ def test_the_pyramid_is_torchvisions() -> None:
     torch.testing.assert_close(output.offset[1, : 3 * 32 * 48].view(32, 48, 12), moves[0][1].permute(1, 2, 0))
     torch.testing.assert_close(logits.flatten(0, 1), expected[0], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(offset.flatten(0, 1).flatten(1), expected[1], atol=1e-4, rtol=1e-3)
-    # Theirs are centred on the cells' corners and have whole pixels.
+    # Theirs are centerd on the cells' corners and have whole pixels.
     assert anchors.shape == output.anchors.shape
     halves = torch.cat(
         [torch.full((count, 4), stride / 2) for count, stride in zip(output.counts, (4, 8, 16, 32, 64), strict=True)]
@@ -123,7 +123,7 @@ def test_the_loss_is_in_single_precision_under_autocast() -> None:
 
 
 def test_pictures_of_two_sizes_are_filled_up_with_the_mean() -> None:
-    """As what lies beyond a picture has it for a convolution; nothing is found there."""
+    """As what lies beyond an image has it for a convolution; nothing is found there."""
     torch.manual_seed(0)
     module = small(score_threshold=0.0).eval()
     one, other = (torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((60, 64), (96, 128)))
@@ -155,7 +155,7 @@ def test_weights_of_a_resnet(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         network = small(backbone="resnet50", frozen=frozen, weights=str(tmp_path / "resnet.pth")).network.eval()
         with torch.inference_mode():
             torch.testing.assert_close(network.roi.head(network.trunk(pixels)), resnet(pixels), atol=1e-4, rtol=1e-4)
-        assert "newly initialised: rpn.head" in capsys.readouterr().out
+        assert "newly initialized: rpn.head" in capsys.readouterr().out
     pyramid = small(**PYRAMID, weights=str(tmp_path / "resnet.pth")).network
     state = pyramid.state_dict()
     for key, value in resnet.state_dict().items():
@@ -178,7 +178,7 @@ def test_weights_of_a_vgg16_and_of_a_proposal_network(tmp_path: Path, capsys: py
     state = {k: v * torch.nan if k.startswith("classifier") else v for k, v in state.items()}
     torch.save(state, tmp_path / "features.pth")
     assert all(p.isfinite().all() for p in small(weights=str(tmp_path / "features.pth")).parameters())
-    assert "newly initialised: rpn.head" in capsys.readouterr().out
+    assert "newly initialized: rpn.head" in capsys.readouterr().out
     proposer = RPN(width=0.05, batch_norm=True, anchor_sizes=[16, 32])
     torch.save({"state_dict": proposer.state_dict()}, tmp_path / "rpn.ckpt")
     third = small(weights=str(tmp_path / "rpn.ckpt")).network.state_dict()

@@ -46,7 +46,7 @@ def test_the_papers_networks(variant: Any, window: int, parameters: int, kernel:
     images = torch.zeros(2, 3, window, window, device="meta")
     assert network(images).shape == (2, 1000)
     assert network.pooled(images).shape == (2, channels, kernel, kernel)
-    # A larger window would show the same: the smallest picture that the classifier can see at all.
+    # A larger window would show the same: the smallest image that the classifier can see at all.
     with pytest.raises(RuntimeError):
         network(images[..., : -network.stride])
 

@@ -1,4 +1,4 @@
-"""R-CNN: crops, what is learnt in each of the three stages against the authors' rules in loops, and a fit through them.
+"""R-CNN: crops, what is learned in each of the three stages against the authors' rules in loops, and a fit through them.
 
 The optima that the second and third stage must find come from a solver of another kind.
 """
@@ -102,7 +102,7 @@ def test_weights_of_ours_but_the_classifier(tmp_path: Path, capsys: pytest.Captu
     assert sum(len(group["params"]) for group in groups) == len(list(second.parameters()))
 
 
-def test_pictures_are_normalised_and_fc7_is_torchvisions() -> None:
+def test_pictures_are_normalized_and_fc7_is_torchvisions() -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.alexnet(weights=None).eval()
     ours = CropNetwork("alexnet", 2).eval()
@@ -116,7 +116,7 @@ def test_pictures_are_normalised_and_fc7_is_torchvisions() -> None:
 
 
 def test_crops_have_context_and_the_mean_around_the_picture() -> None:
-    """In a picture whose values are places, each pixel of a crop says where it was taken."""
+    """In an image whose values are places, each pixel of a crop says where it was taken."""
     rng = np.random.default_rng(0)
     y, x = torch.meshgrid(torch.arange(80.0) + 0.5, torch.arange(100.0) + 0.5, indexing="ij")
     picture = torch.stack([x, y, torch.ones_like(x)])[None]
@@ -174,7 +174,7 @@ def test_candidates() -> None:
 
 
 def test_a_quarter_of_the_crops_shows_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are enough; all others are background, and what fills up is not learnt from."""
+    """Where there are enough; all others are background, and what fills up is not learned from."""
     seen: list[Any] = []
 
     def spy(*arguments: Any) -> torch.Tensor:
@@ -214,7 +214,7 @@ def test_softmax_loss() -> None:
 
 
 def test_the_machines_objective() -> None:
-    """Objects of the class against what overlaps none of it by .3; the rest has no part in it."""
+    """Objects of the class against what overlaps none of it by 0.3; the rest has no part in it."""
     rng, ignored = np.random.default_rng(3), 0
     for _ in range(100):
         found, proposals, targets = random_candidates(rng)
@@ -247,7 +247,7 @@ def test_the_machines_objective() -> None:
 
 
 def test_whitening() -> None:
-    """Per class over the candidates with an IoU of .6: mean 0, and no correlation but for the authors' .001."""
+    """Per class over the candidates with an IoU of 0.6: mean 0, and no correlation but for the authors' 0.001."""
     rng = np.random.default_rng(4)
     moments = torch.zeros(3, 22, dtype=torch.float64)
     examples: list[list[np.ndarray]] = [[], [], []]
@@ -416,14 +416,14 @@ def test_the_best_box_of_each_class_stays() -> None:
     there = torch.tensor([[True, True, True, False]])
     moved = boxes[:, :, None].expand(-1, -1, 2, -1)
     (found,) = decode(scores, moved, there, torch.tensor([[100.0, 80.0]]), score_threshold=-1.0)
-    # Scores below 0 are scores; of those that are not above -1 none is left, and boxes end with the picture.
+    # Scores below 0 are scores; of those that are not above -1 none is left, and boxes end with the image.
     assert found["scores"].tolist() == pytest.approx([0.7, -0.5, -0.9])
     assert found["labels"].tolist() == [0, 0, 1]
     assert found["boxes"].tolist() == [[12, 10, 52, 50], [70, 70, 100, 80], [10, 10, 50, 50]]
 
 
 def test_whitened_offsets_lead_to_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is predicted after the third stage undoes what is learnt in it."""
+    """What is predicted after the third stage undoes what is learned in it."""
     rng = np.random.default_rng(8)
     module = small().eval()
     found = random_candidates(rng, images=1)[0]
@@ -467,7 +467,7 @@ def test_without_proposals_they_are_searched_for() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Ten training pictures and four for validation, with a few boxes each."""
+    """Ten training images and four for validation, with a few boxes each."""
     folder = tmp_path_factory.mktemp("VOC")
     write_voc(str(folder), classes=2, train=5, val=2, size=48)
     rng = np.random.default_rng(0)
@@ -482,7 +482,7 @@ OPTIONS = [
     "fit", "--data", "VOCDetection", "--data.train", "[VOC2007/train]", "--data.val", "[VOC2007/val]",
     "--data.image_size", "64", "--data.num_workers", "0", "--model", "RCNN", "--model.backbone", "small",
     "--model.width", "0.1", "--model.crop_size", "32", "--model.context", "4", "--model.crops", "8",
-    "--model.candidates", "20", "--model.stages", "[.34, .33, .33]", "--model.coco", "false",
+    "--model.candidates", "20", "--model.stages", "[0.34, 0.33, 0.33]", "--model.coco", "false",
     "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.weight_decay", "0.1",
     "--model.schedule", "lightning_modules.schedules.Cosine", "--trainer.log_every_n_steps", "1",
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "3",
@@ -510,7 +510,7 @@ def test_a_fit_and_its_resumes(
     states = {step: checkpoint(run, step)["state_dict"] for step in (4, 5, 9, 10, 14, 15)}
     for part, moves in (("network", 5), ("svm", 10), ("box", 15)):
         for step in (5, 10, 15):
-            # AdamW's weight decay and momentum, too, leave alone what rests, and batch normalisation does.
+            # AdamW's weight decay and momentum, too, leave alone what rests, and batch normalization does.
             same = [torch.equal(states[step - 1][k], v) for k, v in states[step].items() if k.startswith(part)]
             assert all(same) if step != moves else not all(same), (part, step)
     assert [checkpoint(run, step)["rcnn"]["finished"] for step in (4, 5, 9, 10, 14, 15)] == [0, 1, 1, 2, 2, 3]
@@ -539,7 +539,7 @@ def test_two_ranks(data: list[str], tmp_path: Path) -> None:
         patch.chdir(tmp_path / "one")
         cli.parser.run([*OPTIONS, *data, "--data.batch_size", "2"])
     (alone,) = (tmp_path / "one/runs/run").iterdir()
-    # An epoch's pictures are the same, on one rank or two, and nothing is drawn at random in these.
+    # An epoch's images are the same, on one rank or two, and nothing is drawn at random in these.
     mine, theirs = (checkpoint(r, 15)["rcnn"]["moments"] for r in (alone, run))
     torch.testing.assert_close(mine[:, :21], theirs[:, :21])
     assert (mine[:, 0] > 0).any()

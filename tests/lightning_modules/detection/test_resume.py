@@ -49,7 +49,7 @@ DETECTORS = {
         "--model", "RPN", "--model.width", "0.03", "--model.batch_norm", "true", "--model.anchor_sizes", "[16, 32]",
         "--model.least", "2", "--data.image_size", "[64, 80]",
     ],
-    # With dropout, and pictures of two sizes.
+    # With dropout, and images of two sizes.
     "fast_rcnn": [
         "--model", "FastRCNN", "--model.width", "0.03", "--model.regions", "8", "--data.image_size", "[64, 80]",
         "--data.proposals", "PROPOSALS",
@@ -58,7 +58,7 @@ DETECTORS = {
 
 
 def write_any_proposals(devkit: Path, folder: str) -> None:
-    """Boxes anywhere in all pictures; Selective Search's own would take too long."""
+    """Boxes anywhere in all images; Selective Search's own would take too long."""
     rng = np.random.default_rng(0)
     for picture in devkit.glob("*/JPEGImages/*.jpg"):
         corner = rng.uniform(0, 40, (30, 2))
@@ -68,7 +68,7 @@ def write_any_proposals(devkit: Path, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training pictures and four for validation."""
+    """Ten training images and four for validation."""
     folder = tmp_path_factory.mktemp("VOC")
     write_voc(str(folder), classes=2, train=5, val=2, size=48)
     return folder / "VOCdevkit"

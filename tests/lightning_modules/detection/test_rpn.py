@@ -31,7 +31,7 @@ def some_boxes(rng: np.random.Generator, n: int, side: float) -> Tensor:
 
 
 def a_case(seed: int) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
-    """Two pictures of 64 and 48 pixels with up to six objects, the same twice among them, and anchors."""
+    """Two images of 64 and 48 pixels with up to six objects, the same twice among them, and anchors."""
     rng = np.random.default_rng(seed)
     target = []
     for side in (64.0, 48.0):
@@ -75,12 +75,12 @@ def test_anchors_of_one_place_are_the_authors() -> None:
 
 def test_anchors_lie_on_the_cells_row_by_row() -> None:
     anchors = make_anchors((32,), (1,), 8, (2, 3), CPU)
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    assert centres.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centers.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
 
 
 def test_what_is_said_moves_with_the_picture() -> None:
-    """Section 3.1.1: a picture shifted by a stride has the same objectness and offsets one cell further."""
+    """Section 3.1.1: an image shifted by a stride has the same objectness and offsets one cell further."""
     torch.manual_seed(0)
     network = RPNNetwork(make_trunk("vgg16", width=0.05), (32, 64), (0.5, 1, 2)).eval()
     picture = torch.randn(1, 3, 512, 512)
@@ -143,7 +143,7 @@ def test_labels_are_the_papers(crossing: bool) -> None:
             assert found.tolist() == expected.tolist(), seed
             positives += int((expected == 1).sum())
             ignored += int((expected == -1).sum())
-            # What is learnt of a positive leads to an object.
+            # What is learned of a positive leads to an object.
             boxes = corners(targets.offset[i], anchors, (1, 1, 1, 1))[targets.positive[i]]
             if len(boxes):
                 assert (box_iou(boxes, entry["boxes"]).amax(1) > 0.999).all()
@@ -152,7 +152,7 @@ def test_labels_are_the_papers(crossing: bool) -> None:
 
 
 def test_ties_are_all_positive() -> None:
-    """An object exactly between two anchors, which it overlaps by less than .7."""
+    """An object exactly between two anchors, which it overlaps by less than 0.7."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [30, 30, 40, 40]])
     target = [{"boxes": torch.tensor([[5.0, 0, 15, 10]]), "labels": torch.tensor([0])}]
     targets = encode(target, anchors, torch.tensor([[64.0, 64.0]]))
@@ -186,7 +186,7 @@ def test_sampling_ratios() -> None:
 
 
 def loss_in_loops(
-    output: RPNOutput, targets: Any, drawn: Sample, normaliser: str, weight: float
+    output: RPNOutput, targets: Any, drawn: Sample, normalizer: str, weight: float
 ) -> tuple[float, float]:
     logits, offset, truth = (x.double().numpy() for x in (output.objectness, output.offset, targets.offset))
     log_loss = smooth = known = 0.0
@@ -200,18 +200,18 @@ def loss_in_loops(
             if targets.positive[b, i]:
                 for t, v in zip(offset[b, i], truth[b, i], strict=True):
                     d = abs(t - v)
-                    if normaliser == "paper":
+                    if normalizer == "paper":
                         smooth += 0.5 * d * d if d < 1 else d - 0.5
                     else:
                         smooth += 0.5 * (3 * d) ** 2 if d < 1 / 9 else d - 0.5 / 9
-    if normaliser == "paper":
+    if normalizer == "paper":
         images = len(logits)
         return log_loss / 256 / images, weight * smooth / output.places / images
     return log_loss / max(known, 1), smooth / max(known, 1)
 
 
-@pytest.mark.parametrize("normaliser", ["paper", "authors"])
-def test_loss_is_the_papers(normaliser: Any) -> None:
+@pytest.mark.parametrize("normalizer", ["paper", "authors"])
+def test_loss_is_the_papers(normalizer: Any) -> None:
     torch.manual_seed(0)
     anchors = make_anchors((10, 20), (0.5, 1, 2), 8, (8, 8), CPU)
     for seed in range(100):
@@ -219,8 +219,8 @@ def test_loss_is_the_papers(normaliser: Any) -> None:
         output = output_of(seed, 2, anchors)
         targets = encode(target, anchors, size, crossing=seed % 2 == 0)
         drawn = sample(targets.positive, targets.negative, 256, 0.5)
-        terms = rpn_loss(output, targets, drawn, normaliser, 10.0)
-        expected = loss_in_loops(output, targets, drawn, normaliser, 10.0)
+        terms = rpn_loss(output, targets, drawn, normalizer, 10.0)
+        expected = loss_in_loops(output, targets, drawn, normalizer, 10.0)
         assert terms["rpn_class"].item() == pytest.approx(expected[0], rel=1e-4)
         assert terms["rpn_box"].item() == pytest.approx(expected[1], rel=1e-4, abs=1e-7)
 
@@ -234,7 +234,7 @@ def test_pictures_without_objects_train_as_background() -> None:
     assert terms["rpn_box"] == 0
     assert terms["rpn_class"] > 0.1
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
-    # No anchor lies within a picture that is smaller than all of them.
+    # No anchor lies within an image that is smaller than all of them.
     terms = small(anchor_sizes=[128]).losses({"image": image, "target": [NOTHING, NOTHING]})
     assert terms["rpn_class"] == 0
 
@@ -243,7 +243,7 @@ def test_pictures_without_objects_train_as_background() -> None:
 
 
 def test_proposals_are_those_of_a_loop() -> None:
-    """Two maps of anchors, two pictures: the best of each map, clipped, without small ones, suppressed map by map."""
+    """Two maps of anchors, two images: the best of each map, clipped, without small ones, suppressed map by map."""
     fine = make_anchors((12, 20), (0.5, 1, 2), 8, (8, 8), CPU)
     coarse = make_anchors((30, 40), (0.5, 1, 2), 16, (4, 4), CPU)
     anchors, size = torch.cat([fine, coarse]), torch.tensor([[64.0, 64.0], [48.0, 60.0]])

@@ -22,7 +22,7 @@ from lightning_modules.detection.windows import NEITHER
 
 
 def trained_for_a_while(network: torch.nn.Module) -> torch.nn.Module:
-    """Batch statistics that are not the first ones, without which normalisation does nothing."""
+    """Batch statistics that are not the first ones, without which normalization does nothing."""
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_()
@@ -95,7 +95,7 @@ def small(**options: Any) -> SlidingWindow:
 
 
 def test_boxes_lie_where_the_windows_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is sure of one window of the map: windows of 24 x .5 by 24 / .5 pixels, a third of them on."""
+    """A network that is sure of one window of the map: windows of 24 x 0.5 by 24 / 0.5 pixels, a third of them on."""
     module = small(sizes=[24], aspects=[0.25])
 
     def dense(x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_images_without_objects_train_as_background(as_list: bool) -> None:
 
 
 def learn(module: Any, folder: str, steps: int, size: int) -> tuple[float, float]:
-    """Mean average precision on drawn pictures before and after some steps of training."""
+    """Mean average precision on drawn images before and after some steps of training."""
     classes = write_voc(folder, classes=2, train=24, val=10, size=64)
     options: dict[str, Any] = {"train": ["VOC2007/train"], "val": ["VOC2007/val"], "classes": classes, "num_workers": 0}
     data = VOCDetection(folder, image_size=size, batch_size=16, **options)

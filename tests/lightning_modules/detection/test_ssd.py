@@ -106,7 +106,7 @@ def test_weights_of_a_vgg16(full: SSD, tmp_path: Path, capsys: pytest.CaptureFix
     torch.save(reduced, tmp_path / "reduced.pth")
     features = SSD(weights=str(tmp_path / "reduced.pth")).network.features.state_dict()
     assert all(torch.equal(features[key], value) for key, value in reduced.items())
-    assert "newly initialised: norm.scale" in capsys.readouterr().out
+    assert "newly initialized: norm.scale" in capsys.readouterr().out
 
     whole = {f"features.{k}": v for k, v in reduced.items() if int(k.split(".")[0]) < 30}
     # Each number says where it comes from.
@@ -124,8 +124,8 @@ def test_weights_of_a_vgg16(full: SSD, tmp_path: Path, capsys: pytest.CaptureFix
     assert set(from_vgg16(whole, 31, 33)) == {key for key in whole if key.startswith("features")}
 
 
-def test_a_batch_of_one_trains_with_batch_normalisation() -> None:
-    """The last map has one cell: its layer alone has no statistics, and no normalisation."""
+def test_a_batch_of_one_trains_with_batch_normalization() -> None:
+    """The last map has one cell: its layer alone has no statistics, and no normalization."""
     for size in (300, 512):
         with torch.device("meta"):
             network = SSDNetwork(size, width=0.02, batch_norm=True).train()  # type: ignore[arg-type]
@@ -431,7 +431,7 @@ def test_at_most_200_boxes_and_none_beyond_the_picture() -> None:
 
 @pytest.mark.slow
 def test_it_learns_to_find_squares() -> None:
-    """Bright squares on noise, two classes by colour: most are found after some dozen steps, from scratch."""
+    """Bright squares on noise, two classes by color: most are found after some dozen steps, from scratch."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
 

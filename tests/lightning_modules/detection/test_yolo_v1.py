@@ -44,7 +44,7 @@ def test_the_input_size_must_fit_the_grid() -> None:
 
 
 def iou(a: Any, b: Any) -> float:
-    """Of two boxes (x, y, w, h), their centre and size."""
+    """Of two boxes (x, y, w, h), their center and size."""
     sides = [
         min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
     ]

@@ -120,7 +120,7 @@ def a_cfg(network: YOLOv2Network, classes: int, side: int, path: Path, region: b
     if region:
         anchors = ", ".join(f"{x}" for anchor in VOC_ANCHORS for x in anchor)
         blocks.append(
-            f"[region]\nanchors={anchors}\nbias_match=1\nclasses={classes}\ncoords=4\nnum=5\nsoftmax=1\nthresh=.001"
+            f"[region]\nanchors={anchors}\nbias_match=1\nclasses={classes}\ncoords=4\nnum=5\nsoftmax=1\nthresh=0.001"
         )
     path.write_text("\n\n".join(blocks) + "\n")
 
@@ -183,7 +183,7 @@ def test_the_classifiers_trunk_loads_the_leading_layers(tmp_path: Path, capsys: 
     before = detector.output.weight.clone()
     a_file(classifier, tmp_path / "darknet19_448.conv.23", np.random.default_rng(1), convolutions=18)
     assert load_darknet_weights(detector, tmp_path / "darknet19_448.conv.23") == 18
-    assert "18 of 23 convolutions; the last 5 are newly initialised" in capsys.readouterr().out
+    assert "18 of 23 convolutions; the last 5 are newly initialized" in capsys.readouterr().out
     assert load_darknet_weights(classifier, tmp_path / "darknet19_448.conv.23") == 18
     trunk = [*classifier.features.parameters(), *classifier.features.buffers()]
     ours = [p for part in (detector.fine, detector.coarse) for p in part.parameters()]
@@ -237,7 +237,7 @@ def sigmoid(x: float) -> float:
 
 
 def iou(a: Any, b: Any) -> float:
-    """Of two boxes (x, y, w, h), their centre and size."""
+    """Of two boxes (x, y, w, h), their center and size."""
     sides = [
         min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
     ]
@@ -449,7 +449,7 @@ def test_every_ten_steps_another_size_that_depends_on_the_step_alone() -> None:
 
 
 def test_a_training_step_at_another_size() -> None:
-    """The loss is that of a batch whose pictures and boxes came at that size."""
+    """The loss is that of a batch whose images and boxes came at that size."""
     module = a_module(train_sizes=[96])
     entered: list[torch.Tensor] = []
     module.network.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))

@@ -16,7 +16,7 @@ import cli.parser
 from datamodules.pose.crops import PersonCrop
 from datamodules.pose.mpii import MPII
 from datamodules.synthetic.mpii import write_mpii
-from lightning_modules.pose.deeppose import DeepPose, denormalise, joint_loss, normalise, whole
+from lightning_modules.pose.deeppose import DeepPose, denormalize, joint_loss, normalize, whole
 from lightning_modules.pose.deeppose_cascade import cut, diameters, gaussian_of, moments_of
 from lightning_modules.pose.deeppose_network import PoseRegressor
 from lightning_modules.pose.metrics import MPII_JOINTS
@@ -35,7 +35,7 @@ def some_batch(seed: int = 0, people: int = 3, side: int = 64) -> dict[str, Any]
     return {
         "image": torch.randint(0, 256, (people, 3, side, side), dtype=torch.uint8, generator=generator),
         "keypoints": torch.rand(people, 16, 2, generator=generator) * (side - 1),
-        "labelled": torch.rand(people, 16, generator=generator) < 0.7,
+        "labeled": torch.rand(people, 16, generator=generator) < 0.7,
         "head_size": torch.full((people,), 10.0),
         "to_original": torch.eye(2, 3).repeat(people, 1, 1),
         "id": [f"{i}.jpg#0" for i in range(people)],
@@ -108,12 +108,12 @@ def test_weights_of_a_backbone(tmp_path: Path) -> None:
 # --- boxes ----------------------------------------------------------------------------------------------------------
 
 
-def test_normalising_and_back() -> None:
+def test_normalizing_and_back() -> None:
     keypoints, images = torch.rand(4, 16, 2) * 300 - 100, torch.zeros(4, 3, 50, 80)
-    centre, size = whole(images)
-    torch.testing.assert_close(denormalise(normalise(keypoints, centre, size), centre, size), keypoints)
+    center, size = whole(images)
+    torch.testing.assert_close(denormalize(normalize(keypoints, center, size), center, size), keypoints)
     edges = torch.tensor([[-0.5, -0.5], [39.5, 24.5], [79.5, 49.5]])
-    assert normalise(edges, centre, size).tolist() == [[-0.5, -0.5], [0, 0], [0.5, 0.5]]
+    assert normalize(edges, center, size).tolist() == [[-0.5, -0.5], [0, 0], [0.5, 0.5]]
 
 
 def test_a_joint_keeps_its_place_when_the_image_is_resized() -> None:
@@ -125,7 +125,7 @@ def test_a_joint_keeps_its_place_when_the_image_is_resized() -> None:
             light = light / light.sum((1, 2), keepdim=True)
             line = torch.arange(x.shape[2], dtype=torch.float64)
             place = torch.stack([(light.sum(1) * line).sum(1), (light.sum(2) * line).sum(1)], 1)
-            return normalise(place, *whole(x)).float()[:, None].expand(-1, 16, -1)
+            return normalize(place, *whole(x)).float()[:, None].expand(-1, 16, -1)
 
     module = narrow()
     module.regressors[0] = Brightest()
@@ -156,8 +156,8 @@ def test_the_loss_equals_loops(seed: int) -> None:
 @pytest.mark.parametrize("stage", [0, 1])
 def test_joints_without_a_label_get_no_gradient(stage: int) -> None:
     module, batch = in_stage(stage, crops=16), some_batch()
-    batch["labelled"][:] = True
-    batch["labelled"][:, 5] = False
+    batch["labeled"][:] = True
+    batch["labeled"][:, 5] = False
     (loss,) = module.losses(batch).values()
     loss.backward()
     gradient = module.regressors[stage].joints.bias.grad.unflatten(0, (16, 2)).abs().sum(1)  # type: ignore[union-attr, operator]
@@ -168,17 +168,17 @@ def test_joints_without_a_label_get_no_gradient(stage: int) -> None:
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_batch_without_a_label_is_finite(stage: int) -> None:
     module, batch = in_stage(stage), some_batch()
-    batch["labelled"][:], batch["keypoints"][:] = False, 0
+    batch["labeled"][:], batch["keypoints"][:] = False, 0
     (loss,) = module.losses(batch).values()
     loss.backward()
     assert loss == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_an_unlabelled_torso_is_the_one_that_was_found() -> None:
+def test_an_unlabeled_torso_is_the_one_that_was_found() -> None:
     module, batch = in_stage(1), some_batch()
-    batch["labelled"][:] = True
-    batch["labelled"][1, TORSO[0]] = False
+    batch["labeled"][:] = True
+    batch["labeled"][1, TORSO[0]] = False
     found = batch["keypoints"] * 3
     expected = diameters(batch["keypoints"], TORSO, 6.4) * torch.tensor([1, 3, 1])
     torch.testing.assert_close(module._diameters(batch, found), expected)
@@ -203,15 +203,15 @@ def coordinates(people: int, height: int, width: int) -> Tensor:
 
 def test_crops_show_what_lies_there() -> None:
     """Against each pixel's place by loops, on an image that holds its own coordinates."""
-    centre, side = torch.tensor([[[30.0, 20.3], [41.7, 25.0]]]).expand(2, -1, -1), torch.tensor([16.0, 9.5])
-    crops = cut(coordinates(2, 50, 70), centre, side, 8)
+    center, side = torch.tensor([[[30.0, 20.3], [41.7, 25.0]]]).expand(2, -1, -1), torch.tensor([16.0, 9.5])
+    crops = cut(coordinates(2, 50, 70), center, side, 8)
     assert crops.shape == (2, 2, 3, 8, 8)
     for b in range(2):
         for n in range(2):
             for i in range(8):
                 for j in range(8):
-                    x = centre[b, n, 0] + ((j + 0.5) / 8 - 0.5) * side[b]
-                    y = centre[b, n, 1] + ((i + 0.5) / 8 - 0.5) * side[b]
+                    x = center[b, n, 0] + ((j + 0.5) / 8 - 0.5) * side[b]
+                    y = center[b, n, 1] + ((i + 0.5) / 8 - 0.5) * side[b]
                     torch.testing.assert_close(crops[b, n, :2, i, j], torch.stack([x, y]), atol=1e-3, rtol=0)
 
 
@@ -235,10 +235,10 @@ class Knowing(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         size = crops.shape[-1]
-        centre = crops[:, :2].double().mean((2, 3))
+        center = crops[:, :2].double().mean((2, 3))
         side = (crops[:, 0, 0, -1] - crops[:, 0, 0, 0]).double() * size / (size - 1)
         true = self.true.repeat_interleave(len(crops) // len(self.true), 0)
-        return ((true - centre[:, None]) / side[:, None, None]).float()
+        return ((true - center[:, None]) / side[:, None, None]).float()
 
 
 def test_the_exact_offset_puts_each_joint_on_the_truth() -> None:
@@ -269,7 +269,7 @@ def test_training_crops_contain_what_the_loss_says() -> None:
     """A network that knows the way from what it sees costs nothing: joints, crops and targets belong together."""
     module, batch = in_stage(1), some_batch(people=4)
     true = torch.rand(4, 16, 2) * 80 + 160
-    batch |= {"keypoints": true, "labelled": torch.ones(4, 16, dtype=torch.bool)}
+    batch |= {"keypoints": true, "labeled": torch.ones(4, 16, dtype=torch.bool)}
     batch["image"] = torch.zeros(4, 3, 400, 400, dtype=torch.uint8)
     module._pixels = lambda images: coordinates(4, 400, 400)  # type: ignore[method-assign]
     module.regressors[1] = Knowing(true)
@@ -310,19 +310,19 @@ def test_a_known_gaussian_is_recovered_and_drawn_again() -> None:
     torch.testing.assert_close(fitted, torch.stack([mean, deviation]), atol=0.02, rtol=0)
     module = in_stage(1, crops=16)
     module.gaussians = [fitted]
-    joint, centre, counted = module.simulate(true, everything, diameter)
+    joint, center, counted = module.simulate(true, everything, diameter)
     assert counted.all()
     assert (joint.sort(1).values == torch.arange(16)).all()
-    again = centre.gather(1, joint.argsort(1)[..., None].expand(-1, -1, 2))
+    again = center.gather(1, joint.argsort(1)[..., None].expand(-1, -1, 2))
     drawn = gaussian_of(moments_of(again, true, everything, diameter))
     torch.testing.assert_close(drawn, fitted, atol=0.02, rtol=0)
 
 
-def test_only_labelled_joints_are_drawn_while_there_are_any() -> None:
+def test_only_labeled_joints_are_drawn_while_there_are_any() -> None:
     module, batch = in_stage(1, crops=4), some_batch(people=50)
-    batch["labelled"][:] = False
-    batch["labelled"][:, [3, 7, *TORSO]] = True
-    joint, _, counted = module.simulate(batch["keypoints"], batch["labelled"], torch.full((50,), 20.0))
+    batch["labeled"][:] = False
+    batch["labeled"][:, [3, 7, *TORSO]] = True
+    joint, _, counted = module.simulate(batch["keypoints"], batch["labeled"], torch.full((50,), 20.0))
     assert counted.all()
     assert (joint.sort(1).values == torch.tensor(sorted([3, 7, *TORSO]))).all()
 
@@ -331,9 +331,9 @@ def test_only_labelled_joints_are_drawn_while_there_are_any() -> None:
 
 
 def test_predictions_and_metrics_of_each_stage() -> None:
-    """Stages that are not trained yet change nothing; each is measured in the pixels of the pictures on disk."""
+    """Stages that are not trained yet change nothing; each is measured in the pixels of the images on disk."""
     module, batch = narrow().eval(), some_batch()
-    batch["labelled"][:] = True
+    batch["labeled"][:] = True
     for stage in range(3):
         module.stage = stage
         with torch.no_grad():
@@ -358,7 +358,7 @@ def test_stages_are_measured_by_pck_and_pcp_too() -> None:
     module = narrow(metric="pck", stage_epochs=[1, 1])
     assert module.monitor == ("val/pck/total", "max")
     batch = some_batch()
-    batch["labelled"][:] = True
+    batch["labeled"][:] = True
     metrics = module.build_metrics()
     module.update_metrics(metrics, {"stages": torch.stack([batch["keypoints"] + 500, batch["keypoints"]], 1)}, batch)
     results = metrics.compute()
@@ -383,7 +383,7 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             narrow(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="found whole pictures: --data.crop person"):
+    with pytest.raises(ValueError, match="found whole images: --data.crop person"):
         narrow().predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])
     module = narrow()
     module.trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
@@ -396,7 +396,7 @@ def test_bad_input() -> None:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven training pictures and two for validation."""
+    """Seven training images and two for validation."""
     folder = tmp_path_factory.mktemp("people")
     write_mpii(str(folder), train=7, val=2, size=64)
     return folder
@@ -477,7 +477,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     # With an odd number of people two ranks would see one of them twice.
     assert len(MPII(str(tmp_path / "people"), image_size=64).dataset("train")) % 2 == 0  # type: ignore[arg-type]
     plain = [*OPTIONS, "--model.dropout", "0", "--model.batch_norm", "false", "--data.root", str(tmp_path / "people")]
-    # Each picture as it is, so that the ranks' means are the whole batch's.
+    # Each image as it is, so that the ranks' means are the whole batch's.
     plain += ["--data.scale", "0", "--data.rotation", "0", "--data.hflip", "0", "--data.color", "0"]
     plain += ["--model.stage_epochs", "[2, 3]"]
     ranks = [*plain, "--data.batch_size", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -518,7 +518,7 @@ def test_it_learns_people_by_heart(tmp_path: Path) -> None:
     with torch.no_grad():
         found = module.predict(batch["image"])["keypoints"]
     diameter = module._diameters(batch, found)
-    module.gaussians = [gaussian_of(moments_of(found, batch["keypoints"], batch["labelled"], diameter))]
+    module.gaussians = [gaussian_of(moments_of(found, batch["keypoints"], batch["labeled"], diameter))]
     module.stage = 1
     module.train()
     learn(module, batch, 300)

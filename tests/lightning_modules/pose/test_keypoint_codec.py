@@ -86,21 +86,21 @@ def test_decode_equals_loops() -> None:
 
 
 def test_what_is_not_there_has_no_peak() -> None:
-    """Unlabelled joints, and those outside: to the left, right, above, below, far away."""
+    """Unlabeled joints, and those outside: to the left, right, above, below, far away."""
     keypoints = torch.tensor(
         [[[8.0, 8.0], [-0.6, 8.0], [39.5, 8.0], [8.0, -0.6], [8.0, 31.5], [1e6, -1e6], [8.0, 8.0]]]
     )
-    labelled = torch.ones(1, 7, dtype=torch.bool)
-    labelled[0, 6] = False
-    heatmaps = encode(keypoints, labelled, (8, 10), 4, 1.0)
+    labeled = torch.ones(1, 7, dtype=torch.bool)
+    labeled[0, 6] = False
+    heatmaps = encode(keypoints, labeled, (8, 10), 4, 1.0)
     assert heatmaps.amax((2, 3)).gt(0).tolist() == [[True, *[False] * 6]]
-    assert shown(keypoints, labelled, (8, 10), 4).tolist() == [[True, *[False] * 6]]
+    assert shown(keypoints, labeled, (8, 10), 4).tolist() == [[True, *[False] * 6]]
     assert heatmaps.isfinite().all()
     assert shown(torch.tensor([[[-0.5, 31.4]]]), torch.ones(1, 1, dtype=torch.bool), (8, 10), 4).all()
 
 
 def test_regression_averages_two_modes_and_a_heatmap_keeps_them() -> None:
-    """The lecture's point: an arm that is up in three of five alike pictures and down in two. Each fit by squares."""
+    """The lecture's point: an arm that is up in three of five alike images and down in two. Each fit by squares."""
     up, down = torch.tensor([60.0, 20.0]), torch.tensor([60.0, 100.0])
     joints = torch.stack([up, up, up, down, down])[:, None]
     targets = encode(joints, every(joints), (32, 32), 4, 1.75)

@@ -42,13 +42,13 @@ def nobody() -> dict[str, Tensor]:
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.int64),
         "keypoints": torch.zeros(0, 4, 2),
-        "labelled": torch.zeros(0, 4, dtype=torch.bool),
+        "labeled": torch.zeros(0, 4, dtype=torch.bool),
         "head_size": torch.zeros(0),
     }
 
 
 def a_batch() -> dict[str, Any]:
-    """Two pictures of different sizes, the second without people."""
+    """Two images of different sizes, the second without people."""
     torch.manual_seed(0)
     image = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((64, 96), (80, 50))]
     people = {
@@ -57,7 +57,7 @@ def a_batch() -> dict[str, Any]:
         "keypoints": torch.tensor(
             [[[20.0, 20], [20, 12], [15, 40], [38, 45]], [[60.0, 20], [60, 12], [0, 0], [300, 45]]]
         ),
-        "labelled": torch.tensor([[True] * 4, [True, True, False, True]]),
+        "labeled": torch.tensor([[True] * 4, [True, True, False, True]]),
         "head_size": torch.tensor([8.0, 9.0]),
     }
     matrix = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(2, 2, 3)
@@ -111,7 +111,7 @@ def test_the_loss_is_in_single_precision_under_autocast() -> None:
 
 
 def test_crops_of_people_are_not_enough() -> None:
-    with pytest.raises(ValueError, match="expected whole pictures, found crops of people: take --data.crop picture"):
+    with pytest.raises(ValueError, match="expected whole images, found crops of people: take --data.crop image"):
         small().losses({"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "keypoints": torch.zeros(1, 4, 2)})
 
 
@@ -144,7 +144,7 @@ def test_torchvisions_weights_compute_the_same(
     torch.save(theirs.state_dict(), path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     ours = KeypointRCNN([f"joint{i}" for i in range(17)], frozen=True, weights="COCO_V1").network.eval()
-    assert "newly initialised" not in capsys.readouterr().out
+    assert "newly initialized" not in capsys.readouterr().out
     pixels, boxes = torch.randn(1, 3, 128, 192), torch.rand(1, 5, 4) * 40 + torch.tensor([0, 0, 60, 60])
     with torch.inference_mode():
         found = ours.keypoints(maps_of(ours.trunk(pixels)), boxes)
@@ -155,29 +155,29 @@ def test_torchvisions_weights_compute_the_same(
     torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-3)
     # Of other joints the last layer alone begins anew.
     small(**PYRAMID, width=1.0, weights="COCO_V1")
-    new = capsys.readouterr().out.split("newly initialised")[1]
+    new = capsys.readouterr().out.split("newly initialized")[1]
     assert "keypoint.predictor.kps_score_lowres.weight (512, 17, 4, 4) -> (512, 4, 4, 4)" in new
     assert "roi." not in new
 
 
-def test_weights_of_a_faster_rcnn_that_has_learnt_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_a_faster_rcnn_that_has_learned_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = FasterRCNN("vgg16", num_classes=1, width=0.05, batch_norm=True, anchor_sizes=(16, 32))
     torch.save({"state_dict": first.state_dict()}, tmp_path / "faster.ckpt")
     loaded = small(weights=str(tmp_path / "faster.ckpt")).network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in first.network.state_dict().items())
-    assert "newly initialised: keypoint.head.0.weight absent" in capsys.readouterr().out
+    assert "newly initialized: keypoint.head.0.weight absent" in capsys.readouterr().out
 
 
 # --- cells and back ---------------------------------------------------------------------------------------------------
 
 
-def in_loops(keypoints: np.ndarray, labelled: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    cells, there = np.zeros(labelled.shape, int), np.zeros(labelled.shape, bool)
+def in_loops(keypoints: np.ndarray, labeled: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    cells, there = np.zeros(labeled.shape, int), np.zeros(labeled.shape, bool)
     for i, (x1, y1, x2, y2) in enumerate(boxes):
         for k, (x, y) in enumerate(keypoints[i]):
             column = CELLS - 1 if x + 0.5 == x2 else math.floor((x + 0.5 - x1) / (x2 - x1) * CELLS)
             row = CELLS - 1 if y + 0.5 == y2 else math.floor((y + 0.5 - y1) / (y2 - y1) * CELLS)
-            if labelled[i, k] and 0 <= column < CELLS and 0 <= row < CELLS:
+            if labeled[i, k] and 0 <= column < CELLS and 0 <= row < CELLS:
                 cells[i, k], there[i, k] = row * CELLS + column, True
     return cells, there
 
@@ -192,9 +192,9 @@ def drawn(people: int = 200, joints: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_cells_against_loops() -> None:
-    keypoints, labelled, boxes = (x.double() if x.is_floating_point() else x for x in drawn())
-    cells, there = one_hot_cells(keypoints, labelled, boxes)
-    expected, expected_there = in_loops(keypoints.numpy(), labelled.numpy(), boxes.numpy())
+    keypoints, labeled, boxes = (x.double() if x.is_floating_point() else x for x in drawn())
+    cells, there = one_hot_cells(keypoints, labeled, boxes)
+    expected, expected_there = in_loops(keypoints.numpy(), labeled.numpy(), boxes.numpy())
     np.testing.assert_array_equal(there, expected_there)
     np.testing.assert_array_equal(cells[there], expected[expected_there])
     assert 0.3 < there.float().mean() < 0.7
@@ -207,9 +207,9 @@ def test_cells_against_loops() -> None:
 
 def test_torchvisions_decoding_brings_the_joint_back() -> None:
     """To half a cell and half a pixel, at the border to a cell. Of boxes with less pixels than cells it skips cells."""
-    keypoints, labelled, boxes = drawn()
+    keypoints, labeled, boxes = drawn()
     keypoints, boxes = 8 * keypoints, 8 * boxes + torch.tensor([0, 0, 20, 20])
-    cells, there = one_hot_cells(keypoints, labelled, boxes)
+    cells, there = one_hot_cells(keypoints, labeled, boxes)
     heatmaps = nn.functional.one_hot(cells, CELLS**2).float().unflatten(-1, (CELLS, CELLS))
     points, _ = heatmaps_to_keypoints(heatmaps, boxes)
     cell = (boxes[:, 2:] - boxes[:, :2])[:, None] / CELLS
@@ -225,18 +225,18 @@ def test_torchvisions_decoding_brings_the_joint_back() -> None:
 
 
 def test_the_loss_is_torchvisions() -> None:
-    keypoints, labelled, boxes = drawn()
+    keypoints, labeled, boxes = drawn()
     logits = torch.randn(200, 4, CELLS, CELLS)
-    found = keypoint_loss(logits, *one_hot_cells(keypoints, labelled, boxes))
-    theirs = torch.cat([keypoints + 0.5, labelled[..., None].float()], -1)
+    found = keypoint_loss(logits, *one_hot_cells(keypoints, labeled, boxes))
+    theirs = torch.cat([keypoints + 0.5, labeled[..., None].float()], -1)
     expected = keypointrcnn_loss(logits, [boxes], [theirs], [torch.arange(200)])
     torch.testing.assert_close(found, expected)
 
 
 def test_a_joint_that_is_not_there_has_no_gradient() -> None:
-    keypoints, labelled, boxes = drawn(20)
+    keypoints, labeled, boxes = drawn(20)
     logits = torch.randn(20, 4, CELLS, CELLS, requires_grad=True)
-    cells, there = one_hot_cells(keypoints, labelled, boxes)
+    cells, there = one_hot_cells(keypoints, labeled, boxes)
     keypoint_loss(logits, cells, there).backward()
     assert logits.grad is not None
     moved = logits.grad.flatten(2).abs().sum(2) > 0
@@ -285,7 +285,7 @@ def test_who_is_not_found_has_found_no_joint() -> None:
 def test_joints_are_measured_in_the_pixels_on_disk() -> None:
     module, batch = small(), a_batch()
     people = batch["target"][0]
-    # Eight pixels off with a head of eight, if the picture on disk were not three times as large.
+    # Eight pixels off with a head of eight, if the image on disk were not three times as large.
     moved = {"boxes": people["boxes"], "keypoints": people["keypoints"] + torch.tensor([1.5, 0])}
     nothing = {"boxes": torch.zeros(0, 4), "keypoints": torch.zeros(0, 4, 2)}
     for scale, expected in ((1.0, 1.0), (3.0, 3 / 7)):

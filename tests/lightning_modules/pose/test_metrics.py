@@ -41,11 +41,11 @@ def golden() -> dict[str, np.ndarray]:
     content = np.load(GOLDEN / "ground_truth.npz")
     heads = 0.6 * np.linalg.norm(content["headboxes"][:, 1] - content["headboxes"][:, 0], axis=-1)
     found = {name: np.load(GOLDEN / f"{name}.npz")["preds"] for name in TABLE}
-    return {"keypoints": content["joints"], "labelled": ~content["missing"], "head_size": heads, **found}
+    return {"keypoints": content["joints"], "labeled": ~content["missing"], "head_size": heads, **found}
 
 
 def measured(golden: dict[str, np.ndarray], name: str, shift: float = 0.0) -> dict[str, Tensor]:
-    truth = [torch.from_numpy(golden[key]) for key in ("keypoints", "labelled", "head_size")]
+    truth = [torch.from_numpy(golden[key]) for key in ("keypoints", "labeled", "head_size")]
     metric = PCKh()
     for part in zip(*(t.split(100) for t in (torch.from_numpy(golden[name] + shift), *truth)), strict=True):
         metric.update(*part)
@@ -64,7 +64,7 @@ def test_it_equals_the_published_table(golden: dict[str, np.ndarray], name: str)
 @pytest.mark.shared_data
 def test_auc_equals_a_loop(golden: dict[str, np.ndarray]) -> None:
     distance = np.linalg.norm(golden["tompson"] - golden["keypoints"], axis=-1) / golden["head_size"][:, None]
-    counted = np.delete(distance, [6, 7], 1)[np.delete(golden["labelled"], [6, 7], 1)]
+    counted = np.delete(distance, [6, 7], 1)[np.delete(golden["labeled"], [6, 7], 1)]
     curve = [np.mean(counted <= t) for t in np.arange(51) / 100]
     results = measured(golden, "tompson")
     assert float(results["auc"]) == pytest.approx(np.trapezoid(curve, dx=0.01) / 0.5, abs=1e-6)
@@ -73,7 +73,7 @@ def test_auc_equals_a_loop(golden: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.shared_data
 def test_a_pixel_is_seen_at_a_tenth(golden: dict[str, np.ndarray]) -> None:
-    """An origin counted wrongly hardly shows at .5, but at .1."""
+    """An origin counted wrongly hardly shows at 0.5, but at 0.1."""
     shifted = measured(golden, "bearpaw-hg_s8_b1", -1.0)
     assert round(100 * float(shifted["total"]), 2) == 88.88
     assert round(100 * float(shifted["total_01"]), 2) == 19.29
@@ -83,29 +83,29 @@ def test_a_pixel_is_seen_at_a_tenth(golden: dict[str, np.ndarray]) -> None:
 
 
 def some_people(seed: int, people: int = 17, joints: int = 16) -> dict[str, Tensor]:
-    """Errors about as large as the thresholds, some joints unlabelled, some people without a head box."""
+    """Errors about as large as the thresholds, some joints unlabeled, some people without a head box."""
     rng = np.random.default_rng(seed)
     keypoints = rng.uniform(0, 200, (people, joints, 2))
     preds = keypoints + rng.normal(0, 15, keypoints.shape)
     heads = np.where(rng.random(people) < 0.2, np.nan, rng.uniform(20, 60, people))
-    arrays = {"preds": preds, "keypoints": keypoints, "labelled": rng.random((people, joints)) < 0.8}
+    arrays = {"preds": preds, "keypoints": keypoints, "labeled": rng.random((people, joints)) < 0.8}
     return {name: torch.from_numpy(array) for name, array in {**arrays, "head_size": heads}.items()}
 
 
 def accuracy_by_loops(data: dict[str, Tensor], names: list[str], threshold: float, torso: bool) -> dict[str, float]:
-    preds, truth, labelled, heads = (data[k].numpy() for k in ("preds", "keypoints", "labelled", "head_size"))
+    preds, truth, labeled, heads = (data[k].numpy() for k in ("preds", "keypoints", "labeled", "head_size"))
     right: dict[str, list[bool]] = {name: [] for name in names}
     left_out = 0
     for p in range(len(preds)):
         unit = heads[p]
         if torso:
             a, b = names.index("left_shoulder"), names.index("right_hip")
-            unit = np.hypot(*(truth[p, a] - truth[p, b])) if labelled[p, a] and labelled[p, b] else np.nan
+            unit = np.hypot(*(truth[p, a] - truth[p, b])) if labeled[p, a] and labeled[p, b] else np.nan
         if np.isnan(unit):
             left_out += 1
             continue
         for k, name in enumerate(names):
-            if labelled[p, k]:
+            if labeled[p, k]:
                 right[name].append(bool(np.hypot(*(preds[p, k] - truth[p, k])) / unit <= threshold))
     results = {"left_out": float(left_out)}
     for group, members in GROUPS.items():
@@ -130,7 +130,7 @@ def test_accuracies_equal_loops(seed: int, names: list[str], kind: type[Metric])
 @pytest.mark.parametrize("strict", [True, False])
 def test_pcp_equals_loops(seed: int, strict: bool) -> None:
     data = some_people(seed, joints=14)
-    preds, truth, labelled = (data[k].numpy() for k in ("preds", "keypoints", "labelled"))
+    preds, truth, labeled = (data[k].numpy() for k in ("preds", "keypoints", "labeled"))
     # Sticks by index, in LSP's order, the middles of shoulders and hips as 14 and 15.
     sticks = {"head": [(12, 13)], "torso": [(14, 15)], "upper_arm": [(8, 7), (9, 10)], "forearm": [(7, 6), (10, 11)]}
     sticks |= {"upper_leg": [(2, 1), (3, 4)], "lower_leg": [(1, 0), (4, 5)]}
@@ -143,7 +143,7 @@ def test_pcp_equals_loops(seed: int, strict: bool) -> None:
                 found, true = (
                     np.vstack([x[p], (x[p, 8] + x[p, 9]) / 2, (x[p, 2] + x[p, 3]) / 2]) for x in (preds, truth)
                 )
-                known = [*labelled[p], labelled[p, 8] and labelled[p, 9], labelled[p, 2] and labelled[p, 3]]
+                known = [*labeled[p], labeled[p, 8] and labeled[p, 9], labeled[p, 2] and labeled[p, 3]]
                 if known[a] and known[b]:
                     ends = [np.hypot(*(found[i] - true[i])) / np.hypot(*(true[a] - true[b])) for i in (a, b)]
                     right.append(max(ends) <= 0.5 if strict else sum(ends) / 2 <= 0.5)
@@ -193,9 +193,9 @@ def test_two_unequal_ranks_equal_one(make) -> None:
 def test_what_is_unknown_is_left_out() -> None:
     names = ["left_knee", "right_knee", "nose"]
     metric = PCKh(names)
-    labelled = torch.tensor([[True, False, False], [True, True, False]])
+    labeled = torch.tensor([[True, False, False], [True, True, False]])
     keypoints = torch.zeros(2, 3, 2)
-    metric.update(torch.full((2, 3, 2), 1.0), keypoints, labelled, torch.tensor([10.0, float("nan")]))
+    metric.update(torch.full((2, 3, 2), 1.0), keypoints, labeled, torch.tensor([10.0, float("nan")]))
     results = metric.compute()
     assert results["knee"] == results["total"] == 1
     assert results["left_out"] == 1
@@ -223,10 +223,10 @@ def test_nothing_measured_is_nan() -> None:
 
 
 def test_a_collection_measures_in_the_pixels_of_the_pictures() -> None:
-    """A crop at half the picture's scale: 6 pixels in it are 12, more than half of a head of 20."""
+    """A crop at half the image's scale: 6 pixels in it are 12, more than half of a head of 20."""
     batch = {
         "keypoints": torch.full((1, 16, 2), 10.0),
-        "labelled": torch.ones(1, 16, dtype=torch.bool),
+        "labeled": torch.ones(1, 16, dtype=torch.bool),
         "head_size": torch.tensor([20.0]),
         "to_original": torch.tensor([[[2.0, 0.0, 7.0], [0.0, 2.0, -3.0]]]),
     }
@@ -239,7 +239,7 @@ def test_a_collection_measures_in_the_pixels_of_the_pictures() -> None:
     expected = {f"pckh/{name}" for name in (*COLUMNS, "auc", "left_out", "curve", "joints", "instances")}
     assert results.keys() == expected
     metrics = pose_metrics(LSP_JOINTS, "pck")
-    batch["labelled"] = batch["labelled"][:, :14]
+    batch["labeled"] = batch["labeled"][:, :14]
     batch["keypoints"] = torch.rand(1, 14, 2)
     update_pose_metrics(metrics, {"keypoints": batch["keypoints"]}, {**batch, "head_size": torch.tensor([torch.nan])})
     results = metrics.compute()

@@ -138,7 +138,7 @@ def test_an_image_classifiers_weights_are_taken_but_for_the_head(
     own = module.network.state_dict()
     for name, value in classifier.network.state_dict().items():
         assert name.startswith("fc.") or torch.equal(own[name], value)
-    assert "newly initialised: fc.weight (10, 64) -> (6, 64)" in capsys.readouterr().out
+    assert "newly initialized: fc.weight (10, 64) -> (6, 64)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("head", ["quaternion", "six"])

@@ -21,7 +21,7 @@ SYSTEMS = {
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven training pictures and two for validation."""
+    """Seven training images and two for validation."""
     folder = tmp_path_factory.mktemp("people")
     write_mpii(str(folder), train=7, val=2, size=64)
     return folder

@@ -120,7 +120,7 @@ def test_the_geodesic_distance_is_the_angle_of_the_turn_between() -> None:
     turned = matrices(Rotation.from_rotvec(angles[:, None] * axis))
     found = geodesic(torch.eye(3, dtype=torch.float64).expand_as(turned), turned)
     close(found, torch.from_numpy(angles), 1e-9)
-    # In single precision a millionth of a radian is still seen; an arc cosine would say 0 or .0003.
+    # In single precision a millionth of a radian is still seen; an arc cosine would say 0 or 0.0003.
     single = geodesic(torch.eye(3).expand(100, 3, 3), turned.float())
     torch.testing.assert_close(single.double(), torch.from_numpy(angles), atol=1e-6, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):

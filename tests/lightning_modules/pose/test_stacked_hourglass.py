@@ -35,7 +35,7 @@ def some_batch(seed: int = 0, people: int = 3, side: int = 64) -> dict[str, Any]
     return {
         "image": torch.randint(0, 256, (people, 3, side, side), dtype=torch.uint8, generator=generator),
         "keypoints": torch.rand(people, 16, 2, generator=generator) * (side - 1),
-        "labelled": torch.rand(people, 16, generator=generator) < 0.7,
+        "labeled": torch.rand(people, 16, generator=generator) < 0.7,
         "head_size": torch.full((people,), 10.0),
         "to_original": torch.eye(2, 3).repeat(people, 1, 1),
         "id": [f"{i}.jpg#0" for i in range(people)],
@@ -73,7 +73,7 @@ def test_a_skip_has_a_convolution_only_where_channels_change() -> None:
 
 
 def test_a_residual_adds_to_its_input() -> None:
-    """Normalisation and activation of the branch leave what is carried over as it was."""
+    """Normalization and activation of the branch leave what is carried over as it was."""
     block, x = Residual(8, 8), torch.randn(2, 8, 6, 6)
     torch.nn.init.zeros_(block.layers[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(block.layers[-1].bias)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_each_stack_has_its_term_and_its_gradient() -> None:
 
 def test_right_heatmaps_cost_nothing() -> None:
     module, batch = narrow(), some_batch()
-    target = encode(batch["keypoints"], batch["labelled"], (16, 16), STRIDE, module.sigma)
+    target = encode(batch["keypoints"], batch["labeled"], (16, 16), STRIDE, module.sigma)
     module.network = Fixed(target.expand(2, -1, -1, -1, -1))  # type: ignore[assignment]
     assert [float(term) for term in module.losses(batch).values()] == [0, 0]
     module.network = Fixed(target.roll(1, 3).expand(2, -1, -1, -1, -1))  # type: ignore[assignment]
@@ -154,12 +154,12 @@ def test_right_heatmaps_cost_nothing() -> None:
 
 @pytest.mark.parametrize(("missing", "moved"), [("empty", True), ("ignore", False)])
 def test_missing_joints_count_or_not(missing: Any, moved: bool) -> None:
-    """A peak where a joint is not labelled, and where one lies outside of the crop."""
+    """A peak where a joint is not labeled, and where one lies outside of the crop."""
     module, batch = narrow(missing=missing), some_batch(people=2)
-    batch["labelled"] = torch.ones(2, 16, dtype=torch.bool)
-    batch["labelled"][0, 3] = False
+    batch["labeled"] = torch.ones(2, 16, dtype=torch.bool)
+    batch["labeled"][0, 3] = False
     batch["keypoints"][1, 4] = torch.tensor([-9.0, 20.0])
-    right = encode(batch["keypoints"], batch["labelled"], (16, 16), STRIDE, module.sigma)
+    right = encode(batch["keypoints"], batch["labeled"], (16, 16), STRIDE, module.sigma)
     right[0, 3, 5, 5] = right[1, 4, 5, 5] = 1.0
     module.network = Fixed(right[None])  # type: ignore[assignment]
     assert (float(module.losses(batch)["stack_1"]) > 0) is moved
@@ -168,7 +168,7 @@ def test_missing_joints_count_or_not(missing: Any, moved: bool) -> None:
 @pytest.mark.parametrize("missing", ["empty", "ignore"])
 def test_a_batch_without_a_label_is_finite(missing: Any) -> None:
     module, batch = narrow(missing=missing), some_batch()
-    batch["labelled"][:] = False
+    batch["labeled"][:] = False
     loss = torch.stack(list(module.losses(batch).values())).sum()
     loss.backward()
     assert loss.isfinite()
@@ -199,7 +199,7 @@ def test_predictions_are_the_peaks_of_the_last_stack() -> None:
 
 
 def test_the_flip_test_is_the_same_for_a_mirrored_person() -> None:
-    """What is found of the mirrored picture is what was found, mirrored, with left and right exchanged by name."""
+    """What is found of the mirrored image is what was found, mirrored, with left and right exchanged by name."""
     module, batch = narrow().eval(), some_batch()
     with torch.no_grad():
         found, mirrored = module.predict(batch["image"]), module.predict(batch["image"].flip(3))
@@ -235,7 +235,7 @@ def test_a_mirror_that_knows_the_joints_is_exact() -> None:
 def test_it_is_measured_in_the_pixels_of_the_picture() -> None:
     module, batch = narrow(), some_batch()
     batch["to_original"] = torch.tensor([[[3.0, 0, 7], [0, 3.0, -2]]]).repeat(3, 1, 1)
-    batch["labelled"][:] = True
+    batch["labeled"][:] = True
     for pixels, expected in ((1.6, 1.0), (1.7, 0.0)):  # 3 * 5/3 = 5 is half a head
         metrics = module.build_metrics()
         module.update_metrics(metrics, {"keypoints": batch["keypoints"] + torch.tensor([pixels, 0.0])}, batch)
@@ -256,7 +256,7 @@ def test_bad_input() -> None:
         narrow(sigma=0)
     with pytest.raises(ValueError, match="missing: expected empty or ignore, found no"):
         narrow(missing="no")
-    with pytest.raises(ValueError, match="found whole pictures: --data.crop person"):
+    with pytest.raises(ValueError, match="found whole images: --data.crop person"):
         narrow().predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from lightning_modules.segmentation import crf
 from lightning_modules.segmentation.crf import DEEPLAB, DenseCRF, Lattice, mean_field, simplices
 
-#: pydensecrf2 1.1's answer to a picture of 12 x 16 pixels and three classes, made once with::
+#: pydensecrf2 1.1's answer to an image of 12 x 16 pixels and three classes, made once with::
 #:
 #:     d = DenseCRF2D(16, 12, 3); d.setUnaryEnergy(unary.reshape(3, -1))
 #:     d.addPairwiseGaussian(sxy=2, compat=2, kernel=CONST_KERNEL, normalization=...)
 #:     d.addPairwiseBilateral(sxy=6, srgb=9, rgbim=image.transpose(1, 2, 0), compat=1.5, kernel=CONST_KERNEL, ...)
 #:     d.inference(10)
 #:
-#: for NORMALIZE_AFTER and NORMALIZE_SYMMETRIC; the energies are of random probabilities, the picture is noise on ramps.
+#: for NORMALIZE_AFTER and NORMALIZE_SYMMETRIC; the energies are of random probabilities, the image is noise on ramps.
 GOLDEN = Path(__file__).with_name("pydensecrf2.npz")
 
 
@@ -31,8 +31,8 @@ def scene(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     classes = (x > 0.4 * width).long()
     classes[(x - width / 2) ** 2 + (y - height / 2) ** 2 < (height / 3) ** 2] = 2
-    colours = torch.tensor([[60, 90, 140], [150, 100, 60], [90, 180, 90]]).float()
-    image = colours[classes].permute(2, 0, 1) + 4 * torch.randn(3, height, width, generator=generator)
+    colors = torch.tensor([[60, 90, 140], [150, 100, 60], [90, 180, 90]]).float()
+    image = colors[classes].permute(2, 0, 1) + 4 * torch.randn(3, height, width, generator=generator)
     return image.round().clamp(0, 255).byte(), classes
 
 
@@ -137,7 +137,7 @@ def test_barycentric_coordinates() -> None:
     [(3, None, 0.11, 0.2), (4, None, 0.11, 0.2), (8, 20, 0.13, 0.55), (20, 13, 0.13, 0.6), (67, 3, 0.3, 0.7)],
 )
 def test_near_the_exact_gaussian(xy: float, rgb: float | None, off: float, short: float) -> None:
-    """Within the lattice's own error; it grows where few colours are alike, so that many corners are not there."""
+    """Within the lattice's own error; it grows where few colors are alike, so that many corners are not there."""
     for seed in range(2):
         image, _ = scene(24, 32, seed)
         features = features_of(image, xy, rgb)
@@ -159,7 +159,7 @@ def test_linear_and_the_same_in_any_order() -> None:
     order = torch.randperm(192, generator=generator)
     torch.testing.assert_close(Lattice.of(features[:, order])(a[order]), lattice(a)[order])
     for name in ("after", "symmetric"):
-        torch.testing.assert_close(lattice.normalised(name)(a), lattice.normalised(name, 3.0)(a) / 3)
+        torch.testing.assert_close(lattice.normalized(name)(a), lattice.normalized(name, 3.0)(a) / 3)
 
 
 def test_a_step_of_the_lattice_changes_nothing() -> None:
@@ -178,9 +178,9 @@ def test_rows_of_one() -> None:
     image, _ = scene(12, 16)
     lattice = Lattice.of(features_of(image, 5, 15))
     kernel, ones = matrix(lattice), torch.ones(192, 1)
-    torch.testing.assert_close(lattice.normalised("after")(ones), ones)
+    torch.testing.assert_close(lattice.normalized("after")(ones), ones)
     root = kernel.sum(1).rsqrt()
-    found = matrix(lattice.normalised("symmetric", 2.0))
+    found = matrix(lattice.normalized("symmetric", 2.0))
     torch.testing.assert_close(found, 2 * root[:, None] * kernel * root, atol=1e-6, rtol=1e-5)
 
 
@@ -202,20 +202,20 @@ def by_the_formula(unary: np.ndarray, kernels: list[np.ndarray], iterations: int
     return q
 
 
-@pytest.mark.parametrize("normalisation", ["after", "symmetric"])
+@pytest.mark.parametrize("normalization", ["after", "symmetric"])
 @pytest.mark.parametrize("block", [7, 10_000])
-def test_the_mean_field_is_the_formula(normalisation: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_field_is_the_formula(normalization: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the lattices' own matrices, however the products are cut."""
     monkeypatch.setattr(crf, "BLOCK", block)
     for seed in range(4):
         image, classes = scene(10, 13, seed)
         unary = -noisy(classes, seed).log()
-        system = DenseCRF(1.5, 6.0, 9.0, 2.0, 2.0, 5, normalisation)
+        system = DenseCRF(1.5, 6.0, 9.0, 2.0, 2.0, 5, normalization)
         kernels = []
         for weight, xy, rgb in ((2.0, 2.0, None), (1.5, 6.0, 9.0)):
             kernel = matrix(Lattice.of(features_of(image, xy, rgb))).numpy()
             norm = kernel.sum(1)
-            scale = (1 / norm)[:, None] if normalisation == "after" else np.outer(norm, norm) ** -0.5
+            scale = (1 / norm)[:, None] if normalization == "after" else np.outer(norm, norm) ** -0.5
             kernels.append(weight * scale * kernel)
         expected = by_the_formula(unary.flatten(1).T.double().numpy(), kernels, 5)
         found = system.infer(unary, image).flatten(1).T.numpy()
@@ -234,12 +234,12 @@ def test_near_the_exact_mean_field() -> None:
     assert np.abs(found - expected).mean() < 0.01
 
 
-@pytest.mark.parametrize("normalisation", ["after", "symmetric"])
-def test_pydensecrf2(normalisation: Any) -> None:
+@pytest.mark.parametrize("normalization", ["after", "symmetric"])
+def test_pydensecrf2(normalization: Any) -> None:
     golden = np.load(GOLDEN)
     unary, image = torch.from_numpy(golden["unary"]), torch.from_numpy(golden["image"])
-    found = DenseCRF(1.5, 6.0, 9.0, 2.0, 2.0, 10, normalisation).infer(unary, image)
-    np.testing.assert_allclose(found.numpy(), golden[normalisation], atol=1e-5)
+    found = DenseCRF(1.5, 6.0, 9.0, 2.0, 2.0, 10, normalization).infer(unary, image)
+    np.testing.assert_allclose(found.numpy(), golden[normalization], atol=1e-5)
     assert (golden["after"].argmax(0) != golden["unary"].argmin(0)).mean() > 0.2
     assert np.abs(golden["after"] - golden["symmetric"]).max() > 0.01
 
@@ -283,12 +283,12 @@ def test_nothing_to_say_changes_nothing() -> None:
     probabilities = noisy(classes)
     for system in (DenseCRF(iterations=0), DenseCRF(bilateral_weight=0, gaussian_weight=0)):
         torch.testing.assert_close(system(probabilities, image), probabilities)
-    without_colour = DenseCRF(bilateral_weight=0)
-    assert torch.equal(without_colour(probabilities, image), without_colour(probabilities, 255 - image))
-    assert not torch.equal(DenseCRF()(probabilities, image), without_colour(probabilities, image))
+    without_color = DenseCRF(bilateral_weight=0)
+    assert torch.equal(without_color(probabilities, image), without_color(probabilities, 255 - image))
+    assert not torch.equal(DenseCRF()(probabilities, image), without_color(probabilities, image))
 
 
-def test_one_pixel_and_one_colour() -> None:
+def test_one_pixel_and_one_color() -> None:
     assert DenseCRF()(torch.tensor([0.2, 0.8])[:, None, None], torch.zeros(3, 1, 1, dtype=torch.uint8)).argmax() == 1
     same = DenseCRF()(torch.full((4, 9, 9), 0.25), torch.full((3, 9, 9), 255, dtype=torch.uint8))
     torch.testing.assert_close(same, torch.full((4, 9, 9), 0.25))
@@ -305,7 +305,7 @@ def test_mean_field_without_kernels_is_a_softmax() -> None:
         ({"theta_beta": 0.0}, "expected standard deviations above 0, found DenseCRF"),
         ({"theta_gamma": math.nan}, "expected standard deviations above 0, found DenseCRF"),
         ({"gaussian_weight": -1.0}, "expected weights and iterations of 0 or more, found"),
-        ({"normalisation": "before"}, "expected the normalisation after or symmetric, found before"),
+        ({"normalization": "before"}, "expected the normalization after or symmetric, found before"),
     ],
 )
 def test_arguments_that_make_no_sense(options: dict[str, Any], message: str) -> None:
@@ -317,7 +317,7 @@ def test_pictures_that_do_not_fit() -> None:
     image, probabilities = torch.zeros(3, 8, 9, dtype=torch.uint8), torch.full((2, 8, 9), 0.5)
     with pytest.raises(ValueError, match=r"of one size, found \(2, 8, 8\) and \(3, 8, 9\): resize the classes"):
         DenseCRF()(probabilities[..., :8], image)
-    with pytest.raises(ValueError, match=r"expected a picture uint8 \(3,H,W\), found torch.float32"):
+    with pytest.raises(ValueError, match=r"expected an image uint8 \(3,H,W\), found torch.float32"):
         DenseCRF()(probabilities, image.float())
     with pytest.raises(ValueError, match="of one size"):
         DenseCRF()(probabilities[None], image)

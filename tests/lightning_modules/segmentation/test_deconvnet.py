@@ -43,10 +43,10 @@ def test_the_authors_network(batch_norm: bool, count: int) -> None:
     with torch.device("meta"):
         network = DeconvNetwork(batch_norm=batch_norm)
     assert sum(p.numel() for p in network.parameters()) == count
-    learnt = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
+    learned = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    assert len(norms) == (len(learnt) - 1 if batch_norm else 0)  # after all but the scores
-    up = [layer.out_channels for layer in learnt if isinstance(layer, nn.ConvTranspose2d)]
+    assert len(norms) == (len(learned) - 1 if batch_norm else 0)  # after all but the scores
+    up = [layer.out_channels for layer in learned if isinstance(layer, nn.ConvTranspose2d)]
     assert up == [512, 512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64, 64]
 
 
@@ -125,7 +125,7 @@ def test_it_begins_with_vgg16(tmp_path: Path) -> None:
     vgg = nn.ModuleDict({"features": features, "classifier": classifier})
     torch.save(vgg.state_dict(), tmp_path / "vgg16_bn.pth")
     network = small(weights=str(tmp_path / "vgg16_bn.pth")).network.eval()
-    # Batch normalisation behind fc6 and fc7 is new, and does nothing at first but for its epsilon.
+    # Batch normalization behind fc6 and fc7 is new, and does nothing at first but for its epsilon.
     pixels = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         vgg.eval()
@@ -288,17 +288,17 @@ def test_the_ensemble_is_the_product_of_class_probabilities(fcn: Path) -> None:
         product = a * b
         np.testing.assert_allclose(scores.softmax(0).numpy(), product / product.sum(0), atol=1e-5)
         assert (m.numpy() == product.argmax(0)).mean() > 0.999
-    # Two classes, by hand: .6 times .2 is less than .4 times .8, and .12 of .44 is 27%.
+    # Two classes, by hand: 0.6 times 0.2 is less than 0.4 times 0.8, and 0.12 of 0.44 is 27%.
     scores = torch.tensor([0.6, 0.4]).log() + torch.tensor([0.2, 0.8]).log()
     torch.testing.assert_close(scores.softmax(0), torch.tensor([0.12 / 0.44, 0.32 / 0.44]))
 
 
-def test_it_can_begin_with_what_an_fcn_has_learnt(fcn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_can_begin_with_what_an_fcn_has_learned(fcn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, state = small(weights=str(fcn)), torch.load(fcn, weights_only=True)["state_dict"]
     for name in ("features.0.weight", "features.41.running_var", "fc6.0.weight", "fc7.1.weight"):
         assert torch.equal(module.network.state_dict()[name], state[f"network.{name}"])
     printed = capsys.readouterr().out
-    assert "newly initialised: fc6_deconv.0.weight" in printed
+    assert "newly initialized: fc6_deconv.0.weight" in printed
     assert "left out: score_fr.weight" in printed
 
 
@@ -327,7 +327,7 @@ def test_a_crf_sees_the_picture_and_the_probabilities() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_authors_optimiser_and_arguments() -> None:
+def test_the_authors_optimizer_and_arguments() -> None:
     groups = small().parameter_groups()
     assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 2.0, 1.0]
     assert [group.get("weight_decay") for group in groups] == [None, 0.0, 0.0]
@@ -353,8 +353,8 @@ def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
         module.losses({"image": [images[0], images[1, :, :32]], "mask": []})
 
 
-def test_it_learns_colours() -> None:
-    """Pictures of two colours: bright is class 1, dark is class 2; the edge is where the picture has it."""
+def test_it_learns_colors() -> None:
+    """Images of two colors: bright is class 1, dark is class 2; the edge is where the image has it."""
     torch.manual_seed(0)
     module = small(width=0.06).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(module.parameters(), 1e-2)
@@ -372,7 +372,7 @@ def test_it_learns_colours() -> None:
         optimizer.step()
     images, mask = batch(4)
     with torch.inference_mode():
-        for _ in range(8):  # the statistics of what was learnt last
+        for _ in range(8):  # the statistics of what was learned last
             module.network(module.preprocess(batch(4)[0]))
         found = torch.stack(module.eval().predict(images))
     assert (found == mask).float().mean() > 0.9

@@ -44,7 +44,7 @@ def test_the_authors_networks(variant: Any, parameters: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cells_lie_on_every_eighth_pixel(variant: Any) -> None:
-    """Every layer is centred: a cell of stride s is on pixel s i, whatever lies between."""
+    """Every layer is centerd: a cell of stride s is on pixel s i, whatever lies between."""
     with torch.device("meta"):
         network = DeepLabNetwork(variant)
     for layer in network.modules():
@@ -120,7 +120,7 @@ def test_every_scale_is_put_where_it_belongs() -> None:
 
 def test_the_maximum_of_the_scales() -> None:
     class Sizes(DeepLabNetwork):
-        """Says how far apart an image's width and 73 pixels are, which suits the scale of .75."""
+        """Says how far apart an image's width and 73 pixels are, which suits the scale of 0.75."""
 
         def scores(self, x: Tensor) -> Tensor:
             return -(x.new_tensor(x.shape[3]) - 73).abs().expand(1, 2, (x.shape[2] + 7) // 8, (x.shape[3] + 7) // 8)
@@ -256,7 +256,7 @@ def test_rates_of_the_head_and_of_biases() -> None:
     assert sorted(found) == sorted(id(p) for p in module.parameters())
 
 
-def test_frozen_batch_normalisation() -> None:
+def test_frozen_batch_normalization() -> None:
     torch.manual_seed(0)
     batch = {"image": torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8), "mask": torch.zeros(2, 33, 33).long()}
     moved = {}
@@ -267,9 +267,9 @@ def test_frozen_batch_normalisation() -> None:
         before = {key: value.clone() for key, value in module.state_dict().items()}
         sum(module.losses(batch).values()).backward()  # type: ignore[union-attr]
         moved[frozen] = {k for k, v in module.state_dict().items() if not torch.equal(before[k], v)}
-        learnt = {id(p) for group in module.parameter_groups() for p in group["params"]}
+        learned = {id(p) for group in module.parameter_groups() for p in group["params"]}
         norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert all((id(m.weight) in learnt) != frozen for m in norms)
+        assert all((id(m.weight) in learned) != frozen for m in norms)
     assert any("running_mean" in key for key in moved[False])
     assert not moved[True]
 
@@ -316,18 +316,18 @@ def test_an_all_void_batch_and_bad_input() -> None:
             small(scales=scales)
 
 
-def test_it_learns_colours_and_pictures_of_several_sizes() -> None:
-    """Pictures of two colours: bright is class 1, dark is class 2."""
+def test_it_learns_colors_and_pictures_of_several_sizes() -> None:
+    """Images of two colors: bright is class 1, dark is class 2."""
     torch.manual_seed(0)
     module = small(batch_norm=True, scales=(1, 0.5))
     optimizer = torch.optim.Adam(module.parameters(), 5e-3)
     for _ in range(30):
-        images, mask = two_colours(4)
+        images, mask = two_colors(4)
         optimizer.zero_grad()
         sum(module.losses({"image": images, "mask": mask}).values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     module.eval()
-    images, mask = two_colours(4)
+    images, mask = two_colors(4)
     with torch.inference_mode():
         found = torch.stack(module.predict(images))
         assert (found == mask).float().mean() > 0.9
@@ -336,8 +336,8 @@ def test_it_learns_colours_and_pictures_of_several_sizes() -> None:
     assert [tuple(m.shape) for m in maps] == [(70, 60), (50, 65)]
 
 
-def two_colours(n: int) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 (n,3,65,65) and their masks int64 (n,65,65)."""
+def two_colors(n: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 (n,3,65,65) and their masks int64 (n,65,65)."""
     edge = torch.randint(16, 48, (n, 1, 1))
     bright = (torch.arange(65) < edge).expand(-1, 65, -1)
     images = torch.where(bright[:, None], 200, 40).expand(-1, 3, -1, -1) + torch.randint(0, 20, (n, 3, 65, 65))

@@ -13,7 +13,7 @@ from torchvision.models.segmentation import deeplabv3
 
 from lightning_modules.segmentation.deeplab_v3 import ASPP, DeepLabV3, DeepLabV3Network
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet
-from tests.lightning_modules.segmentation.test_deeplab import two_colours
+from tests.lightning_modules.segmentation.test_deeplab import two_colors
 
 
 def small(**options: Any) -> DeepLabV3:
@@ -85,7 +85,7 @@ def test_one_picture_to_train_on() -> None:
     torch.manual_seed(0)
     batch = {"image": torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8), "mask": torch.zeros(1, 33, 33).long()}
     module = small()
-    with pytest.raises(ValueError, match="expected 2 or more pictures to train on, found 1"):
+    with pytest.raises(ValueError, match="expected 2 or more images to train on, found 1"):
         module.losses(batch)
     assert small(frozen_bn=True).losses(batch)["cross_entropy"].isfinite()
     module.eval()
@@ -134,18 +134,18 @@ def test_an_all_void_batch() -> None:
 
 
 @pytest.mark.parametrize("stride", [16, 8])
-def test_it_learns_colours(stride: Any) -> None:
-    """Pictures of two colours: bright is class 1, dark is class 2. In NHWC memory, as training has it."""
+def test_it_learns_colors(stride: Any) -> None:
+    """Images of two colors: bright is class 1, dark is class 2. In NHWC memory, as training has it."""
     torch.manual_seed(0)
     module = small(output_stride=stride).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(module.parameters(), 5e-3)
     for _ in range(30):
-        images, mask = two_colours(4)
+        images, mask = two_colors(4)
         optimizer.zero_grad()
         module.losses({"image": images, "mask": mask})["cross_entropy"].backward()
         optimizer.step()
     module.eval()
-    images, mask = two_colours(8)
+    images, mask = two_colors(8)
     with torch.inference_mode():
         found = torch.stack(module.predict(images))
     assert (found == mask).float().mean() > 0.9

@@ -23,7 +23,7 @@ def small(**options: Any) -> FCN:
 
 
 @pytest.mark.parametrize(
-    ("variant", "all_of_them", "learnt"),
+    ("variant", "all_of_them", "learned"),
     [
         ("32s", 136_152_917, 134_346_581),
         ("16s", 134_815_994, 134_357_354),
@@ -31,11 +31,11 @@ def small(**options: Any) -> FCN:
         ("8s-atonce", 134_489_759, 134_362_751),
     ],
 )
-def test_the_authors_networks(variant: Any, all_of_them: int, learnt: int) -> None:
+def test_the_authors_networks(variant: Any, all_of_them: int, learned: int) -> None:
     with torch.device("meta"):
         parameters = list(FCNNetwork(variant).parameters())
     assert sum(p.numel() for p in parameters) == all_of_them
-    assert sum(p.numel() for p in parameters if p.requires_grad) == learnt
+    assert sum(p.numel() for p in parameters if p.requires_grad) == learned
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -48,10 +48,10 @@ def test_a_score_for_every_pixel(variant: Any, options: dict[str, Any]) -> None:
 
 
 def test_the_authors_crops_put_cells_on_what_they_see() -> None:
-    """The centre of what each cell sees, layer by layer: what is added lies in the same place, and so does the end."""
+    """The center of what each cell sees, layer by layer: what is added lies in the same place, and so does the end."""
 
     def after(layer: nn.Module, scale: float, start: float) -> tuple[float, float]:
-        """Cell i of what comes in is centred on pixel scale * i + start: the same of what comes out."""
+        """Cell i of what comes in is centerd on pixel scale * i + start: the same of what comes out."""
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
             sides: Any = (layer.kernel_size, layer.stride, layer.padding)
             kernel, stride, padding = (x[0] if isinstance(x, tuple) else x for x in sides)
@@ -93,7 +93,7 @@ def test_upsampling_is_bilinear(factor: int) -> None:
 
 
 def test_a_classifier_becomes_convolutional(tmp_path: Path) -> None:
-    """fc6 and fc7 of a VGG16: on a picture of 224 pixels the one place in the middle says what the classifier does."""
+    """fc6 and fc7 of a VGG16: on an image of 224 pixels the one place in the middle says what the classifier does."""
     torch.manual_seed(0)
     plan: list[int | str] = [round(c * 0.05) if isinstance(c, int) else c for c in VGG16]
     vgg = VGG(make_layers(plan))
@@ -120,7 +120,7 @@ def test_each_stage_begins_where_the_last_ended(tmp_path: Path, capsys: pytest.C
     nn.init.normal_(first.network.score_fr.weight)
     torch.save({"state_dict": first.state_dict()}, tmp_path / "32s.ckpt")
     second = small(variant="16s", weights=str(tmp_path / "32s.ckpt"))
-    assert "newly initialised: score.pool4.weight" in capsys.readouterr().out
+    assert "newly initialized: score.pool4.weight" in capsys.readouterr().out
     for key, value in first.network.state_dict().items():
         assert key.startswith("upscore") or torch.equal(second.network.state_dict()[key], value)
     # As the new score is zero, the second says what the first does, but for what interpolation in two steps rounds.
@@ -172,8 +172,8 @@ def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
         small(variant="4s")
 
 
-def test_it_learns_colours() -> None:
-    """Pictures of two colours: bright is class 1, dark is class 2."""
+def test_it_learns_colors() -> None:
+    """Images of two colors: bright is class 1, dark is class 2."""
     torch.manual_seed(0)
     module = small(width=0.05)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)

@@ -37,7 +37,7 @@ def nothing(height: int, width: int) -> dict[str, Tensor]:
 
 
 def a_batch() -> dict[str, Any]:
-    """Two pictures of different sizes, the second without objects."""
+    """Two images of different sizes, the second without objects."""
     image = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((64, 96), (80, 50))]
     masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
     masks[0, 10:30, 10:40] = masks[1, 20:60, 50:60] = masks[1, 20:30, 50:80] = 1
@@ -130,9 +130,9 @@ def published(theirs: TorchvisionMaskRCNN, tmp_path_factory: pytest.TempPathFact
     """Its weights where torchvision's are kept, with the names of the release that they are of."""
     renamed = {}
     for key, value in theirs.state_dict().items():
-        name = re.sub(r"(fpn\.\w+\.\d)\.0\.", r"\1.", key)
+        name = re.sub(r"(fpn\.\w+\.\d)\0.0\.", r"\1.", key)
         name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
-        name = re.sub(r"mask_head\.(\d)\.0", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}", name)
+        name = re.sub(r"mask_head\.(\d)\0.0", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}", name)
         if not key.endswith("num_batches_tracked"):
             renamed[name] = value
     assert "backbone.fpn.layer_blocks.3.weight" in renamed
@@ -199,7 +199,7 @@ def test_torchvisions_weights_for_other_classes(
     new = [key for key, value in state.items() if other[key].shape != value.shape]
     heads = {"roi.classifier", "roi.regressor", "mask.predictor.mask_fcn_logits"}
     assert {key.rpartition(".")[0] for key in new} == heads
-    assert all(key in said.split("newly initialised")[1] for key in new)
+    assert all(key in said.split("newly initialized")[1] for key in new)
     assert all(torch.equal(other[key], value) for key, value in state.items() if key not in new)
 
 
@@ -222,7 +222,7 @@ def test_weights_of_a_faster_rcnn_and_of_imagenet(tmp_path: Path, capsys: pytest
     state = first.network.state_dict()
     loaded = small(weights=str(tmp_path / "faster.ckpt")).network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
-    assert "newly initialised: mask.head.0.0.weight absent" in capsys.readouterr().out
+    assert "newly initialized: mask.head.0.0.weight absent" in capsys.readouterr().out
     features = {key.replace("trunk", "features"): value for key, value in state.items() if key.startswith("trunk")}
     torch.save(features, tmp_path / "vgg16_bn.pth")
     loaded = small(weights=str(tmp_path / "vgg16_bn.pth")).network.state_dict()
@@ -313,7 +313,7 @@ def test_masks_are_pasted_as_in_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared > 3000
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(paste(*given), pasted)
-    # A few at a time, as those of a large picture.
+    # A few at a time, as those of a large image.
     monkeypatch.setattr(mask_rcnn, "PIXELS", 24 * 33 * 7)
     assert torch.equal(paste(*given), pasted)
     assert paste(torch.zeros(0, CELLS, CELLS), torch.zeros(0, 4), 24, 33).shape == (0, 24, 33)
@@ -375,23 +375,23 @@ def test_the_mask_loss_is_the_papers() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-5), seed
 
 
-def test_only_the_true_classs_mask_is_learnt() -> None:
+def test_only_the_true_classs_mask_is_learned() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 5, CELLS, CELLS, requires_grad=True)
     label = torch.tensor([[2, 0, 4], [1, 0, 0]])
     mask_loss(logits, torch.rand(2, 3, CELLS, CELLS) > 0.5, label).backward()
     assert logits.grad is not None
-    learnt = logits.grad.abs().amin((3, 4)) > 0
+    learned = logits.grad.abs().amin((3, 4)) > 0
     untouched = (logits.grad == 0).all(4).all(3)
     for b in range(2):
         for i in range(3):
             for k in range(5):
                 own = label[b, i] == k and k > 0
-                assert learnt[b, i, k] == own
+                assert learned[b, i, k] == own
                 assert untouched[b, i, k] != own
 
 
-def test_only_the_true_classs_mask_is_learnt_in_the_network() -> None:
+def test_only_the_true_classs_mask_is_learned_in_the_network() -> None:
     """Objects of the classes 0 and 2 of 3: the last layer's channels of the background and of class 1 stand still."""
     torch.manual_seed(0)
     module = small()

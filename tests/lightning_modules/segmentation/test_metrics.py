@@ -26,7 +26,7 @@ Maps = list[torch.Tensor]
 
 
 def some_maps(seed: int, count: int = 6, classes: int = 5) -> tuple[Maps, Maps]:
-    """Pictures of different sizes in blocks of classes, a part of the pixels wrong, some of them void."""
+    """Images of different sizes in blocks of classes, a part of the pixels wrong, some of them void."""
     generator = torch.Generator().manual_seed(seed)
     preds, target = [], []
     for _ in range(count):
@@ -156,7 +156,7 @@ def box_masks(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def some_objects(seed: int, count: int = 10, classes: int = 3) -> tuple[Images, Images]:
-    """Rectangles of whole pixels, so that masks and boxes overlap by the same; pictures of different sizes."""
+    """Rectangles of whole pixels, so that masks and boxes overlap by the same; images of different sizes."""
     rng = np.random.default_rng(seed)
     preds, target = [], []
     for _ in range(count):

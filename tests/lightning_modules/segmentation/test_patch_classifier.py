@@ -1,4 +1,4 @@
-"""The patch classifier: one pass gives what patches give, patches lie round their pixels, and what is learnt from."""
+"""The patch classifier: one pass gives what patches give, patches lie round their pixels, and what is learned from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_modules.segmentation.patch_classifier import (
     PatchNetwork,
     classify_densely,
     classify_each_patch,
-    draw_centres,
+    draw_centers,
     pad,
     patches_around,
 )
@@ -101,7 +101,7 @@ def test_a_classifier_becomes_convolutional(tmp_path: Path, capsys: pytest.Captu
 
     # ImageNet's classes are not ours; a file of features alone has no numbers for the others.
     module = small(num_classes=5, weights=str(tmp_path / "vgg16.pth"), **options)
-    assert "newly initialised: classifier.6.weight (3, 205) -> (5, 205)" in capsys.readouterr().out
+    assert "newly initialized: classifier.6.weight (3, 205) -> (5, 205)" in capsys.readouterr().out
     assert torch.equal(module.network.classifier[0].weight, vgg.classifier[0].weight)
     features = {k: v if k.startswith("features.") else v * torch.nan for k, v in vgg.state_dict().items()}
     torch.save(features, tmp_path / "features.pth")
@@ -116,13 +116,13 @@ def test_a_classifier_becomes_convolutional(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_zero_padding_keeps_one_pass_from_being_the_patches() -> None:
-    """VGG16 on a larger picture: within it no layer sees the zeros that surround a patch which is cut out."""
+    """VGG16 on a larger image: within it no layer sees the zeros that surround a patch which is cut out."""
     torch.manual_seed(0)
     network = PatchNetwork(3, "vgg16", 64, width=0.1).double().eval()
     images = torch.randn(1, 3, 96, 160, dtype=torch.float64)
     with torch.inference_mode():
         dense, naive = classify_densely(network, images, 32), classify_each_patch(network, images, 32)
-        # On the grid's second row and third column the patch is wholly within the picture.
+        # On the grid's second row and third column the patch is wholly within the image.
         alone = images[:, :, 16:80, 48:112]
         for patch in (naive[:, :, 1, 2], network.dense(alone)[:, :, 0, 0]):
             torch.testing.assert_close(patch, network(alone), atol=1e-12, rtol=1e-12)
@@ -154,7 +154,7 @@ def test_beyond_the_picture_is_the_mean() -> None:
 
 
 class Oracle(nn.Module):
-    """Reads the class off a pixel of the patch, the centre or one ``off`` it: ids as the red of pictures."""
+    """Reads the class off a pixel of the patch, the center or one ``off`` it: ids as the red of images."""
 
     def __init__(self, patch: int, off: int = 0) -> None:
         super().__init__()
@@ -166,8 +166,8 @@ class Oracle(nn.Module):
 
 
 @pytest.mark.parametrize("patch", [7, 8])
-def test_the_label_is_that_of_the_centre(patch: int) -> None:
-    """Pictures whose every pixel has the colour of its own random class: only the centre tells the label."""
+def test_the_label_is_that_of_the_center(patch: int) -> None:
+    """Images whose every pixel has the color of its own random class: only the center tells the label."""
     torch.manual_seed(0)
     module = small(num_classes=5, mean=(0.0,) * 3, std=(1.0,) * 3, patches_per_image=40)
     mask = torch.randint(0, 5, (3, 9, 12))
@@ -188,18 +188,18 @@ def test_void_is_not_drawn() -> None:
     mask[2, 4, 5:8] = 1  # fewer than are asked for
     image = torch.arange(3)[:, None]
     for balanced in (False, True):
-        row, column, label = draw_centres(mask, 20, balanced)
+        row, column, label = draw_centers(mask, 20, balanced)
         assert row.shape == column.shape == label.shape == (3, 20)
         assert torch.equal(label, mask[image, row, column])
         assert (label[:2] != 255).all()
         assert (label[2] != 255).sum() == 3
         assert all(len(set(pixels.tolist())) == 20 for pixels in row * 12 + column)
-    assert draw_centres(mask, 500)[2].shape == (3, 120)
+    assert draw_centers(mask, 500)[2].shape == (3, 120)
     torch.manual_seed(7)
-    first = draw_centres(mask, 20)
+    first = draw_centers(mask, 20)
     torch.manual_seed(7)
-    assert all(torch.equal(a, b) for a, b in zip(first, draw_centres(mask, 20), strict=True))
-    assert not torch.equal(first[0], draw_centres(mask, 20)[0])
+    assert all(torch.equal(a, b) for a, b in zip(first, draw_centers(mask, 20), strict=True))
+    assert not torch.equal(first[0], draw_centers(mask, 20)[0])
 
 
 def test_classes_are_drawn_as_often_as_there_are_pixels_or_equally() -> None:
@@ -208,11 +208,11 @@ def test_classes_are_drawn_as_often_as_there_are_pixels_or_equally() -> None:
     mask[:, :2] = 1
     mask[:100, 10:] = 255
     for balanced, expected in ((False, (0.2, 0.1)), (True, (0.5, 0.5))):
-        label = draw_centres(mask, 10, balanced)[2].float()
+        label = draw_centers(mask, 10, balanced)[2].float()
         found = label[:100].mean().item(), label[100:].mean().item()
         assert found == pytest.approx(expected, abs=0.05)
     # And each pixel of a class as often as the next.
-    row, column, label = draw_centres(mask[100:].repeat(20, 1, 1), 10, balanced=True)
+    row, column, label = draw_centers(mask[100:].repeat(20, 1, 1), 10, balanced=True)
     counts = torch.bincount((row * 20 + column)[label == 1], minlength=400)[:40].double()
     assert counts.sum() > 8000
     assert ((counts - counts.mean()) / counts.mean().sqrt()).abs().max() < 4.5
@@ -223,16 +223,16 @@ def test_classes_are_drawn_as_often_as_there_are_pixels_or_equally() -> None:
 
 @pytest.mark.parametrize("stride", [8, 2, 1])
 def test_scores_lie_where_the_patches_are(stride: int) -> None:
-    """A classifier that gives the centre's colour, of a ramp: interpolation gives the ramp again."""
+    """A classifier that gives the center's color, of a ramp: interpolation gives the ramp again."""
     module = small(mean=(0.0,) * 3, std=(1 / 255,) * 3, inference="patches", stride=stride).eval()
 
-    class Centre(nn.Module):
+    class Center(nn.Module):
         patch = 24
 
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :1, 12, 12]
 
-    module.network = Centre()  # type: ignore[assignment]
+    module.network = Center()  # type: ignore[assignment]
     y, x = torch.meshgrid(torch.arange(45), torch.arange(61), indexing="ij")
     ramp = (y + 2 * x).byte().expand(1, 3, -1, -1)
     with torch.inference_mode():

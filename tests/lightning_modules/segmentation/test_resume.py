@@ -35,7 +35,7 @@ SEGMENTERS = {
         "--model", "DeepLabV3", "--model.backbone", "resnet18", "--model.width", "0.1", "--model.multi_grid", "[1, 2]",
         *SEMANTIC,
     ],
-    # Anchors and regions are drawn in the training step, and pictures differ in size.
+    # Anchors and regions are drawn in the training step, and images differ in size.
     "mask_rcnn": [
         "--model", "MaskRCNN", "--model.backbone", "vgg16", "--model.width", "0.03", "--model.batch_norm", "true",
         "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
@@ -46,7 +46,7 @@ SEGMENTERS = {
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training pictures and four for validation, of two classes and the background."""
+    """Ten training images and four for validation, of two classes and the background."""
     folder = tmp_path_factory.mktemp("masks")
     write_voc_segmentation(str(folder), classes=2, train=5, val=2, size=64)
     (folder / "classes.txt").write_text("background\ndisc\nsquare\n")

@@ -1,4 +1,4 @@
-"""The loss of pixels against a loop, and maps at a picture's own size."""
+"""The loss of pixels against a loop, and maps at an image's own size."""
 
 from __future__ import annotations
 

@@ -51,16 +51,16 @@ def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
 
 
 def test_the_papers_numbers_of_parameters(module: AdaIN) -> None:
-    """The authors' encoder begins with a 1x1 convolution of 12 parameters; here pixels are normalised without."""
+    """The authors' encoder begins with a 1x1 convolution of 12 parameters; here pixels are normalized without."""
     assert sum(p.numel() for p in module.encoder.parameters()) == 3_505_740 - 12
     with torch.device("meta"):
         assert sum(p.numel() for p in Decoder().parameters()) == 3_505_219
     assert sum(p.numel() for group in module.parameter_groups() for p in group["params"]) == 3_505_219
 
 
-def test_an_encoder_that_had_batch_normalisation_is_the_same_network(module: AdaIN) -> None:
-    normalised = AdaIN(network="vgg19_bn", weights="random")
-    shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (normalised, module))
+def test_an_encoder_that_had_batch_normalization_is_the_same_network(module: AdaIN) -> None:
+    normalized = AdaIN(network="vgg19_bn", weights="random")
+    shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (normalized, module))
     assert shapes == expected
 
 
@@ -91,7 +91,7 @@ def test_a_flat_picture_stays_flat() -> None:
 
 @pytest.mark.parametrize("convention", ["authors", "mean"])
 def test_both_conventions(convention: Any) -> None:
-    """The authors' sum over channels times .01, and the mean times 10, which differ by C / 1000 in each layer."""
+    """The authors' sum over channels times 0.01, and the mean times 10, which differ by C / 1000 in each layer."""
     module = AdaIN(convention, weights="random")
     generator = torch.Generator().manual_seed(0)
     found, style = ({name: torch.rand(2, 64 * 2**i, 8, 8, generator=generator) for i, name in enumerate(LAYERS)}
@@ -108,7 +108,7 @@ def test_both_conventions(convention: Any) -> None:
 
 
 def test_content_is_compared_with_what_was_decoded(module: AdaIN) -> None:
-    """Not with the picture: a decoder that gave back the changed features exactly would cost nothing."""
+    """Not with the image: a decoder that gave back the changed features exactly would cost nothing."""
     batch = {"image": images(), "style": images().flip(0)}
     style = module.encoder(batch["style"].float() / 255)
     target = adain(module.encoder(batch["image"].float() / 255)["relu4_1"], style["relu4_1"])
@@ -126,19 +126,19 @@ def test_content_as_style_changes_nothing_before_the_decoder(module: AdaIN) -> N
     maps = module.encoder(enlarged(picture.float() / 255, MULTIPLE))["relu4_1"]
     with torch.no_grad():
         plain = (module.decode(maps)[..., :48, :40].clamp(0, 1) * 255).round()
-        found = module.predict_batch({"image": picture, "style": picture})["stylised"]
+        found = module.predict_batch({"image": picture, "style": picture})["stylized"]
     assert (found.float() - plain).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
 def test_pictures_of_any_size_keep_theirs(module: AdaIN, root: Path, size: tuple[int, int]) -> None:
     with torch.no_grad():
-        assert with_styles(module, root).predict(images(1, *size))["stylised"].shape == (1, 3, *size)
+        assert with_styles(module, root).predict(images(1, *size))["stylized"].shape == (1, 3, *size)
 
 
 def painted(module: AdaIN, root: Path, count: int = 2, **options: Any) -> Tensor:
     with torch.no_grad():
-        return with_styles(module, root, count, **options).predict(images(1, 64, 64))["stylised"].float()
+        return with_styles(module, root, count, **options).predict(images(1, 64, 64))["stylized"].float()
 
 
 def test_strength(module: AdaIN, root: Path) -> None:
@@ -166,8 +166,8 @@ def test_masks(module: AdaIN, root: Path, tmp_path: Path) -> None:
     Image.fromarray(mask).save(tmp_path / "mask.png")
     with torch.no_grad():
         large = images(1, 128, 128)
-        both = with_styles(module, root, mask=str(tmp_path / "mask.png")).predict(large)["stylised"].float()
-        one, other = (with_styles(module, root, mix=mix).predict(large)["stylised"].float() for mix in ([1, 0], [0, 1]))
+        both = with_styles(module, root, mask=str(tmp_path / "mask.png")).predict(large)["stylized"].float()
+        one, other = (with_styles(module, root, mix=mix).predict(large)["stylized"].float() for mix in ([1, 0], [0, 1]))
     assert (both - one)[..., :24].abs().max() <= 1
     assert (both - other)[..., -24:].abs().max() <= 1
 
@@ -225,7 +225,7 @@ def test_bad_input(root: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             AdaIN(weights="random", **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="styles: expected pictures of style: --model.styles"):
+    with pytest.raises(ValueError, match="styles: expected images of style: --model.styles"):
         AdaIN(weights="random").predict(images())
-    with pytest.raises(ValueError, match="expected pictures of style, found none: --data.styled true"):
+    with pytest.raises(ValueError, match="expected images of style, found none: --data.styled true"):
         AdaIN(weights="random").losses({"image": images()})

@@ -1,4 +1,4 @@
-"""Fast style: the paper's count, pictures of any size, no border and no checkerboard, the loss, resume, learning."""
+"""Fast style: the paper's count, images of any size, no border and no checkerboard, the loss, resume, learning."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_papers_number_of_parameters() -> None:
 def test_pictures_of_any_size_keep_theirs(size: tuple[int, int], root: Path) -> None:
     module = small(root).eval()
     with torch.no_grad():
-        found = module.predict(images(1, *size))["stylised"]
+        found = module.predict(images(1, *size))["stylized"]
     assert found.shape == (1, 3, *size)
     assert found.dtype == torch.uint8
 
@@ -176,13 +176,13 @@ def test_it_learns_a_style(root: Path) -> None:
 
 
 def test_bad_input(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="style: expected the picture whose style is learnt: --model.style PICTURE"):
+    with pytest.raises(ValueError, match="style: expected the image whose style is learned: --model.style PICTURE"):
         FastStyle(weights="random").setup("fit")
-    (tmp_path / "a.jpg").write_text("no picture")
+    (tmp_path / "a.jpg").write_text("no image")
     for path in ("nowhere.jpg", str(tmp_path / "a.jpg")):
-        with pytest.raises(ValueError, match=f"style: expected a picture, found .*{Path(path).name}"):
+        with pytest.raises(ValueError, match=f"style: expected an image, found .*{Path(path).name}"):
             FastStyle(path, weights="random").setup("fit")
     with pytest.raises(ValueError, match="tv_weight: expected 0 or more, found -1"):
         FastStyle(tv_weight=-1)
-    with pytest.raises(ValueError, match="expected pictures of one size, found several: --data.batch_size 1"):
+    with pytest.raises(ValueError, match="expected images of one size, found several: --data.batch_size 1"):
         small(root).predict([images(1)[0], images(1, 8, 8)[0]])

@@ -57,7 +57,7 @@ def test_pictures_of_odd_sizes_come_back_as_large(layer: str, size: tuple[int, i
             module.predict(images(1, 1, 1))
         size = (4, 90)
     with torch.no_grad():
-        assert module.predict(images(1, *size))["stylised"].shape == (1, 3, *size)
+        assert module.predict(images(1, *size))["stylized"].shape == (1, 3, *size)
 
 
 def test_switches_add_no_parameter() -> None:
@@ -127,7 +127,7 @@ def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_switches_bring_places() -> None:
-    """The same steps on the same pictures: with switches more of the pixels comes back."""
+    """The same steps on the same images: with switches more of the pixels comes back."""
     found = {}
     for switches in (False, True):
         module = made("pool2", switches)

@@ -1,4 +1,4 @@
-"""Images that are learnt: losses against loops, that they are learnt, bounds, memory, exact resume."""
+"""Images that are learned: losses against loops, that they are learned, bounds, memory, exact resume."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_run_and_its_resume(
     assert len(list(whole.glob("frames/step=*.png"))) == 3
     assert cv2.VideoCapture(str(whole / "film.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3 + 16
     panels = Image.open(max(whole.glob("pictures/val_step=*.png"))).width
-    assert (panels > 1000) == (name == "neural_style"), "three pictures side by side, or two"
+    assert (panels > 1000) == (name == "neural_style"), "three images side by side, or two"
     killed = kill_and_resume(whole, 5)
     assert differences(expected, outcome(killed)) == []
     frames = [sorted(run.glob("frames/step=*.png")) for run in (whole, killed)]
@@ -212,18 +212,16 @@ def test_a_picture_that_does_not_fit_is_refused(pictures: dict[str, str], monkey
 
 
 def test_bad_input(pictures: dict[str, str]) -> None:
-    with pytest.raises(
-        ValueError, match="NeuralStyle: of 8x. pixels nothing is left in relu5_1: take a larger picture"
-    ):
+    with pytest.raises(ValueError, match="NeuralStyle: of 8x. pixels nothing is left in relu5_1: take a larger image"):
         prepared(NeuralStyle(network="vgg16", weights="random"), pictures, 8)
     module = NeuralStyle(["relu1_1"], ["relu1_1"], **SMALL)
-    with pytest.raises(ValueError, match="expected a picture of style, found none: --data.style PICTURE"):
+    with pytest.raises(ValueError, match="expected an image of style, found none: --data.style PICTURE"):
         prepared(module, {**pictures, "style": None})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="style_weight: expected 0 or more, found -1"):
         NeuralStyle(style_weight=-1)
     with pytest.raises(ValueError, match="beta: expected more than 0, found 0"):
         FeatureInversion(beta=0)
-    with pytest.raises(ValueError, match="no image was learnt: --ckpt_path CHECKPOINT"):
+    with pytest.raises(ValueError, match="no image was learned: --ckpt_path CHECKPOINT"):
         TextureSynthesis(**SMALL).predict(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
@@ -255,4 +253,4 @@ def test_a_step_of_lbfgs_that_is_too_long_is_shortened_and_remembered_as_made(bo
         assert image.max() <= 1
     plain = torch.nn.Parameter(torch.zeros(1, 3, 4, 4))
     keep_in_bounds(torch.optim.SGD([plain], 1.0), plain, plain.detach() - 9, None, None)
-    assert (plain == 0).all(), "other optimisers make the steps that they are told to"
+    assert (plain == 0).all(), "other optimizers make the steps that they are told to"

@@ -26,7 +26,7 @@ def two(seed: int, shape: tuple[int, ...] = (2, 5, 3, 4)) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_energy_by_the_lectures_two_normalisations(seed: int) -> None:
+def test_energy_by_the_lectures_two_normalizations(seed: int) -> None:
     """G_ij = sum_k F_ik F_jk with 1/(4 N^2 M^2), and G divided by M with 1/(4 N^2)."""
     one, other = two(seed)
     n, m = 5, 12

@@ -46,7 +46,7 @@ def test_styles_of_any_kind_are_read_right(tmp_path: Path) -> None:
 def test_what_is_no_style(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("text")
     for name in ("text.jpg", "none.jpg"):
-        with pytest.raises(ValueError, match=f"style: expected a picture, found .*{name}"):
+        with pytest.raises(ValueError, match=f"style: expected an image, found .*{name}"):
             read_style(str(tmp_path / name), None)
 
 
@@ -67,7 +67,7 @@ def test_sizes_and_pixels() -> None:
     assert torch.equal(large[0, :, -1, -1], images[0, :, -1, -1])
     assert to_pixels(torch.tensor([-1.0, 0.0, 0.5019, 1.0, 7.0])).tolist() == [0, 0, 128, 255, 255]
     assert stacked([images[0], images[0]]).shape == (2, 3, 17, 3)
-    with pytest.raises(ValueError, match="pictures of one size, found several"):
+    with pytest.raises(ValueError, match="images of one size, found several"):
         stacked([images[0], large[0]])
 
 

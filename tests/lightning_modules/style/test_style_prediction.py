@@ -1,4 +1,4 @@
-"""Style prediction: the paper's counts, the loss, ways between styles, pictures of any size, resume, learning."""
+"""Style prediction: the paper's counts, the loss, ways between styles, images of any size, resume, learning."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def state() -> dict[str, Tensor]:
     for name, parameter in module.transformer.named_parameters():
         if "beta.weight" in name or "gamma.weight" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    # The statistics of batch normalisation: without them an untrained Inception sees nothing in evaluation.
+    # The statistics of batch normalization: without them an untrained Inception sees nothing in evaluation.
     for layer in module.predictor.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
@@ -84,7 +84,7 @@ def test_the_loss_is_the_papers(state: dict[str, Tensor], root: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
 def test_pictures_of_any_size_keep_theirs(state: dict[str, Tensor], root: Path, size: tuple[int, int]) -> None:
     with torch.no_grad():
-        assert made(state, root, 1).predict(images(1, *size))["stylised"].shape == (1, 3, *size)
+        assert made(state, root, 1).predict(images(1, *size))["stylized"].shape == (1, 3, *size)
 
 
 def test_a_flat_picture_stays_flat() -> None:
@@ -96,7 +96,7 @@ def test_a_flat_picture_stays_flat() -> None:
 
 def painted(module: StylePrediction) -> Tensor:
     with torch.no_grad():
-        return module.predict(images(1, 48, 48))["stylised"].float()
+        return module.predict(images(1, 48, 48))["stylized"].float()
 
 
 def test_ways_between_styles(state: dict[str, Tensor], root: Path) -> None:
@@ -107,10 +107,10 @@ def test_ways_between_styles(state: dict[str, Tensor], root: Path) -> None:
 
 
 def test_the_way_to_the_picture_itself(state: dict[str, Tensor], root: Path) -> None:
-    """At w = 0 a picture is painted in its own style, whatever the style that is given."""
+    """At w = 0 an image is painted in its own style, whatever the style that is given."""
     none, whole = (painted(made(state, root, 1, alpha=alpha)) for alpha in (0.0, 1.0))
     with torch.no_grad():
-        own = made(state, root).predict_batch({"image": images(1, 48, 48), "style": images(1, 48, 48)})["stylised"]
+        own = made(state, root).predict_batch({"image": images(1, 48, 48), "style": images(1, 48, 48)})["stylized"]
     assert (none - own.float()).abs().max() <= 1
     assert not torch.equal(none, whole)
 
@@ -159,7 +159,7 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match=message):
             StylePrediction(**{**LAYERS, **options})
     module = StylePrediction(**LAYERS)
-    with pytest.raises(ValueError, match="styles: expected pictures of style: --model.styles"):
+    with pytest.raises(ValueError, match="styles: expected images of style: --model.styles"):
         module.predict(images())
-    with pytest.raises(ValueError, match="expected pictures of style, found none: --data.styled true"):
+    with pytest.raises(ValueError, match="expected images of style, found none: --data.styled true"):
         module.losses({"image": images()})
