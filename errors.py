@@ -1,19 +1,31 @@
-"""Errors that are shown to the user in one line, without a traceback."""
+"""Errors that the user can correct: the command line shows them in one line, without a traceback."""
 
 from __future__ import annotations
 
 
-class DatasetError(ValueError):
-    """A dataset on disk is not what was expected; the message says what was found, what was expected, what to do."""
+class UserError(ValueError):
+    """The user gave something that cannot be used.
+
+    ``str`` is one line, ``option or file: expected X, found Y; do Z``. Every other exception is a bug and keeps its
+    traceback.
+    """
 
 
-class BrokenImageError(OSError):
-    """An image cannot be read. ``str`` is one line: the file and the reason.
+class DatasetError(UserError):
+    """A dataset on disk differs from what is expected."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used."""
+
+
+class BrokenImageError(UserError, OSError):
+    """An image cannot be read. ``str`` is ``path: reason`` in one line.
 
     Args:
-        path: the file. A DataLoader rebuilds a worker's exception from its traceback text alone; that text is taken
-            too, and the line is found in it again.
-        reason: what is wrong with it.
+        path: the file. If ``reason`` is None, the traceback text of a DataLoader worker: a DataLoader rebuilds an
+            exception from that text alone, and the original line is recovered from it.
+        reason: why the image cannot be read.
     """
 
     def __init__(self, path: str, reason: str | None = None) -> None:
@@ -25,7 +37,3 @@ class BrokenImageError(OSError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.path, self.reason)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message is one line that names the file and says what to do."""

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 
 from datamodules.images import read_image
-from errors import BrokenImageError
+from errors import BrokenImageError, UserError
 from lightning_modules.segmentation.crf import DEEPLAB, DenseCRF
 
 # What the other Python does; its arguments are a file to read and one to write.
@@ -117,7 +117,7 @@ def theirs(python: str, system: DenseCRF, unary: np.ndarray, image: np.ndarray) 
             [python, "-c", PEER, given, result], env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"--peer {python}: pydensecrf does not run there: {done.stderr.splitlines()[-1]}")
+            raise UserError(f"--peer {python}: pydensecrf does not run there: {done.stderr.splitlines()[-1]}")
         return float(done.stdout), np.load(result)
 
 

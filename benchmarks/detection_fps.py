@@ -27,7 +27,7 @@ from benchmarks.yolo_v2_sizes import frames_a_second
 from datamodules.box_transforms import BoxTransform
 from datamodules.images import list_images
 from datamodules.voc import PictureDataset
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.base import VisionModule
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
@@ -69,7 +69,7 @@ def system_of(path: str) -> tuple[Any, dict[str, Any]]:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     class_path = checkpoint.get("hyper_parameters", {}).get("_class_path")
     if class_path is None:
-        raise ValueError(f"{path}: expected a checkpoint that train.py wrote, found no class in it")
+        raise UserError(f"{path}: expected a checkpoint that train.py wrote, found no class in it")
     module, name = class_path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name), checkpoint.get("datamodule_hyper_parameters", {})
 
@@ -79,7 +79,7 @@ def from_checkpoint(path: str) -> tuple[str, VisionModule, int]:
     system, data = system_of(path)
     size = data.get("eval_image_size") or data.get("image_size")
     if not isinstance(size, int):
-        raise ValueError(f"{path}: expected a detector of square images, found the size {size}")
+        raise UserError(f"{path}: expected a detector of square images, found the size {size}")
     return system.__name__, system.load_from_checkpoint(path, map_location="cpu", weights_only=True), size
 
 

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.detection_fps import system_of
 from datamodules.detection.voc import VOCDetection
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.components.backbones import maps_of
-from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.rpn import propose
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.metrics import ProposalRecall
@@ -31,7 +31,7 @@ def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) 
         target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
         images = batch["image"]
         images = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
-        pixels, size = fill_up(images, module.preprocess)
+        pixels, size = pad_images(images, module.preprocess)
         output = module.network.rpn(maps_of(module.network.trunk(pixels)))
         found = propose(output, size, 6000, max(ProposalRecall.counts), least=module.least)
         boxes = [b[there] for b, there in zip(found.boxes, found.there, strict=True)]
@@ -53,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         system, given = system_of(options.ckpt_path)
         if system not in (RPN, FasterRCNN):
-            raise ValueError(
-                f"{options.ckpt_path}: expected a checkpoint of RPN or FasterRCNN, found {system.__name__}"
-            )
+            raise UserError(f"{options.ckpt_path}: expected a checkpoint of RPN or FasterRCNN, found {system.__name__}")
         sets = getattr(options, "data.val") or given["val"]
         data = VOCDetection(
             getattr(options, "data.root"),

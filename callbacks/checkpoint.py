@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from errors import CheckpointError
+from errors import CheckpointError, UserError
 
 STEP_FILES = "step=*.ckpt"
 
@@ -127,7 +127,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str | None = None, mode: Literal["max", "min"] | None = None) -> None:
         if (monitor is None) != (mode is None):
-            raise ValueError(f"best: monitor and mode go together, found monitor={monitor} and mode={mode}")
+            raise UserError(f"best: monitor and mode go together, found monitor={monitor} and mode={mode}")
         super().__init__(
             filename="best",
             monitor=monitor,

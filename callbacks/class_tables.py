@@ -13,6 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.figures import harmless, log_to_wandb, save_picture
+from errors import UserError
 
 
 class ClassTables(pl.Callback):
@@ -30,7 +31,7 @@ class ClassTables(pl.Callback):
 
     def __init__(self, keep: int = 20) -> None:
         if keep < 2:
-            raise ValueError(f"{self.title}: expected keep >= 2, found {keep}")
+            raise UserError(f"{self.title}: expected keep >= 2, found {keep}")
         self.keep = keep
         self._told: set[str] = set()
 

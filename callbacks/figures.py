@@ -13,6 +13,7 @@ from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from errors import UserError
 from visualization.attributes import (
     attribute_choices,
     draw_attributes,
@@ -56,7 +57,7 @@ class Pictures(pl.Callback):
 
     def __init__(self, count: int = 16, keep: int = 20) -> None:
         if count < 1 or keep < 2:
-            raise ValueError(f"images: expected count >= 1 and keep >= 2, found {count} and {keep}")
+            raise UserError(f"images: expected count >= 1 and keep >= 2, found {count} and {keep}")
         self.count, self.keep = count, keep
         self._samples: list[tuple[Tensor, Any, dict[str, Any]]] = []
         self._told: set[str] = set()

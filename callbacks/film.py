@@ -15,6 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 from PIL import Image
 
+from errors import UserError
 from visualization.drawing import to_picture
 from visualization.style import is_stylized
 
@@ -62,7 +63,7 @@ def write_film(run: Path) -> None:
         return
     video = cv2.VideoWriter(str(run / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), FPS, (width, height))
     if not video.isOpened():
-        raise OSError(f"{run / 'film.mp4'}: OpenCV cannot write this video")
+        raise UserError(f"{run / 'film.mp4'}: OpenCV cannot write this video")
     for picture in [*pictures, *[pictures[-1]] * round(FPS * LAST)]:
         video.write(np.ascontiguousarray(picture[:height, :width]))
     video.release()

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from callbacks.figures import PEOPLE, harmless, names_of, samples_of
+from errors import UserError
 from visualization.attributes import (
     attribute_row,
     attributes_record,
@@ -172,7 +173,7 @@ class PredictionWriter(pl.Callback):
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._video = cv2.VideoWriter(str(path), codec, float(truth["fps"]), (pixels.shape[1], pixels.shape[0]))
             if not self._video.isOpened():
-                raise OSError(f"{path}: OpenCV cannot write this video")
+                raise UserError(f"{path}: OpenCV cannot write this video")
         self._video.write(np.ascontiguousarray(pixels))
 
     def _close(self) -> None:

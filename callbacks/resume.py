@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from callbacks.checkpoint import checkpoints_by_age
+from errors import UserError
 
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: "try again later", which batch systems can be told to requeue
 EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -65,7 +66,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2) -> None:
         if every_n_steps < 1 or keep < 2:
-            raise ValueError(f"last: every_n_steps >= 1 and keep >= 2 expected, found {every_n_steps} and {keep}")
+            raise UserError(f"last: every_n_steps >= 1 and keep >= 2 expected, found {every_n_steps} and {keep}")
         self.every_n_steps, self.keep = every_n_steps, keep
         #: Where to save: train.py sets the run folder's ``checkpoints``; None saves nothing.
         self.dirpath: str | None = None

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import tempfile
-import traceback
 import uuid
 import warnings
 from pathlib import Path
@@ -44,7 +43,7 @@ from cli.runs import (
     newest_checkpoint,
     rank_zero_print,
 )
-from errors import CheckpointError
+from errors import CheckpointError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a model takes from its data, where both know it.
@@ -251,11 +250,11 @@ def run(args: list[str]) -> None:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
         raise
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        ours = _raised_by_us(error)
-        if ours is None or os.environ.get("SHOW_TRACEBACK"):
+    except Exception as error:
+        message = _user_error(error)
+        if message is None or os.environ.get("SHOW_TRACEBACK"):
             raise
-        print(f"error: {ours}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(1)
     finally:
         if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
@@ -266,14 +265,11 @@ def run(args: list[str]) -> None:
             rank_zero_print(f"run folder: {folder}")
 
 
-def _raised_by_us(error: BaseException | None) -> BaseException | None:
-    """The error, or a cause of it, whose ``raise`` stands in this project: its message was written for the user."""
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and Path(frames[-1].filename).is_relative_to(ROOT) and ".venv" not in frames[-1].filename:
-            return error
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return the error, or the cause of it, that was raised for the user to correct; None for a bug."""
+    while error is not None and not isinstance(error, UserError):
         error = error.__cause__
-    return None
+    return error
 
 
 def register_classes() -> None:

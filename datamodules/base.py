@@ -46,6 +46,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import Dataset
 
 from datamodules.loading import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
+from errors import UserError
+from hyperparameters import constructor_frame
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -83,8 +85,9 @@ class VisionDataModule(pl.LightningDataModule):
         sampling: Literal["uniform", "balanced"] = "uniform",
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False, frame=constructor_frame(self))
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise ValueError(f"batch_size: expected at least 1, found {batch_size} and {eval_batch_size}")
+            raise UserError(f"batch_size: expected at least 1, found {batch_size} and {eval_batch_size}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -132,9 +135,9 @@ class VisionDataModule(pl.LightningDataModule):
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
         dataset = SeededDataset(self.dataset(split), seed, replace=training)
         if len(dataset) == 0:
-            raise ValueError(f"{type(self).__name__}: the {split} split has no samples")
+            raise UserError(f"{type(self).__name__}: the {split} split has no samples")
         if len(dataset) < world:  # Lightning leaves a loop out on the rank without samples, and the others wait for it
-            raise ValueError(f"{type(self).__name__}: {split} has {len(dataset)} samples for {world} ranks: use fewer")
+            raise UserError(f"{type(self).__name__}: {split} has {len(dataset)} samples for {world} ranks: use fewer")
         overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
         labels = self._balanced_labels(len(dataset)) if training and self.sampling == "balanced" else None
         sampler = EpochSampler(len(dataset), seed, shuffle=training and not overfit, pad=training, labels=labels)
@@ -147,7 +150,7 @@ class VisionDataModule(pl.LightningDataModule):
         if split == "predict":
             batch_size = self.predict_batch_size or batch_size
         if training and self.drop_last and len(sampler) < batch_size:
-            raise ValueError(f"batch_size {batch_size} is larger than a rank's {len(sampler)} samples: lower it")
+            raise UserError(f"batch_size {batch_size} is larger than a rank's {len(sampler)} samples: lower it")
         return ResumingLoader(
             dataset,
             batch_size=batch_size,
@@ -167,9 +170,9 @@ class VisionDataModule(pl.LightningDataModule):
     def _balanced_labels(self, size: int) -> np.ndarray:
         labels, name = self.labels("train"), type(self).__name__
         if labels is None or not (labels >= 0).any():
-            raise ValueError(f"sampling: balanced needs one class a sample, {name} has none: leave it out")
+            raise UserError(f"sampling: balanced needs one class a sample, {name} has none: leave it out")
         if len(labels) != size:
-            raise RuntimeError(f"{name}.labels: expected {size}, one a sample, found {len(labels)}")
+            raise UserError(f"{name}.labels: expected {size}, one a sample, found {len(labels)}")
         without = int((labels < 0).sum())
         if without:
             rank_zero_warn(f"sampling balanced: {without} of {size} training samples have no class and are not drawn")

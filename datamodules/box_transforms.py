@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
 from datamodules.transforms import FILL, fitted, is_size, to_tensor
+from errors import UserError
 
 Photometric = Literal["none", "ssd", "yolo", "yolo2"]
 View = tuple[int, int, int, int]  # left, top, right, bottom in the image's pixels; it may reach beyond the image
@@ -61,7 +62,7 @@ class BoxTransform:
             ("hflip", 0 <= hflip <= 1, "a probability", hflip),
         ):
             if not right:
-                raise ValueError(f"{name}: expected {expected}, found {found}")
+                raise UserError(f"{name}: expected {expected}, found {found}")
         self.size, self.photometric, self.expand = size, photometric, expand
         self.iou_crop, self.jitter, self.hflip = iou_crop, jitter, hflip
         self.exif_orientation = exif_orientation

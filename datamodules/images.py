@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 
@@ -332,7 +332,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         top = 1.0 if image.mode == "F" else 65535.0
         if not (values.min() >= 0 and values.max() <= top):
             found = f"{values.min():g}..{values.max():g}"
-            raise ValueError(f"pixels of mode {image.mode}: expected 0..{top:g}, found {found}; save it with 8 bits")
+            raise UserError(f"pixels of mode {image.mode}: expected 0..{top:g}, found {found}; save it with 8 bits")
         return np.repeat(np.rint(values * (255 / top)).astype(np.uint8)[..., None], 3, axis=2)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         # A premultiplied image converts by way of its plain sibling only.

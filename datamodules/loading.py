@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 # (epoch, index, how often the index came before in this epoch): it travels to the worker, so that persistent workers
 # know the epoch, and a rare sample that is drawn again is augmented anew.
@@ -138,11 +138,11 @@ class SeededDataset(Dataset):
                 skipped.append(str(error))
                 if not self.replace:
                     return {"skipped": skipped}
-            except DatasetError as error:
+            except UserError as error:
                 return {"refused": str(error)}
             else:
                 return {**sample, "skipped": skipped} if skipped else sample
-        raise RuntimeError(f"not one of the {len(self)} images could be read; the last: {skipped[-1]}")
+        raise UserError(f"not one of the {len(self)} images could be read; the last: {skipped[-1]}")
 
     def _seed(self, epoch: int, index: int, repetition: int) -> None:
         state = np.random.SeedSequence((self.seed, epoch, index, repetition)).generate_state(4)
@@ -193,7 +193,7 @@ class ResumingLoader(DataLoader):
     def _report(self, skipped: Sequence[str]) -> None:
         for line in skipped:
             if self.stop_on_broken:
-                raise RuntimeError(f"{line}; to leave such images out of the evaluation: --data.broken_images skip")
+                raise UserError(f"{line}; to leave such images out of the evaluation: --data.broken_images skip")
             if line not in self.skipped:
                 self.skipped.add(line)
                 print(f"skipped, {len(self.skipped)} so far: {line}", file=sys.stderr, flush=True)

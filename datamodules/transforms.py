@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images import Box, EncodedImage, resize
+from errors import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version when imported
 import albumentations
@@ -180,7 +181,7 @@ class TrainTransform:
         pad, size = self.pad, self.image_size
         height, width = image.height + 2 * pad, image.width + 2 * pad
         if height < size or width < size:
-            raise ValueError(
+            raise UserError(
                 f"{image.path}: {image.width}x{image.height} pixels, padded by {pad}, are fewer than the crop of "
                 f"{size}: lower image_size or take train_crop random_resized"
             )
@@ -320,7 +321,7 @@ class EvalTransform:
         image = EncodedImage(path, self.exif_orientation)
         height, width = self._resized(image.height, image.width)
         if min(height, width) < self.crop:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {width}x{height} pixels are fewer than the crop of {self.crop}: set resize, or lower the crop"
             )
         top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
@@ -350,4 +351,4 @@ class EvalTransform:
 
 def _check(right: bool, name: str, expected: str, found: object) -> None:
     if not right:
-        raise ValueError(f"{name}: expected {expected}, found {found}")
+        raise UserError(f"{name}: expected {expected}, found {found}")

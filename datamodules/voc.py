@@ -19,7 +19,7 @@ from datamodules.box_transforms import BoxTransform
 from datamodules.folders import PackedStrings, some, tree
 from datamodules.images import is_image, predicted_images
 from datamodules.video import VideoDataset, is_video
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -94,7 +94,7 @@ def download(archive: tuple[str, str], folder: str, hosts: Sequence[str] | None 
         failures.append(f"{host}: another file than expected, by its MD5 sum")
         os.unlink(target + ".part")
     if not os.path.isfile(target):
-        raise RuntimeError(f"no download ({'; '.join(failures)}): {how_to_fetch(archive, folder, hosts)}")
+        raise UserError(f"no download ({'; '.join(failures)}): {how_to_fetch(archive, folder, hosts)}")
     # Pythons before 3.11.4 know no filters; what is unpacked has the right MD5 sum.
     options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(target) as tar:
@@ -143,7 +143,7 @@ class VOCTree(VisionDataModule):
         for split, names in self.sets.items():
             for name in names:
                 if len(name.split("/")) != 2:
-                    raise ValueError(f"{split}: expected image sets like VOC2007/trainval, found {name}")
+                    raise UserError(f"{split}: expected image sets like VOC2007/trainval, found {name}")
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]

@@ -15,6 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
+from errors import UserError
+from hyperparameters import constructor_frame
+from lightning_modules.components.unsaved import Constant
 from lightning_modules.schedules import Plateau
 
 OptimizerFactory = Callable[[Any], Optimizer]
@@ -25,30 +28,36 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class VisionModule(pl.LightningModule):
-    """Base of all systems. A subclass writes `losses`, `predict` and, where it is measured, `build_metrics`.
+    """Base class of all systems.
 
-    - ``losses(batch)`` gives the named terms of the loss; their sum is minimized, and logged as ``train/<term>`` and
-      ``train/loss``.
-    - ``predict(images)`` gives post-processed predictions in the input's pixels. Validation, test, predict and export
-      all go through it; callbacks draw and write what it returns.
-    - ``build_metrics()`` gives one MetricCollection, of which each split has its own copy. It is updated per batch and
-      computed once an epoch over the whole set, on all ranks. Scalars are logged as ``val/<metric>``; the other results
-      (a confusion matrix, a value a class) are left in ``epoch_results`` for the callbacks.
+    A subclass implements `losses`, `predict` and, if it is evaluated, `build_metrics` and `update_metrics`:
 
-    A batch follows the contract in ``datamodules/base.py``: uint8 images, normalized here, on the device.
+    - ``losses(batch)`` returns the named terms of the loss. Their sum is minimized; it is logged as ``train/loss`` and
+      each term as ``train/<term>``.
+    - ``predict(images)`` returns post-processed predictions in the pixels of its input. Validation, test and predict
+      use it; callbacks draw and write what it returns.
+    - ``build_metrics()`` returns one MetricCollection; each split has its own copy. It is updated per batch and
+      computed once per epoch over the whole set, on all ranks. Scalars are logged as ``val/<metric>``; other results
+      (a confusion matrix, per-class values) stay in ``epoch_results`` for the callbacks.
+
+    Batches follow the contract of ``datamodules/base.py``: images are uint8 and are normalized here, on the device.
+
+    The base class saves the constructor's arguments as hyperparameters, those of the subclass included; a subclass
+    calls ``super().__init__(...)`` first and does nothing else for it.
 
     Args:
-        optimizer: makes the optimizer from parameter groups. The default is SGD with the momentum and weight decay of
-            He et al. 2016, as a lambda because jsonargparse reads its arguments and makes them options.
-        schedule: makes the learning-rate schedule from (optimizer, total steps); it moves once a step. See
-            ``lightning_modules/schedules.py``. None keeps the rate constant.
-        mean, std: of the pixels on a 0..1 scale, RGB, as the weights were trained with.
-        channels_last: keep weights and images in NHWC memory, which convolutions on CPU and tensor cores prefer.
+        optimizer: makes the optimizer from parameter groups. Default: SGD with the momentum and weight decay of
+            He et al. 2016 (a lambda, because jsonargparse turns its arguments into options).
+        schedule: makes the learning-rate schedule from (optimizer, total steps); it advances once per step. See
+            ``lightning_modules/schedules.py``. None keeps the learning rate constant.
+        mean: mean of the pixels in 0..1 per RGB channel, as used when the weights were trained.
+        std: standard deviation of the pixels in 0..1 per RGB channel, as used when the weights were trained.
+        channels_last: keep weights and images in NHWC memory, which is faster on CPUs and tensor cores.
     """
 
-    #: The metric that decides which checkpoint is the best, and which end of it is better: ("val/top1", "max").
+    #: The metric that selects the best checkpoint, and whether more or less is better: ``("val/top1", "max")``.
     monitor: tuple[str, Literal["max", "min"]] | None = None
-    #: One name a class, where the system has classes; {attribute: names} where it has several attributes.
+    #: One name per class if the system has classes; ``{attribute: names}`` if it predicts several attributes.
     class_names: list[str] | dict[str, list[str]] | None = None
 
     def __init__(
@@ -60,28 +69,28 @@ class VisionModule(pl.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        self._save_arguments(constructor_frame(self))
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # Constants, no buffers: a weight average would average them too, and drift by rounding.
-        self._pixel_mean = torch.tensor(mean).view(1, -1, 1, 1) * 255
-        self._pixel_std = torch.tensor(std).view(1, -1, 1, 1) * 255
+        self.pixel_mean = Constant(torch.tensor(mean).view(1, -1, 1, 1) * 255)
+        self.pixel_std = Constant(torch.tensor(std).view(1, -1, 1, 1) * 255)
         self.metrics = nn.ModuleDict()
         self.epoch_results: dict[str, dict[str, Tensor]] = {}
 
-    def save_arguments(self, frame: FrameType | None) -> None:
-        """Keeps a subclass's arguments as hyperparameters; its ``__init__`` gives ``inspect.currentframe()``.
+    def _save_arguments(self, frame: FrameType) -> None:
+        """Save the arguments of the subclass's constructor as hyperparameters.
 
-        Lightning would look for the frame and leave a cycle of frames, which keeps loaders alive. Optimizer and
-        schedule are plain dicts from the command line; functions, given by hand, would make the checkpoint unreadable
-        and are left out.
+        The optimizer and the schedule are plain dicts if they come from the command line; callables would make the
+        checkpoint unreadable with ``weights_only=True`` and are not saved.
         """
         self.save_hyperparameters(frame=frame)
-        functions = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
-        self.save_hyperparameters(ignore=functions, frame=frame)
-        # The command line links the data's classes to every model; what has no such argument could not be made again.
-        makers = [vars(base)["__init__"] for base in type(self).__mro__ if "__init__" in vars(base)]
-        accepted = {name for maker in makers for name in inspect.signature(maker).parameters}
+        callables = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
+        self.save_hyperparameters(ignore=callables, frame=frame)
+        # The command line links the data's classes to every model. A name that no constructor accepts would make the
+        # module impossible to load.
+        constructors = [vars(base)["__init__"] for base in type(self).__mro__ if "__init__" in vars(base)]
+        accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
         for name in [n for n in self.hparams if n not in accepted and not n.startswith("_")]:
             del self.hparams[name]
 
@@ -116,10 +125,8 @@ class VisionModule(pl.LightningModule):
         """uint8 (B,3,H,W) to normalized float32 (B,3,H,W) in the module's memory format, on the device."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images: expected uint8 pixels (they are normalized on the device), found {images.dtype}")
-        if self._pixel_mean.device != images.device:
-            self._pixel_mean, self._pixel_std = self._pixel_mean.to(images.device), self._pixel_std.to(images.device)
         images = images.to(memory_format=self.memory_format)
-        return (images - self._pixel_mean) / self._pixel_std
+        return (images - self.pixel_mean.value) / self.pixel_std.value
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
@@ -209,7 +216,7 @@ class VisionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         groups = self.parameter_groups()
         if not any(group["params"] for group in groups):
-            raise ValueError(f"{type(self).__name__}: every parameter is frozen, nothing is left to train")
+            raise UserError(f"{type(self).__name__}: every parameter is frozen, nothing is left to train")
         optimizer = self.optimizer_factory(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale", 1.0)
@@ -217,13 +224,13 @@ class VisionModule(pl.LightningModule):
             return optimizer
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise ValueError("a schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
+            raise UserError("a schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
         schedule = self.schedule_factory(optimizer, int(total))
         if isinstance(schedule, ReduceLROnPlateau):
-            raise ValueError(
+            raise UserError(
                 "ReduceLROnPlateau does not resume exactly (Lightning skips its update in the resumed epoch): "
                 "take lightning_modules.schedules.Plateau"
             )
         if isinstance(schedule, Plateau) and self.monitor is None:
-            raise ValueError(f"Plateau needs a metric to look at, and {type(self).__name__} names none as its monitor")
+            raise UserError(f"Plateau needs a metric to look at, and {type(self).__name__} names none as its monitor")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

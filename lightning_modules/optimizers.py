@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from errors import UserError
+
 # The quintic of the authors' iteration, which brings singular values to 0.7 .. 1.2 in five steps rather than to 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
@@ -66,7 +68,7 @@ class ConvMuon(Optimizer):
         }  # fmt: skip
         for name, value in given.items():
             if value < 0 or ("momentum" in name and value >= 1):
-                raise ValueError(f"{name}: expected 0 or more{', below 1' * ('momentum' in name)}, found {value}")
+                raise UserError(f"{name}: expected 0 or more{', below 1' * ('momentum' in name)}, found {value}")
         muon = {"orthogonal": True, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         sgd = {"orthogonal": False, "lr": sgd_lr, "momentum": sgd_momentum, "weight_decay": sgd_weight_decay}
         listed = list(params)
@@ -80,7 +82,7 @@ class ConvMuon(Optimizer):
                 {**options, **group, "params": chosen} for options, chosen in ((muon, hidden), (sgd, rest)) if chosen
             ]
         if not any(group["orthogonal"] for group in parted):
-            raise ValueError(
+            raise UserError(
                 "ConvMuon: expected weights of convolutions (out, in, height, width), found none: take SGD, "
                 "also for a strategy that shards parameters (fsdp, deepspeed)"
             )

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from errors import UserError
+
 
 class _Schedule(LambdaLR):
     """A LambdaLR whose factor is a function of the progress, 0 at the first step and 1 after the last."""
@@ -34,7 +36,7 @@ class _Schedule(LambdaLR):
     ) -> None:
         name = type(self).__name__
         if total_steps < 1 or warmup_steps < 0:
-            raise ValueError(
+            raise UserError(
                 f"{name}: expected total_steps of 1 or more and warmup_steps of 0 or more, "
                 f"found {total_steps} and {warmup_steps}"
             )
@@ -92,7 +94,7 @@ class Step(_Schedule):
         forget_momentum: bool = False,
     ) -> None:
         if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
-            raise ValueError(f"milestones: expected rising fractions of the run between 0 and 1, found {milestones}")
+            raise UserError(f"milestones: expected rising fractions of the run between 0 and 1, found {milestones}")
 
         def factor(step: int, total: int) -> float:
             return gamma ** sum(step >= round(milestone * total) for milestone in milestones)
@@ -138,7 +140,7 @@ class InverseTime(_Schedule):
 
     def __init__(self, optimizer: Optimizer, total_steps: int, decay: float = 5e-5, warmup_steps: int = 0) -> None:
         if decay < 0:
-            raise ValueError(f"decay: expected 0 or more, found {decay}")
+            raise UserError(f"decay: expected 0 or more, found {decay}")
         super().__init__(optimizer, total_steps, lambda step, total: 1 / (1 + decay * step), warmup_steps)
 
 
@@ -159,7 +161,7 @@ class Staircase(_Schedule):
         self, optimizer: Optimizer, total_steps: int, gamma: float = 0.96, stairs: int = 10, warmup_steps: int = 0
     ) -> None:
         if stairs < 1:
-            raise ValueError(f"stairs: expected 1 or more, found {stairs}")
+            raise UserError(f"stairs: expected 1 or more, found {stairs}")
 
         def factor(step: int, total: int) -> float:
             return gamma ** (step * stairs // total)
@@ -192,7 +194,7 @@ class Plateau(LRScheduler):
         minimum: float = 0.0,
     ) -> None:
         if not (0 < factor < 1 and patience >= 1 and threshold >= 0 and 0 <= minimum < 1):
-            raise ValueError(
+            raise UserError(
                 "Plateau: expected factor and minimum of 0 to 1, patience of 1 or more and threshold of 0 or more, "
                 f"found {factor}, {minimum}, {patience} and {threshold}"
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 from datamodules.detection.voc import VOCDetection
 from datamodules.images import image_size
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 STRIDE = 32  # pixels of a cell
 RESTARTS = 5
@@ -43,7 +43,7 @@ def find_anchors(sizes: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     sizes = np.asarray(sizes, np.float64)
     different = len(np.unique(sizes, axis=0))
     if not 1 <= k <= different:
-        raise ValueError(f"k: expected 1 to {different}, the number of different shapes, found {k}")
+        raise UserError(f"k: expected 1 to {different}, the number of different shapes, found {k}")
     rng = np.random.default_rng(seed)
     results = [_cluster(sizes, k, rng) for _ in range(RESTARTS)]
     best = max(results, key=lambda anchors: mean_iou(sizes, anchors))
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classes = classes[0]
     try:
         if options.image_size < 1:
-            raise ValueError(f"image_size: expected 1 or more, found {options.image_size}")
+            raise UserError(f"image_size: expected 1 or more, found {options.image_size}")
         data = VOCDetection(options.root, train=options.train, classes=classes)
         sizes = training_sizes(data, options.image_size)
         if not len(sizes):

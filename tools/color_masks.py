@@ -16,7 +16,7 @@ import numpy as np
 from datamodules.images import list_images, read_image
 from datamodules.segmentation.masks import save_ids
 from datamodules.voc import voc_palette
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 
 def read_colors(path: str | None) -> np.ndarray:
@@ -54,7 +54,7 @@ def to_ids(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     wrong = known[place] != codes
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
-        raise ValueError(f"the pixel at x {x}, y {y} has the color {pixels[y, x].tolist()}, which has no id")
+        raise UserError(f"the pixel at x {x}, y {y} has the color {pixels[y, x].tolist()}, which has no id")
     return colors[order[place], 0].astype(np.uint8)
 
 

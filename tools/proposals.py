@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 from datamodules.detection.voc import Annotations
 from datamodules.images import read_image
 from datamodules.proposals import path_of, read_boxes, read_proposals, write_boxes
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 
 def is_found(objects: np.ndarray, boxes: np.ndarray, iou: float = 0.5) -> np.ndarray:
@@ -69,7 +69,7 @@ def compute(jobs: Sequence[tuple[str, str, int]], workers: int) -> Iterator[str 
         for future in as_completed([pool.submit(_error_of, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool:
-        raise RuntimeError(
+        raise UserError(
             "a worker was ended from outside, for want of memory perhaps: --workers with a smaller number; "
             "the same command goes on"
         ) from None
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in ("top", "workers"):
             if getattr(options, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, found {getattr(options, name)}")
+                raise UserError(f"{name}: expected 1 or more, found {getattr(options, name)}")
         annotations: Annotations | None = None
         if options.masks:
             masks = VOCSegmentation(options.root, train=options.sets, sbd=options.sbd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,7 +94,6 @@ class ClassificationData(VisionDataModule):
         # A subclass's own arguments are among them. Not logged: a name that the model has too (image_size) would make
         # the loggers refuse both. The frame is given, since Lightning would look for it and leave a cycle of frames,
         # which keeps the caller's loaders alive.
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.root, self.images = root, images
         self.eval_crop = eval_crop or image_size
         side = round(image_size * 8 / 7)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -210,7 +209,6 @@ class FER2013(VisionDataModule):
     ) -> None:
         super().__init__(**kwargs)
         # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.root, self.images = root, images
         self.transform = FaceTransform(rotation, shift, zoom, hflip)
 

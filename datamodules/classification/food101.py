@@ -13,7 +13,7 @@ import numpy as np
 from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing
 from datamodules.folders import PackedStrings, compare_to_list, some
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 # The archive of the authors, 5 GB, and its MD5 as torchvision's Food101 has it.
 ARCHIVE = "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"
@@ -44,7 +44,7 @@ class Food101(ClassificationData):
     def __init__(self, root: str | None = None, val_fraction: float = 0.0, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction: expected 0 to 1, less than 1, found {val_fraction}")
+            raise UserError(f"val_fraction: expected 0 to 1, less than 1, found {val_fraction}")
         self.val_fraction = val_fraction
 
     @property

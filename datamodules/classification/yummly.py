@@ -19,7 +19,7 @@ import torch
 from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing
 from datamodules.folders import FolderDataset, PackedStrings, some
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 Attribute = Literal["cuisine", "course", "taste"]
 
@@ -130,10 +130,10 @@ class Yummly28K(ClassificationData):
     ) -> None:
         super().__init__(root, **kwargs)
         if ingredients < 0:
-            raise ValueError(f"ingredients: expected 0 or more, found {ingredients}")
+            raise UserError(f"ingredients: expected 0 or more, found {ingredients}")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             found = f"{val_fraction} and {test_fraction}"
-            raise ValueError(f"val_fraction, test_fraction: expected 0 or more, together less than 1, found {found}")
+            raise UserError(f"val_fraction, test_fraction: expected 0 or more, together less than 1, found {found}")
         self.vocabulary_size, self.given = ingredients, {"cuisine": cuisines, "course": courses, "taste": TASTES}
         self.balance, self.unpaired = balance, unpaired
         self.fractions: dict[Split, float] = {"val": val_fraction, "test": test_fraction}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -193,7 +192,6 @@ class VOCDetection(VOCTree):
     ) -> None:
         sets = {"train": train, "val": val, "test": test}
         super().__init__(root=root, sets=sets, classes=classes, images=images, download=download, **kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.train_difficult, self.proposals = train_difficult, proposals
         self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
         self.eval_transform = BoxTransform(image_size if eval_image_size is None else eval_image_size)

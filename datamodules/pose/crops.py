@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
 from datamodules.transforms import fitted, is_size, to_tensor
+from errors import UserError
 
 MARGIN = 0.15  # by which a box of joints is enlarged to each side: the part of its longer side that hands and feet take
 
@@ -124,7 +125,7 @@ class PersonCrop:
             ("color", 0 <= color <= 1, "0 to 1", color),
         ):
             if not right:
-                raise ValueError(f"{name}: expected {expected}, found {found}")
+                raise UserError(f"{name}: expected {expected}, found {found}")
         self.size, self.scale, self.rotation, self.hflip, self.color = size, scale, rotation, hflip, color
         self.exif_orientation = exif_orientation
 
@@ -163,7 +164,7 @@ class WholePicture:
     ) -> None:
         PersonCrop(1, hflip=hflip, color=color)
         if not is_size(size):
-            raise ValueError(f"image_size: expected 1 or more, found {size}")
+            raise UserError(f"image_size: expected 1 or more, found {size}")
         self.size = (size, size) if isinstance(size, int) else size
         self.hflip, self.color, self.exif_orientation = hflip, color, exif_orientation
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ import numpy as np
 from datamodules.base import Split
 from datamodules.folders import tree
 from datamodules.pose.base import People, Person, PoseData, read_mat
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 LSP_JOINTS = [
     "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
@@ -90,12 +89,11 @@ class LSP(PoseData):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, crop, image_size, scale, rotation, hflip, color, images, **kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         for split, names in self.sets.items():
             for name in names:
                 if not _SET.fullmatch(name):
-                    raise ValueError(f"{split}: expected sets like lsp_dataset or lsp_dataset:1-1000, found {name}")
+                    raise UserError(f"{split}: expected sets like lsp_dataset or lsp_dataset:1-1000, found {name}")
 
     def people(self, split: Split) -> People:
         kept, skipped = [], Counter[str]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import zlib
@@ -17,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from datamodules.base import Split
 from datamodules.folders import some, tree
 from datamodules.pose.base import People, Person, PoseData, read_mat
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 MPII_JOINTS = [
     "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
@@ -109,7 +108,7 @@ def _person(image: str, number: int, rect: Any) -> Annotation:
     for point in _items(_get(_get(rect, "annopoints"), "point")):
         joint, x, y = (_number(_get(point, name)) for name in ("id", "x", "y"))
         if joint is None or joint not in range(len(MPII_JOINTS)):
-            raise ValueError(f"person {number + 1} has a joint with the id {joint}, expected 0 to 15")
+            raise UserError(f"person {number + 1} has a joint with the id {joint}, expected 0 to 15")
         if x is not None and y is not None:
             points.setdefault(int(joint), (x, y))
     objpos, scale = _get(rect, "objpos"), _number(_get(rect, "scale"))
@@ -264,7 +263,6 @@ class MPII(PoseData):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, crop, image_size, scale, rotation, hflip, color, images, **kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.given_train, self.given_val, self.headboxes = train, val, headboxes
 
     def people(self, split: Split) -> People:

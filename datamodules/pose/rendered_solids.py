@@ -7,7 +7,6 @@ turned, it is seen from above with its nose to the right. No turn but the identi
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from datamodules.folders import FolderDataset, PackedStrings
 from datamodules.images import predicted_images
 from datamodules.synthetic.drawing import any_color, background, clutter, with_noise
 from datamodules.transforms import EvalTransform, to_tensor
+from errors import UserError
 
 Solid = Literal["aeroplane", "chair", "corner"]
 Paint = Literal["faces", "plain"]
@@ -197,15 +197,14 @@ class RenderedSolids(VisionDataModule):
     ) -> None:
         super().__init__(**kwargs)
         # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         if not solids or len(set(solids)) < len(solids) or not set(solids) <= SOLIDS.keys():
-            raise ValueError(f"solids: expected some of {', '.join(SOLIDS)}, each once, found {list(solids)}")
+            raise UserError(f"solids: expected some of {', '.join(SOLIDS)}, each once, found {list(solids)}")
         if paint not in ("faces", "plain"):
-            raise ValueError(f"paint: expected faces or plain, found {paint}")
+            raise UserError(f"paint: expected faces or plain, found {paint}")
         if image_size < 16:
-            raise ValueError(f"image_size: expected 16 or more, found {image_size}")
+            raise UserError(f"image_size: expected 16 or more, found {image_size}")
         if min(train, val, test) < 1:
-            raise ValueError(f"train, val, test: expected 1 or more, found {train}, {val}, {test}")
+            raise UserError(f"train, val, test: expected 1 or more, found {train}, {val}, {test}")
         self.solids, self.image_size, self.paint, self.images = list(solids), image_size, paint, images
         self.sizes = {"train": train, "val": val, "test": test}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from datamodules.segmentation.masks import masks_and_boxes, read_mask, read_obje
 from datamodules.segmentation.voc import MaskDataset, MaskTree, Pictures
 from datamodules.transforms import FILL, VOID, MaskTransform, to_tensor
 from datamodules.voc import VOC_CLASSES
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 CONTEXT = 1.2  # by which a box is enlarged
 LEAST_OVERLAP = 0.5  # of a proposal with an object
@@ -179,11 +178,10 @@ class VOCInstanceCrops(MaskTree):
     ) -> None:
         sets = {"train": train, "val": val, "test": test}
         super().__init__(sbd=sbd, root=root, sets=sets, classes=classes, images=images, download=download, **kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         if crops not in ("objects", "proposals"):
-            raise ValueError(f"crops: expected objects or proposals, found {crops}")
+            raise UserError(f"crops: expected objects or proposals, found {crops}")
         if crop_size > image_size:
-            raise ValueError(f"crop_size: expected image_size ({image_size}) or less, found {crop_size}")
+            raise UserError(f"crop_size: expected image_size ({image_size}) or less, found {crop_size}")
         self.crops, self.proposals = crops, proposals
         self.train_transform = MaskTransform(image_size, crop_size, hflip=hflip)
         self.predict_transform = BoxTransform(None, exif_orientation=True)

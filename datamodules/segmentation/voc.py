@@ -6,7 +6,6 @@ to gray loses it. 255 is void, which is neither learned nor measured.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from datamodules.images import is_image, read_image
 from datamodules.segmentation.masks import masks_and_boxes, read_mask, read_objects
 from datamodules.transforms import VOID, MaskTransform, to_tensor
 from datamodules.voc import VOC_CLASSES, VOCTree, download, how_to_fetch
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 # The Semantic Boundaries Dataset (Hariharan et al. 2011); the MD5 sum is the one that torchvision checks.
 SBD_HOSTS = (
@@ -146,7 +145,7 @@ class MaskTree(VOCTree):
         super().__init__(**kwargs)
         self.given_sbd = sbd
         if isinstance(self.given_classes, list) and not 0 < len(self.given_classes) < VOID:
-            raise ValueError(f"classes: expected 1 to {VOID - 1} names, found {len(self.given_classes)}")
+            raise UserError(f"classes: expected 1 to {VOID - 1} names, found {len(self.given_classes)}")
 
     @property
     def sbd(self) -> str:
@@ -306,7 +305,6 @@ class VOCSegmentation(MaskTree):
     ) -> None:
         sets = {"train": train, "val": val, "test": test}
         super().__init__(sbd=sbd, root=root, sets=sets, classes=classes, images=images, download=download, **kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.train_transform = MaskTransform(image_size, crop_size, scale, hflip, color_jitter)
         self.eval_transform = MaskTransform(eval_size)
         self.predict_transform = BoxTransform(eval_size, exif_orientation=True)
@@ -358,7 +356,6 @@ class VOCInstance(MaskTree):
     ) -> None:
         sets = {"train": train, "val": val, "test": test}
         super().__init__(sbd=sbd, root=root, sets=sets, classes=classes, images=images, download=download, **kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         self.train_transform = MaskTransform(image_size, hflip=hflip)
         self.predict_transform = BoxTransform(None, exif_orientation=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import zlib
@@ -19,7 +18,7 @@ from datamodules.folders import PackedStrings
 from datamodules.images import EncodedImage, list_images, predicted_images, resize
 from datamodules.transforms import EvalTransform, to_tensor
 from datamodules.video import VideoDataset, is_video
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 SHARE = 10  # one of so many images is held out where nothing says which
 
@@ -137,12 +136,11 @@ class StyleImages(VisionDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         resize = resize or round(1.25 * image_size)
         if image_size < 1 or resize < image_size:
-            raise ValueError(f"image_size: expected 1 to resize ({resize}), found {image_size}")
+            raise UserError(f"image_size: expected 1 to resize ({resize}), found {image_size}")
         if longest is not None and longest < 1:
-            raise ValueError(f"longest: expected 1 or more, found {longest}")
+            raise UserError(f"longest: expected 1 or more, found {longest}")
         self.root, self.styled, self.images = root, styled, images
         self.folders = {"content": content, "style": style, "val_content": val_content, "val_style": val_style}
         self.train_transform = CropTransform(image_size, resize)
@@ -225,12 +223,11 @@ class ImagePair(VisionDataModule):
         num_workers: int | None = 0,
     ) -> None:
         super().__init__(batch_size=1, num_workers=num_workers)
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe())
         if steps < 1:
-            raise ValueError(f"steps: expected 1 or more an epoch, found {steps}")
+            raise UserError(f"steps: expected 1 or more an epoch, found {steps}")
         for name, size in (("image_size", image_size), ("style_size", style_size)):
             if size is not None and size < 1:
-                raise ValueError(f"{name}: expected 1 or more, found {size}")
+                raise UserError(f"{name}: expected 1 or more, found {size}")
         self.content, self.style, self.steps = content, style, steps
         self.sizes = image_size, style_size or image_size
 

@@ -21,6 +21,7 @@ from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
+from errors import UserError
 
 WRITERS: dict[str, Callable[..., object]] = {
     "fer2013": write_fer2013,
@@ -59,11 +60,11 @@ def write(layout: str, folder: str, force: bool = False, **arguments: float) -> 
         ValueError: an argument is out of its range.
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise NotADirectoryError(f"{folder}: expected a folder or nothing, found a file")
+        raise UserError(f"{folder}: expected a folder or nothing, found a file")
     written = _written(folder)
     others = sorted(set(os.listdir(folder)) - {MARKER, *written}) if os.path.isdir(folder) else []
     if others and not force:
-        raise FileExistsError(
+        raise UserError(
             f"{folder}: expected an empty folder, found {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}: "
             "give another folder, or --force to write among them"
         )

@@ -8,6 +8,8 @@ from itertools import product
 import cv2
 import numpy as np
 
+from errors import UserError
+
 SHAPES = ("disk", "square", "triangle", "cross", "star", "ring", "crescent", "bar")
 
 
@@ -27,14 +29,14 @@ def check_arguments(classes: int, most: int, train: int, val: int, size: int) ->
         ("size", size, 16, 1024),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low} to {high}, found {value}")
+            raise UserError(f"{name}: expected {low} to {high}, found {value}")
 
 
 def save(path: str, picture: np.ndarray, gray: bool = False) -> None:
     """Writes uint8 (H,W,3), RGB, as a JPEG, of one channel if ``gray``."""
     stored = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY if gray else cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(path, stored, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-        raise OSError(f"{path}: could not be written")
+        raise UserError(f"{path}: could not be written")
 
 
 def draw_picture(name: str, hue: float, size: int, rng: np.random.Generator) -> np.ndarray:

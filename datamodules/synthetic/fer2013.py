@@ -10,6 +10,7 @@ import numpy as np
 
 from datamodules.classification.fer2013 import EMOTIONS, SIDE, USAGES
 from datamodules.synthetic.drawing import background, check_arguments, save, with_noise
+from errors import UserError
 
 PHOTOGRAPHS = 6
 
@@ -69,7 +70,7 @@ def write_fer2013(
     """
     check_arguments(classes, len(EMOTIONS), train, val, size)
     if size != SIDE:
-        raise ValueError(f"size: FER2013's faces have {SIDE} pixels, found {size}: leave it out")
+        raise UserError(f"size: FER2013's faces have {SIDE} pixels, found {size}: leave it out")
     os.makedirs(os.path.join(folder, "photographs"), exist_ok=True)
     with open(os.path.join(folder, "fer2013.csv"), "w") as file:
         file.write("emotion,pixels,Usage\n")

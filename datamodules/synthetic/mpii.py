@@ -12,6 +12,7 @@ from scipy.io import savemat
 
 from datamodules.pose.mpii import MAT, MPII_JOINTS, PERSON, VAL_LIST
 from datamodules.synthetic.drawing import any_color, background, clutter, color, save, with_noise
+from errors import UserError
 
 TEST_PICTURES = 2  # without joints, as the benchmark's test images are
 
@@ -97,9 +98,9 @@ def write_mpii(
         ("size", size, 32, 1024),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low} to {high}, found {value}")
+            raise UserError(f"{name}: expected {low} to {high}, found {value}")
     if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty: expected 0 to 1, found {difficulty}")
+        raise UserError(f"difficulty: expected 0 to 1, found {difficulty}")
     os.makedirs(os.path.join(folder, "images"), exist_ok=True)
     total = train + val + TEST_PICTURES
     annolist = np.zeros(total, [(name, object) for name in ("image", "annorect", "frame_sec", "vididx")])

@@ -12,7 +12,6 @@ the image, by additive attention over the scales (Bahdanau, Cho and Bengio 2015)
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import VisionModule
 from lightning_modules.classification.image_classifier import balanced_weights
 from lightning_modules.classification.metrics import AttributeMetrics
@@ -206,7 +206,6 @@ class AttributeClassifier(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.save_arguments(inspect.currentframe())
         self.attributes = attributes or {}
         self.ingredient_names = ingredient_names or []
         _check(self.attributes, attribute_weights, class_weights, kernel_sizes, bool(self.ingredient_names))
@@ -278,7 +277,7 @@ class AttributeClassifier(VisionModule):
             return
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "attribute_labels"):
-            raise ValueError("class_weights: balanced needs a datamodule with attribute_labels: give lists")
+            raise UserError("class_weights: balanced needs a datamodule with attribute_labels: give lists")
         labels = data.attribute_labels("train")
         for name in names:
             self._class_weights[name] = balanced_weights(labels[name], len(self.attributes[name]))
@@ -289,16 +288,16 @@ class AttributeClassifier(VisionModule):
             return batch
         for name, classes in self.attributes.items():
             if name not in batch["labels"]:
-                raise ValueError(f"labels: expected {', '.join(self.attributes)}, found {', '.join(batch['labels'])}")
+                raise UserError(f"labels: expected {', '.join(self.attributes)}, found {', '.join(batch['labels'])}")
             label = batch["labels"][name]
             if not label.is_cuda and (((label < 0) & (label != MISSING)) | (label >= len(classes))).any():
-                raise ValueError(
+                raise UserError(
                     f"labels: {name}: expected 0..{len(classes) - 1} or {MISSING} where missing, found {label.min()} "
                     f"to {label.max()}: are these the classes that the model was made for?"
                 )
         count = len(self.ingredient_names)
         if count and (found := len(batch.get(INGREDIENTS, [[]])[0])) != count:
-            raise ValueError(f"ingredients: expected {count} a sample, found {found}: give --data.ingredients {count}")
+            raise UserError(f"ingredients: expected {count} a sample, found {found}: give --data.ingredients {count}")
         return batch
 
 
@@ -312,11 +311,11 @@ def _check(
     """Raises ValueError for the first argument of `AttributeClassifier` that does not fit the others."""
     if not attributes or not all(attributes.values()):
         found = {name: len(names) for name, names in attributes.items()}
-        raise ValueError(f"attributes: expected one or more, each with classes, found {found}: does the data have any?")
+        raise UserError(f"attributes: expected one or more, each with classes, found {found}: does the data have any?")
     if INGREDIENTS in attributes:
-        raise ValueError(f"attributes: {INGREDIENTS} have a head of their own: give ingredient_names")
+        raise UserError(f"attributes: {INGREDIENTS} have a head of their own: give ingredient_names")
     if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
-        raise ValueError(f"kernel_sizes: expected odd ones, found {list(kernel_sizes)}")
+        raise UserError(f"kernel_sizes: expected odd ones, found {list(kernel_sizes)}")
     named = class_weights if isinstance(class_weights, dict) else {}
     known = {*attributes, INGREDIENTS} if ingredients else {*attributes}
     for option, given, allowed in (
@@ -324,11 +323,11 @@ def _check(
         ("class_weights", named, {*attributes}),
     ):
         if unknown := sorted(set(given) - allowed):
-            raise ValueError(f"{option}: expected names among {', '.join(sorted(allowed))}, found {unknown[0]}")
+            raise UserError(f"{option}: expected names among {', '.join(sorted(allowed))}, found {unknown[0]}")
     if any(w < 0 for w in (attribute_weights or {}).values()):
-        raise ValueError(f"attribute_weights: expected 0 or more, found {attribute_weights}")
+        raise UserError(f"attribute_weights: expected 0 or more, found {attribute_weights}")
     for name, values in named.items():
         if values != "balanced" and len(values) != len(attributes[name]):
-            raise ValueError(
+            raise UserError(
                 f"class_weights: {name}: expected {len(attributes[name])}, one a class, found {len(values)}"
             )

@@ -7,7 +7,6 @@ the paper leaves open. A photograph goes through detection -> alignment -> norma
 
 from __future__ import annotations
 
-import inspect
 import os
 from functools import lru_cache
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import VisionModule
 from lightning_modules.classification.image_classifier import check_labels, cross_entropy, training_set_weights
 from lightning_modules.classification.metrics import ClassificationMetrics
@@ -143,7 +143,7 @@ def load_cascade(name: str) -> cv2.CascadeClassifier:
     folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
     path = os.path.join(folder, name)
     if not hasattr(cv2, "CascadeClassifier") or not os.path.isfile(path):
-        raise RuntimeError(
+        raise UserError(
             f"OpenCV {cv2.__version__} brings no {name}, with which faces are found in photographs: "
             "pip install 'opencv-python-headless<5'"
         )
@@ -295,14 +295,13 @@ class EmotionClassifier(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(mean=(0.5,), std=(0.5,), **kwargs)
-        self.save_arguments(inspect.currentframe())
         if num_classes < 1:
-            raise ValueError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
+            raise UserError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
         if l2 < 0:
-            raise ValueError(f"l2: expected 0 or more, found {l2}")
+            raise UserError(f"l2: expected 0 or more, found {l2}")
         for name, values in (("class_names", class_names), ("class_weights", class_weights)):
             if values not in (None, "balanced") and len(values) != num_classes:
-                raise ValueError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
+                raise UserError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
         self.num_classes, self.class_names = num_classes, class_names
         self.normalization, self.l2 = normalization, l2
         self.class_weights = class_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import VisionModule
 from lightning_modules.classification.metrics import ClassificationMetrics
 from lightning_modules.components.networks import AUXILIARY, Network, build_network, traits
@@ -54,7 +54,7 @@ def training_set_weights(trainer: pl.Trainer, num_classes: int) -> Tensor:
     data = getattr(trainer, "datamodule", None)
     labels = data.labels("train") if data is not None else None
     if labels is None:
-        raise ValueError("class_weights: balanced needs a datamodule with one class a sample: give a list")
+        raise UserError("class_weights: balanced needs a datamodule with one class a sample: give a list")
     return balanced_weights(labels, num_classes)
 
 
@@ -62,7 +62,7 @@ def check_labels(batch: Any, num_classes: int) -> None:
     """Raises ValueError for a ``label`` out of range, while it is still on the CPU: a GPU's assertion is unreadable."""
     label = batch.get("label") if isinstance(batch, dict) else None
     if label is not None and not label.is_cuda and ((label < 0) | (label >= num_classes)).any():
-        raise ValueError(
+        raise UserError(
             f"label: expected 0..{num_classes - 1} (num_classes {num_classes}), found {label.min()} to {label.max()}: "
             "are these the classes that the model was made for?"
         )
@@ -75,7 +75,7 @@ def ten_crops(images: Tensor, size: int) -> list[Tensor]:
     """Four corners, the center, and their reflections (Krizhevsky 2012, section 4.1): ten of (B,3,size,size)."""
     height, width = images.shape[-2:]
     if height <= size or width <= size:
-        raise ValueError(
+        raise UserError(
             f"ten_crop: expected images larger than {size} pixels on both sides, found {height}x{width}: "
             f"set --data.eval_crop {256 if size in (224, 227) else round(size * 8 / 7)}"
         )
@@ -141,12 +141,11 @@ class ImageClassifier(VisionModule):
     ) -> None:
         own = traits(network)
         super().__init__(mean=mean or own["mean"], std=std or own["std"], **kwargs)
-        self.save_arguments(inspect.currentframe())
         if num_classes < 1:
-            raise ValueError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
+            raise UserError(f"num_classes: expected 1 or more, found {num_classes}: does the data have classes?")
         for name, values in (("class_names", class_names), ("class_weights", class_weights)):
             if values not in (None, "balanced") and len(values) != num_classes:
-                raise ValueError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
+                raise UserError(f"{name}: expected {num_classes}, one a class, found {len(values)}")
         self.num_classes, self.class_names = num_classes, class_names
         self.label_smoothing, self.ten_crop = label_smoothing, ten_crop
         self.input_size = input_size or own["input_size"]
@@ -226,7 +225,7 @@ class ImageClassifier(VisionModule):
             return images
         sizes = {tuple(image.shape) for image in images}
         if len(sizes) != 1:
-            raise ValueError(
+            raise UserError(
                 f"images: expected one size in a batch, found {len(sizes)} ({', '.join(map(str, sorted(sizes)[:3]))}): "
                 "set --data.eval_crop"
             )

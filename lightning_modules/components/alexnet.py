@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import UserError
+
 
 class LocalResponseNorm(nn.Module):
     """Section 3.3: b_i = a_i / (k + alpha * sum of a_j^2 over the ``size`` maps around i) ^ beta.
@@ -76,7 +78,7 @@ class AlexNet2012(nn.Module):
         """Images float (N,3,227,227), mean subtracted, to logits (N, classes)."""
         if x.shape[-2:] != (227, 227):
             found = "x".join(map(str, x.shape[-2:]))
-            raise ValueError(
+            raise UserError(
                 f"alexnet_2012: expected 227x227 pixels, found {found}: "
                 "set --data.image_size 227 and --data.eval_crop 227"
             )

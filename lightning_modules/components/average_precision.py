@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
+from errors import UserError
 from lightning_modules.components.boxes import image_of, paired_iou
 
 APMethod = Literal["area", "11point"]
@@ -66,11 +67,11 @@ class VOCMeanAP(Metric):
     def __init__(self, num_classes: int, method: APMethod = "area", iou_threshold: float = 0.5) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes: expected 1 or more, found {num_classes}")
+            raise UserError(f"num_classes: expected 1 or more, found {num_classes}")
         if method not in ("area", "11point"):
-            raise ValueError(f"method: expected area or 11point, found {method}")
+            raise UserError(f"method: expected area or 11point, found {method}")
         if not 0 < iou_threshold <= 1:
-            raise ValueError(f"iou_threshold: expected a number above 0 and at most 1, found {iou_threshold}")
+            raise UserError(f"iou_threshold: expected a number above 0 and at most 1, found {iou_threshold}")
         self.num_classes, self.method, self.iou_threshold = num_classes, method, iou_threshold
         for name in ("scores", "labels", "outcomes", "places"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -90,12 +91,12 @@ class VOCMeanAP(Metric):
             ValueError: the lists differ in length, or an image's tensors do.
         """
         if len(preds) != len(target):
-            raise ValueError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
+            raise UserError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
         for kind, dicts, keys in (("preds", preds, ("scores", "labels")), ("target", target, ("labels", "difficult"))):
             for i, entry in enumerate(dicts):
                 sizes = {key: len(entry[key]) for key in ("boxes", *keys) if key in entry}
                 if len(set(sizes.values())) > 1:
-                    raise ValueError(f"{kind}[{i}]: expected one entry a box, found {sizes}")
+                    raise UserError(f"{kind}[{i}]: expected one entry a box, found {sizes}")
         if not preds:
             return
         boxes, scores, labels = (torch.cat([p[key] for p in preds]) for key in ("boxes", "scores", "labels"))

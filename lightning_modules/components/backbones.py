@@ -17,6 +17,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.vgg import make_layers
 from torchvision.ops import FrozenBatchNorm2d
 
+from errors import UserError
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.vgg import VGG16
 
@@ -53,7 +54,7 @@ def make_trunk(
         stride: of VGG16; 8 leaves out the last pooling but one, for small objects.
     """
     if stride != 16 and backbone != "vgg16":
-        raise ValueError(f"stride: expected 16 for {backbone}, found {stride}: take vgg16, or a feature pyramid")
+        raise UserError(f"stride: expected 16 for {backbone}, found {stride}: take vgg16, or a feature pyramid")
     if backbone == "vgg16":
         plan: list[int | str] = [max(1, round(c * width)) if isinstance(c, int) else c for c in VGG16]
         layers = make_layers(plan, batch_norm)[:-1]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from errors import UserError
 from lightning_modules.components.selective_search import selective_search
 
 
@@ -20,7 +21,7 @@ def given_proposals(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         ValueError: the batch has none.
     """
     if "proposals" not in batch:
-        raise ValueError(
+        raise UserError(
             "proposals: expected a batch with boxes that may hold objects, found none: compute them with "
             "python -m datamodules.proposals and set --data.proposals to their folder"
         )

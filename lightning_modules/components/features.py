@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.components.pretrained import find_weights, load_weights
 
@@ -30,7 +31,7 @@ def layer_names(network: FeatureNetwork) -> list[str]:
 def _layers(network: FeatureNetwork, device: torch.device, weights: str | None = None) -> dict[str, nn.Module]:
     """All layers, none of which works in place. Values are undefined where no weights are given."""
     if network not in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "alexnet"):
-        raise ValueError(f"features: expected vgg16, vgg16_bn, vgg19, vgg19_bn or alexnet, found {network}")
+        raise UserError(f"features: expected vgg16, vgg16_bn, vgg19, vgg19_bn or alexnet, found {network}")
     with torch.device("meta"):
         whole = torchvision.models.get_model(network, weights=None)
     whole.to_empty(device=device)
@@ -108,7 +109,7 @@ class Features(nn.Module):
         names = layer_names(network)
         wrong = [name for name in layers if name not in names]
         if wrong or not layers:
-            raise ValueError(
+            raise UserError(
                 f"layers: expected some of {', '.join(names)} of {network}, found {wrong[0] if wrong else 'none'}"
             )
         self.random = weights == RANDOM
@@ -128,7 +129,7 @@ class Features(nn.Module):
             self._randomize()
         else:
             if "fc8" in self.layers and not self.layers["fc8"][-1].weight.isfinite().all():  # type: ignore[index]
-                raise ValueError(f"layers: expected some before fc8, which {weights} does not have")
+                raise UserError(f"layers: expected some before fc8, which {weights} does not have")
         # Plain attributes: buffers would be averaged and broadcast.
         self._mean, self._std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
         self.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torchvision
 from torch import nn
 
+from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.components.alexnet import AlexNet2012
 from lightning_modules.components.resnet_cifar import ResNetCifar
@@ -55,9 +56,9 @@ def build_network(
     """
     options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
     if options and network.startswith("resnet"):
-        raise ValueError(f"dropout: {network} has none, found {dropout}: leave it out")
+        raise UserError(f"dropout: {network} has none, found {dropout}: leave it out")
     if width != 16 and not network.endswith("_cifar"):
-        raise ValueError(f"width: only the CIFAR ResNets have one, found {width} for {network}: leave it out")
+        raise UserError(f"width: only the CIFAR ResNets have one, found {width} for {network}: leave it out")
     if network == "alexnet_2012":
         return AlexNet2012(num_classes, **options)
     if network.endswith("_cifar"):

@@ -12,6 +12,8 @@ import torchvision
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from errors import UserError
+
 SCRATCH = "train from scratch: --model.weights null, or a config whose name ends in _scratch, where there is one"
 
 
@@ -26,18 +28,16 @@ def find_weights(network: str, weights: str, instead: str = SCRATCH) -> Path:
         RuntimeError: the download fails; the message says what to fetch and where to put it.
     """
     if "://" in weights:
-        raise ValueError(f"weights: expected DEFAULT or a file, found the URL {weights}: download it and name the file")
+        raise UserError(f"weights: expected DEFAULT or a file, found the URL {weights}: download it and name the file")
     if not re.fullmatch(r"DEFAULT|(IMAGENET1K|COCO)_[A-Z0-9]+", weights):
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights: no file {weights}: expected DEFAULT or a file of weights")
+            raise UserError(f"weights: no file {weights}: expected DEFAULT or a file of weights")
         return Path(weights)
     if network not in torchvision.models.list_models():
-        raise ValueError(
-            f"weights: torchvision has no weights for {network}, found {weights}: name a file or leave out"
-        )
+        raise UserError(f"weights: torchvision has no weights for {network}, found {weights}: name a file or leave out")
     published = torchvision.models.get_model_weights(network).__members__
     if weights not in published:
-        raise ValueError(f"weights: expected one of {', '.join(published)} for {network}, found {weights}")
+        raise UserError(f"weights: expected one of {', '.join(published)} for {network}, found {weights}")
     url = published[weights].value.url
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     if not path.exists():
@@ -46,9 +46,7 @@ def find_weights(network: str, weights: str, instead: str = SCRATCH) -> Path:
             hash_prefix = re.search(r"-([a-f0-9]+)\.", path.name)
             torch.hub.download_url_to_file(url, str(path), hash_prefix[1] if hash_prefix else None)
         except (OSError, RuntimeError) as error:
-            raise RuntimeError(
-                f"weights: no download ({error}): fetch {url} and put it at {path}, or {instead}"
-            ) from None
+            raise UserError(f"weights: no download ({error}): fetch {url} and put it at {path}, or {instead}") from None
     return path
 
 
@@ -73,7 +71,7 @@ def load_weights(
         state = convert(state) if convert is not None else state
         shapes = {key: value.shape for key, value in state.items()}
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"weights: {path} is not a state dict or a checkpoint, or is damaged ({type(error).__name__}): "
             "expected a file written by torch.save with tensors only"
         ) from None
@@ -83,7 +81,7 @@ def load_weights(
     foreign = [key for key in state if key not in own]
     wrong = [key for key in (*left, *foreign) if not key.startswith(tuple(f"{head}." for head in heads))]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"weights: {path} is not of {name}: {len(wrong)} tensors are missing, foreign or of another shape, "
             f"{wrong[0]} first: expected the weights of that network"
         )

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import UserError
+
 
 def shortcut_a(x: Tensor, channels: int, stride: int) -> Tensor:
     """Option A: every ``stride``-th pixel of (N,C,H,W), and zero channels up to ``channels``."""
@@ -49,7 +51,7 @@ class ResNetCifar(nn.Module):
     def __init__(self, depth: int = 20, num_classes: int = 10, width: int = 16) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth: expected 6n+2 (20, 32, 44, 56, 110), found {depth}")
+            raise UserError(f"depth: expected 6n+2 (20, 32, 44, 56, 110), found {depth}")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms
 
+from errors import UserError
 from lightning_modules.components.anchors import make_anchors
 from lightning_modules.components.backbones import Trunk
 from lightning_modules.components.boxes import Sample, corners, offsets, overlaps, pad, place_in_group
@@ -52,7 +53,7 @@ class RegionProposalNetwork(nn.Module):
         maps = len(trunk.strides)
         if not sizes or not ratios or min(*sizes, *ratios) <= 0 or (maps > 1 and len(sizes) != maps):
             expected = f"{maps} numbers above 0, one a map" if maps > 1 else "numbers above 0"
-            raise ValueError(f"anchor_sizes: expected {expected}, found {list(sizes)} with ratios {list(ratios)}")
+            raise UserError(f"anchor_sizes: expected {expected}, found {list(sizes)} with ratios {list(ratios)}")
         self.strides, self.ratios = trunk.strides, tuple(ratios)
         self.sizes = tuple((size,) for size in sizes) if maps > 1 else (tuple(sizes),)
         self.head = RPNHead(trunk.channels, len(self.sizes[0]) * len(ratios))  # normals of 0.01, as the authors'

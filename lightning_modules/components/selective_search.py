@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import find_objects
 from skimage.segmentation import felzenszwalb
 
+from errors import UserError
+
 WIDTH = 500  # of the image that is segmented, in pixels
 COLOR_SPACES = (cv2.COLOR_RGB2HSV_FULL, cv2.COLOR_RGB2LAB)  # all channels 0..255
 SCALES = (50, 100)  # k of the segmentation, and the least pixels of a segment
@@ -192,7 +194,7 @@ def selective_search(image: np.ndarray, top: int | None = None) -> np.ndarray:
         ValueError: not such an image.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"image: expected uint8 (H,W,3), found {image.dtype} {image.shape}")
+        raise UserError(f"image: expected uint8 (H,W,3), found {image.dtype} {image.shape}")
     height, width = image.shape[:2]
     hierarchies = build_hierarchies(at_width(image))
     random = np.random.default_rng(0)

@@ -13,6 +13,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import UserError
+
 Upsampling = Literal["nearest", "bed_of_nails", "max_unpooling", "transposed_convolution"]
 
 
@@ -51,7 +53,7 @@ class Upsample(nn.Module):
         super().__init__()
         if kind not in ("nearest", "bed_of_nails", "max_unpooling", "transposed_convolution"):
             expected = "nearest, bed_of_nails, max_unpooling or transposed_convolution"
-            raise ValueError(f"upsampling: expected {expected}, found {kind}")
+            raise UserError(f"upsampling: expected {expected}, found {kind}")
         self.kind = kind
         learns = kind == "transposed_convolution"
         self.transposed = nn.ConvTranspose2d(channels, channels, 4, 2, 1, bias=False) if learns else None

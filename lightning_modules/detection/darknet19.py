@@ -13,6 +13,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from errors import UserError
+
 # Table 6: (kernel, channels); M is max pooling by 2.
 DARKNET19: tuple[tuple[int, int] | str, ...] = (
     (3, 32), "M", (3, 64), "M", (3, 128), (1, 64), (3, 128), "M", (3, 256), (1, 128), (3, 256), "M",
@@ -90,7 +92,7 @@ def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
     major, minor = struct.unpack("<ii", data[:8]) if len(data) >= 16 else (0, 0)
     header = 20 if 10 * major + minor >= 2 and major < 1000 and minor < 1000 else 16
     if len(data) <= header or (len(data) - header) % 4:
-        raise ValueError(
+        raise UserError(
             f"weights: {path} is no whole darknet file: expected a header of {header} bytes and float32 numbers, "
             f"found {len(data)} bytes: fetch it again"
         )
@@ -106,20 +108,20 @@ def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
             break
         end = start + sum(part.numel() for part in parts)
         if end > len(numbers):
-            raise ValueError(
+            raise UserError(
                 f"weights: {path} ends within convolution {loaded + 1} of {len(layers)} ({len(numbers)} numbers, "
                 f"expected {end}): it is truncated or another network's"
             )
         pieces = numbers[start:end].split([part.numel() for part in parts])
         if not numbers[start:end].isfinite().all() or (len(parts) > 2 and (pieces[3] < 0).any()):
-            raise ValueError(
+            raise UserError(
                 f"weights: {path} has numbers in convolution {loaded + 1} that are no weights "
                 "(not finite, or a variance below 0): it is damaged or another network's"
             )
         state += [(part, piece.view_as(part)) for part, piece in zip(parts, pieces, strict=True)]
         start, loaded = end, loaded + 1
     if start < len(numbers):
-        raise ValueError(
+        raise UserError(
             f"weights: {path} has {len(numbers) - start} numbers more than the network's {start}: "
             "it is another network's, or for another number of classes or anchors"
         )

@@ -6,7 +6,6 @@ few cells, from which fully connected layers say what it shows and how to move i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
 from lightning_modules.components.external_proposals import external_proposals, given_proposals
-from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
 from lightning_modules.detection.metrics import detection_metrics
@@ -97,7 +96,6 @@ class FastRCNN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.box_weight, self.regions, self.background = box_weight, regions, background
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
@@ -111,7 +109,7 @@ class FastRCNN(VisionModule):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         proposals, there = given_proposals(batch)
         regions = draw_regions(proposals, there, batch["target"], self.regions, background=self.background)
-        pixels, _ = fill_up(batch["image"], self.preprocess)
+        pixels, _ = pad_images(batch["image"], self.preprocess)
         logits, offset = self.network(pixels, regions.boxes)
         return fast_rcnn_loss(logits, offset, regions, self.box_weight)
 
@@ -119,7 +117,7 @@ class FastRCNN(VisionModule):
         self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None
     ) -> list[dict[str, Tensor]]:
         boxes, there = external_proposals(images, proposals)
-        pixels, size = fill_up(images, self.preprocess)
+        pixels, size = pad_images(images, self.preprocess)
         logits, offset = self.network(pixels, boxes)
         return decode(logits, offset, boxes, there, size, self.score_threshold, self.nms_threshold)
 

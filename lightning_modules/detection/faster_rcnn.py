@@ -7,7 +7,6 @@ not learn, and the proposals cost next to nothing. Both are trained at once, as 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
 from lightning_modules.components.boxes import sample
-from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
 from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
@@ -103,7 +102,6 @@ class FasterRCNN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.normalizer: Normalizer = normalizer
         self.rpn_box_weight, self.box_weight, self.crossing = rpn_box_weight, box_weight, crossing
@@ -120,7 +118,7 @@ class FasterRCNN(VisionModule):
             load_backbone(self.network, backbone, batch_norm, weights)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        pixels, size = fill_up(batch["image"], self.preprocess)
+        pixels, size = pad_images(batch["image"], self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(batch["target"], output.anchors, size, self.crossing)
@@ -132,7 +130,7 @@ class FasterRCNN(VisionModule):
         return {**terms, **fast_rcnn_loss(logits, offset, regions, self.box_weight)}
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        pixels, size = fill_up(images, self.preprocess)
+        pixels, size = pad_images(images, self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         found = propose(self.network.rpn(maps), size, *self.test_proposals, least=self.least)
         logits, offset = self.network.roi(maps, found.boxes)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from errors import UserError
 from lightning_modules.components.average_precision import APMethod, COCOMeanAP, VOCMeanAP
 from lightning_modules.components.boxes import overlaps
 
@@ -54,7 +55,7 @@ class ProposalRecall(Metric):
             ValueError: the lists differ in length.
         """
         if len(preds) != len(target):
-            raise ValueError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
+            raise UserError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
         least = torch.arange(10, device=self.found.device) * 0.05 + 0.5
         for proposed, entry in zip(preds, target, strict=True):
             marks = entry.get("difficult", torch.zeros(len(entry["boxes"]), device=self.found.device))

@@ -8,7 +8,6 @@ that windows agree upon are merged rather than suppressed.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import place_in_group, suppress
-from lightning_modules.components.image_batches import stack
+from lightning_modules.components.image_batches import stack_images
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.metrics import detection_metrics
 from lightning_modules.detection.sliding_window import window_loss
@@ -360,7 +360,6 @@ class OverFeat(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.scales, self.crops = list(scales), crops
         self.score_threshold, self.merge_threshold, self.top = score_threshold, merge_threshold, top
@@ -370,7 +369,7 @@ class OverFeat(VisionModule):
         )
         least = self.network.window
         if not scales or min(scales) < least:
-            raise ValueError(f"scales: expected {least} pixels or more, the window, found {list(scales)}")
+            raise UserError(f"scales: expected {least} pixels or more, the window, found {list(scales)}")
         if weights is not None:
             path = find_weights("overfeat", weights)
             load_weights(self.network, path, f"OverFeat {variant}", "classifier.6", "regressor.4")
@@ -380,7 +379,7 @@ class OverFeat(VisionModule):
             self.network.get_submodule(name).requires_grad_(False).eval()
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images, size = stack(batch["image"])
+        images, size = stack_images(batch["image"])
         shorter = size.amin(1, keepdim=True)
         window = self.network.window
         sides = shorter * window / max(self.scales), shorter * window / min(self.scales)

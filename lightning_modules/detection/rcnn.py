@@ -7,7 +7,6 @@ classes and a linear regression the boxes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +18,12 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import Sample, corners, offsets, overlaps, pad, sample, suppress
 from lightning_modules.components.external_proposals import external_proposals, given_proposals
-from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.crop_network import Backbone, CropNetwork, from_imagenet, warp
@@ -232,13 +232,10 @@ class RCNN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=self._staged, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if len(stages) != 3 or min(stages) <= 0 or abs(sum(stages) - 1) > 1e-6:
-            raise ValueError(f"stages: expected three parts of the run above 0 that add up to 1, found {list(stages)}")
+            raise UserError(f"stages: expected three parts of the run above 0 that add up to 1, found {list(stages)}")
         if not 0 <= 2 * context < crop_size:
-            raise ValueError(
-                f"context: expected 0 or more and less than half of a crop of {crop_size}, found {context}"
-            )
+            raise UserError(f"context: expected 0 or more and less than half of a crop of {crop_size}, found {context}")
         self.num_classes, self.class_names = num_classes, class_names
         self.crop_size, self.context, self.crops = crop_size, context, crops
         self.candidates, self.crop_batch = candidates, crop_batch
@@ -262,7 +259,7 @@ class RCNN(VisionModule):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        pixels, _ = fill_up(batch["image"], self.preprocess)
+        pixels, _ = pad_images(batch["image"], self.preprocess)
         proposals, there = given_proposals(batch)
         found = encode(proposals, there, batch["target"], self.num_classes)
         self.network.train(self.stage == 0)
@@ -379,7 +376,7 @@ class RCNN(VisionModule):
         if self.fine_tuning_schedule is not None:
             alone = self.fine_tuning_schedule(SGD([torch.zeros(1)], lr=1.0), max(1, self.ends[0]))
             if not isinstance(alone, LambdaLR):
-                raise ValueError(f"schedule: expected one that is a function of the step, found {type(alone).__name__}")
+                raise UserError(f"schedule: expected one that is a function of the step, found {type(alone).__name__}")
             factor = alone.lr_lambdas[0]
 
         def line(stage: int) -> Callable[[int], float]:
@@ -408,7 +405,7 @@ class RCNN(VisionModule):
         self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None
     ) -> list[dict[str, Tensor]]:
         """See `VisionModule`; proposals float (P,4) xyxy of each image, or None to search for them."""
-        pixels, size = fill_up(images, self.preprocess)
+        pixels, size = pad_images(images, self.preprocess)
         boxes, there = external_proposals(images, proposals)
         parts = [self._look(pixels, part) for part in self._parts(boxes)]
         scores, moved = (torch.cat(part, 1) for part in zip(*parts, strict=True))

@@ -7,7 +7,6 @@ sizes and aspects, whether there is an object, and how to move the anchor onto i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from torchmetrics import MetricCollection
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
 from lightning_modules.components.boxes import sample
-from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
 from lightning_modules.detection.metrics import ProposalRecall
@@ -95,7 +94,6 @@ class RPN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         self.normalizer: Normalizer = normalizer
         self.box_weight, self.crossing = box_weight, crossing
         self.before, self.after, self.least = before, after, least
@@ -105,14 +103,14 @@ class RPN(VisionModule):
             load_backbone(self.network, backbone, batch_norm, weights)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        pixels, size = fill_up(batch["image"], self.preprocess)
+        pixels, size = pad_images(batch["image"], self.preprocess)
         output = self.network(pixels)
         targets = encode(batch["target"], output.anchors, size, self.crossing)
         drawn = sample(targets.positive, targets.negative, 256, 0.5)
         return rpn_loss(output, targets, drawn, self.normalizer, self.box_weight)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        pixels, size = fill_up(images, self.preprocess)
+        pixels, size = pad_images(images, self.preprocess)
         found = propose(self.network(pixels), size, self.before, self.after, least=self.least)
         return [
             {

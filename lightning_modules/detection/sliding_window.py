@@ -8,7 +8,6 @@ loop gave, since neighboring windows share their features.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import suppress
-from lightning_modules.components.image_batches import stack
+from lightning_modules.components.image_batches import stack_images
 from lightning_modules.detection.metrics import detection_metrics
 from lightning_modules.detection.windows import NEITHER, above, cut, draw_windows, places, resize_to_fit
 
@@ -46,7 +46,7 @@ class WindowNetwork(nn.Module):
     def __init__(self, num_classes: int, window: int = 64, width: float = 1.0, hidden: int = 256) -> None:
         super().__init__()
         if window < 24 or window % STRIDE:
-            raise ValueError(f"window: expected 24 or more, a multiple of {STRIDE} pixels, found {window}")
+            raise UserError(f"window: expected 24 or more, a multiple of {STRIDE} pixels, found {window}")
         modules: list[nn.Module] = []
         channels, self.side = 3, window
         for kernel, out in LAYERS:
@@ -156,10 +156,9 @@ class SlidingWindow(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         for name, values in (("sizes", sizes), ("aspects", aspects)):
             if not values or min(values) <= 0:
-                raise ValueError(f"{name}: expected numbers above 0, found {list(values)}")
+                raise UserError(f"{name}: expected numbers above 0, found {list(values)}")
         self.num_classes, self.class_names = num_classes, class_names
         self.window, self.sizes, self.aspects, self.crops = window, list(sizes), list(aspects), crops
         self.score_threshold, self.nms_threshold, self.keep = score_threshold, nms_threshold, keep
@@ -167,7 +166,7 @@ class SlidingWindow(VisionModule):
         self.network = WindowNetwork(num_classes, window, width, hidden)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images, size = stack(batch["image"])
+        images, size = stack_images(batch["image"])
         sides = size.new_full((len(size), 1), min(self.sizes)), size.new_full((len(size), 1), max(self.sizes))
         windows = draw_windows(batch["target"], size, self.num_classes, self.crops, 0.5, sides, self.aspects)
         logits = self.network(cut(self.preprocess(images), windows.boxes, self.window))

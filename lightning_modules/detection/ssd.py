@@ -6,7 +6,6 @@ for each of which a 3x3 convolution says how to move it and what is in it. No pr
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.ops import box_convert
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import corners, offsets, overlaps, pad, suppress
-from lightning_modules.components.image_batches import checked
+from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.vgg import convolution, dilated_vgg16, load_vgg16
 from lightning_modules.detection.metrics import detection_metrics
@@ -356,9 +356,8 @@ class SSD(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if size not in MAPS:
-            raise ValueError(f"size: expected 300 or 512, found {size}")
+            raise UserError(f"size: expected 300 or 512, found {size}")
         self.size, self.num_classes, self.class_names = size, num_classes, class_names
         self.empty_negatives = empty_negatives
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
@@ -395,4 +394,4 @@ class SSD(VisionModule):
 
     def _checked(self, images: Tensor | list[Tensor]) -> Tensor:
         side = self.size
-        return checked(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)
+        return require_size(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)

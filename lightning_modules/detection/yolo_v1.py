@@ -6,7 +6,6 @@ confidence for each, and one distribution over the C classes. One network, one p
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,10 +14,11 @@ import torchvision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import join, paired_iou, suppress
-from lightning_modules.components.image_batches import checked
+from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.metrics import detection_metrics
 
@@ -64,11 +64,11 @@ class YOLOv1Network(nn.Module):
     ) -> None:
         super().__init__()
         if input_size != 64 * grid:
-            raise ValueError(
+            raise UserError(
                 f"input_size: expected 64 pixels a cell, {64 * grid} for a grid of {grid}, found {input_size}"
             )
         if weights is not None and backbone == "darknet":
-            raise ValueError(
+            raise UserError(
                 f"weights: there are none for the darknet backbone, found {weights}: take a ResNet, or null"
             )
         self.grid, self.depth = grid, 5 * boxes + num_classes
@@ -340,7 +340,6 @@ class YOLOv1(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         self.num_classes, self.class_names = num_classes, class_names
         self.grid, self.boxes, self.input_size = grid, boxes, input_size
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
@@ -368,4 +367,4 @@ class YOLOv1(VisionModule):
 
     def _checked(self, images: Tensor | list[Tensor]) -> Tensor:
         side = self.input_size
-        return checked(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)
+        return require_size(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)

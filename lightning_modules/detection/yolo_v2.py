@@ -6,7 +6,6 @@ boxes, each as the change of an anchor, a box of typical shape; a box has its ow
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.transforms.v2.functional import resize
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import join, paired_iou, suppress
-from lightning_modules.components.image_batches import checked
+from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.pretrained import find_weights
 from lightning_modules.detection.darknet19 import Darknet19, convolution, initialize, load_darknet_weights
 from lightning_modules.detection.metrics import detection_metrics
@@ -330,11 +330,10 @@ class YOLOv2(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, mean=mean, std=std, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if not anchors or not all(len(anchor) == 2 and min(anchor) > 0 for anchor in anchors):
-            raise ValueError(f"anchors: expected pairs of a width and a height above 0, found {anchors}")
+            raise UserError(f"anchors: expected pairs of a width and a height above 0, found {anchors}")
         if train_sizes is not None and (not train_sizes or any(s < STRIDE or s % STRIDE for s in train_sizes)):
-            raise ValueError(f"train_sizes: expected multiples of {STRIDE}, found {train_sizes}")
+            raise UserError(f"train_sizes: expected multiples of {STRIDE}, found {train_sizes}")
         self.num_classes, self.class_names = num_classes, class_names
         self.train_sizes, self.early_images = train_sizes, early_images
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
@@ -387,4 +386,4 @@ class YOLOv2(VisionModule):
     @staticmethod
     def _checked(images: Tensor | list[Tensor]) -> Tensor:
         expected = f"sides that are multiples of {STRIDE} pixels"
-        return checked(images, lambda height, width: height % STRIDE == width % STRIDE == 0, expected, 416)
+        return require_size(images, lambda height, width: height % STRIDE == width % STRIDE == 0, expected, 416)

@@ -6,7 +6,6 @@ follow, each of which sees what is around a joint, as the one before it found it
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice, pairwise
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
 from lightning_modules.pose.deeppose_cascade import LEAST, cut, diameters, gaussian_of, moments_of
 from lightning_modules.pose.deeppose_network import ALEXNET, PoseRegressor
@@ -123,19 +123,18 @@ class DeepPose(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=None if schedule is None else self._staged, **kwargs)
-        self.save_arguments(inspect.currentframe())
         self.joint_names = list(joint_names or MPII_JOINTS)
         if not stage_epochs or min(stage_epochs) < 1:
-            raise ValueError(f"stage_epochs: expected 1 or more for each of 1 or more stages, found {stage_epochs}")
+            raise UserError(f"stage_epochs: expected 1 or more for each of 1 or more stages, found {stage_epochs}")
         if not sigma > 0:
-            raise ValueError(f"sigma: expected more than 0, found {sigma}")
+            raise UserError(f"sigma: expected more than 0, found {sigma}")
         if not 1 <= crops <= len(self.joint_names):
-            raise ValueError(f"crops: expected 1 to {len(self.joint_names)}, the number of joints, found {crops}")
+            raise UserError(f"crops: expected 1 to {len(self.joint_names)}, the number of joints, found {crops}")
         if backbone == ALEXNET and weights is not None:
-            raise ValueError(f"weights: there are none for {ALEXNET}, found {weights}: choose another backbone")
+            raise UserError(f"weights: there are none for {ALEXNET}, found {weights}: choose another backbone")
         missing = [name for name in TORSO if name not in self.joint_names]
         if missing and len(stage_epochs) > 1:
-            raise ValueError(f"joint_names: expected {' and '.join(TORSO)} for the torso, found no {missing[0]}")
+            raise UserError(f"joint_names: expected {' and '.join(TORSO)} for the torso, found no {missing[0]}")
         self.torso = (0, 0) if missing else (self.joint_names.index(TORSO[0]), self.joint_names.index(TORSO[1]))
         self.metric, self.monitor = metric, (f"val/{metric}/total", "max")
         self.input_size, self.crop_size = input_size, crop_size or input_size
@@ -198,7 +197,7 @@ class DeepPose(VisionModule):
 
     def _pixels(self, images: Tensor | list[Tensor]) -> Tensor:
         if not isinstance(images, Tensor):
-            raise ValueError("image: expected crops of one person each, found whole images: --data.crop person")
+            raise UserError("image: expected crops of one person each, found whole images: --data.crop person")
         return self.preprocess(images)
 
     def _whole_person(self, pixels: Tensor) -> Tensor:
@@ -239,9 +238,7 @@ class DeepPose(VisionModule):
         """`gaussian_of` the last stage's errors, over the training set and all ranks."""
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            raise ValueError(
-                "stage_epochs: the errors of a stage are measured on a datamodule's training set: give one"
-            )
+            raise UserError("stage_epochs: the errors of a stage are measured on a datamodule's training set: give one")
         loader = data.train_dataloader()
         # From the epoch's beginning, whatever the progress of the training's own loader.
         loader.training, loader.sampler.epoch = False, self.current_epoch
@@ -287,7 +284,7 @@ class DeepPose(VisionModule):
         """Each stage's rate: the given schedule over its own part of the run's steps."""
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 1:
-            raise ValueError("a schedule of stages needs their length: set trainer.max_epochs")
+            raise UserError("a schedule of stages needs their length: set trainer.max_epochs")
         ends = [min(total, round(total * end / epochs)) for end in self.boundaries[:-1]] + [total]
         factors = [self._factor(start, end) for start, end in pairwise([0, *ends])]
         return LambdaLR(optimizer, factors)
@@ -296,7 +293,7 @@ class DeepPose(VisionModule):
         assert self.stage_schedule is not None
         alone = self.stage_schedule(SGD([torch.zeros(1)], lr=1.0), max(1, end - start))
         if not isinstance(alone, LambdaLR):
-            raise ValueError(f"schedule: expected one that is a function of the step, found {type(alone).__name__}")
+            raise UserError(f"schedule: expected one that is a function of the step, found {type(alone).__name__}")
         return lambda step: alone.lr_lambdas[0](max(0, step - start))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

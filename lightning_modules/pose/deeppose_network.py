@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from errors import UserError
 from lightning_modules.components.alexnet import LocalResponseNorm
 from lightning_modules.components.networks import AUXILIARY
 from lightning_modules.components.pretrained import find_weights, load_weights
@@ -36,7 +37,7 @@ class AlexTrunk(nn.Sequential):
         for _ in range(3):
             side = (side - 3) // 2 + 1
         if side < 1:
-            raise ValueError(f"input_size: expected 59 pixels or more for {ALEXNET}, found {input_size}")
+            raise UserError(f"input_size: expected 59 pixels or more for {ALEXNET}, found {input_size}")
         layers: list[nn.Module] = []
         channels = 3
         # Normalization and pooling follow the first two convolutions, pooling the last.
@@ -73,14 +74,14 @@ def torchvision_trunk(backbone: str, weights: str | None) -> tuple[nn.Module, in
         ValueError: there is none of that name, or its last layer is not linear.
     """
     if backbone not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"backbone: expected {ALEXNET} or a classification network of torchvision's, found {backbone}")
+        raise UserError(f"backbone: expected {ALEXNET} or a classification network of torchvision's, found {backbone}")
     options: dict[str, Any] = {}
     if backbone in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": False, "transform_input": False}
     network = torchvision.models.get_model(backbone, weights=None, **options)
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"backbone: expected a network that ends in a linear layer, found {backbone}")
+        raise UserError(f"backbone: expected a network that ends in a linear layer, found {backbone}")
     head = linear[-1]
     features = network.get_submodule(head).in_features
     if weights is not None:

@@ -8,7 +8,6 @@ for the joint, where a Mask R-CNN's cells are decided one by one; so the loss is
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,10 +21,11 @@ from torchmetrics import MetricCollection
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.backbones import Backbone, Trunk, make_trunk, maps_of
 from lightning_modules.components.boxes import overlaps, pad, sample
-from lightning_modules.components.image_batches import fill_up, shrink_or_grow
+from lightning_modules.components.image_batches import pad_images, resize_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
 from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
@@ -193,9 +193,8 @@ class KeypointRCNN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if eval_size is not None and not 1 <= eval_size[0] <= eval_size[1]:
-            raise ValueError(f"eval_size: expected (shorter side, longest at most) in pixels, found {eval_size}")
+            raise UserError(f"eval_size: expected (shorter side, longest at most) in pixels, found {eval_size}")
         self.joint_names = list(joint_names or MPII_JOINTS)
         self.metric: Literal["pckh", "pck"] = metric
         self.monitor = (f"val/{metric}/total", "max")
@@ -213,9 +212,9 @@ class KeypointRCNN(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "target" not in batch:
-            raise ValueError("target: expected whole images, found crops of people: take --data.crop image")
+            raise UserError("target: expected whole images, found crops of people: take --data.crop image")
         target = batch["target"]
-        pixels, size = fill_up(batch["image"], self.preprocess)
+        pixels, size = pad_images(batch["image"], self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(target, output.anchors, size, self.crossing)
@@ -243,7 +242,7 @@ class KeypointRCNN(VisionModule):
         return keypoints.gather(1, index[..., None].expand(-1, -1, -1, 2)), labeled.gather(1, index)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        pixels, size = fill_up(shrink_or_grow(images, self.eval_size), self.preprocess)
+        pixels, size = pad_images(resize_images(images, self.eval_size), self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         found = propose(self.network.rpn(maps), size, *self.test_proposals, least=self.least)
         logits, offset = self.network.roi(maps, found.boxes)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from errors import UserError
+
 MPII_JOINTS = [
     "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
     "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
@@ -50,7 +52,7 @@ def pose_metrics(joint_names: Sequence[str], metric: Literal["pckh", "pck"] = "p
         ValueError: another metric.
     """
     if metric not in ("pckh", "pck"):
-        raise ValueError(f"metric: expected pckh or pck, found {metric}")
+        raise UserError(f"metric: expected pckh or pck, found {metric}")
     metrics: dict[str, Metric | MetricCollection]
     if metric == "pckh":
         metrics = {"pckh": PCKh(joint_names, prefix="pckh/")}
@@ -118,7 +120,7 @@ class JointAccuracy(Metric):
     def __init__(self, joint_names: Sequence[str], threshold: int, prefix: str = "") -> None:
         super().__init__()
         if not 0 <= threshold <= STEPS:
-            raise ValueError(f"threshold: expected 0 to {STEPS} hundredths, found {threshold}")
+            raise UserError(f"threshold: expected 0 to {STEPS} hundredths, found {threshold}")
         self.joint_names, self.threshold, self.result_prefix = list(joint_names), threshold, prefix
         # How many instances of each joint reach their first threshold where; those beyond all come last.
         counts = torch.zeros(len(self.joint_names), STEPS + 2, dtype=torch.int64)
@@ -184,7 +186,7 @@ class PCKh(JointAccuracy):
 
     def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         if head_size is None:
-            raise ValueError("PCKh: expected head_size, found none: measure data without heads' boxes by PCK")
+            raise UserError("PCKh: expected head_size, found none: measure data without heads' boxes by PCK")
         return head_size.double()
 
 
@@ -200,7 +202,7 @@ class PCK(JointAccuracy):
         super().__init__(joint_names, 20, prefix)
         missing = [name for name in TORSO if name not in self.joint_names]
         if missing:
-            raise ValueError(f"PCK: expected joints {' and '.join(TORSO)} for the torso, found no {missing[0]}")
+            raise UserError(f"PCK: expected joints {' and '.join(TORSO)} for the torso, found no {missing[0]}")
 
     def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         a, b = (self.joint_names.index(name) for name in TORSO)
@@ -270,7 +272,7 @@ class PCP(Metric):
 def _check(preds: Tensor, keypoints: Tensor, labeled: Tensor, joint_names: Sequence[str]) -> None:
     expected = (*labeled.shape, 2)
     if preds.shape != expected or keypoints.shape != expected or labeled.shape[1:] != (len(joint_names),):
-        raise ValueError(
+        raise UserError(
             f"expected keypoints (B,{len(joint_names)},2), the true ones too, and labeled (B,{len(joint_names)}), "
             f"found {tuple(preds.shape)}, {tuple(keypoints.shape)} and {tuple(labeled.shape)}"
         )

@@ -6,7 +6,6 @@ rotations: q and -q are the same one, so that a loss on the four numbers themsel
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -156,7 +155,6 @@ class OrientationRegressor(VisionModule):
     ) -> None:
         own = {**traits(network), "head": "head.2"} if network == "small" else traits(network)
         super().__init__(optimizer=optimizer, mean=mean or own["mean"], std=std or own["std"], **kwargs)
-        self.save_arguments(inspect.currentframe())
         numbers, self.to_matrix = HEADS[head]
         self.loss = LOSSES[loss]
         self.network: nn.Module

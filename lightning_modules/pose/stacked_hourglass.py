@@ -6,7 +6,6 @@ and corrects them, and each is told the truth. Constants are those of the author
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.pose.keypoint_codec import decode, encode, mirror_partners, shown
 from lightning_modules.pose.metrics import MPII_JOINTS, pose_metrics, update_pose_metrics
@@ -81,9 +81,9 @@ class StackedHourglassNetwork(nn.Module):
         super().__init__()
         for name, value in (("joints", joints), ("stacks", stacks), ("depth", depth)):
             if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, found {value}")
+                raise UserError(f"{name}: expected 1 or more, found {value}")
         if features < 4 or features % 4:
-            raise ValueError(f"features: expected a multiple of 4, found {features}")
+            raise UserError(f"features: expected a multiple of 4, found {features}")
         self.side = STRIDE * 2**depth
         quarter, half = features // 4, features // 2
         self.stem = nn.Sequential(
@@ -113,7 +113,7 @@ class StackedHourglassNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         if height % self.side or width % self.side:
-            raise ValueError(
+            raise UserError(
                 f"image: expected sides that {self.side} divides (stride {STRIDE}, then halved again and again), found "
                 f"{height}x{width}: choose --data.image_size, or a smaller --model.depth"
             )
@@ -186,11 +186,10 @@ class StackedHourglass(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if not sigma > 0:
-            raise ValueError(f"sigma: expected more than 0, found {sigma}")
+            raise UserError(f"sigma: expected more than 0, found {sigma}")
         if missing not in ("empty", "ignore"):
-            raise ValueError(f"missing: expected empty or ignore, found {missing}")
+            raise UserError(f"missing: expected empty or ignore, found {missing}")
         self.joint_names = list(joint_names or MPII_JOINTS)
         self.metric, self.sigma, self.missing, self.flip_test = metric, sigma, missing, flip_test
         self.monitor = (f"val/{metric}/total", "max")
@@ -200,7 +199,7 @@ class StackedHourglass(VisionModule):
     def heatmaps(self, images: Tensor | list[Tensor]) -> Tensor:
         """Of uint8 (B,3,H,W): float32 (S,B,K,H/4,W/4)."""
         if not isinstance(images, Tensor):
-            raise ValueError("image: expected crops of one person each, found whole images: --data.crop person")
+            raise UserError("image: expected crops of one person each, found whole images: --data.crop person")
         return self.network(self.preprocess(images))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:

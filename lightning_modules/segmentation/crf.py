@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from errors import UserError
+
 Normalization = Literal["after", "symmetric"]
 
 # --- permutohedral lattice ------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class Lattice(NamedTuple):
         # A corner's digits are at most 1 from its base's, and a step goes 1 further.
         spans = [span + 5 for span in (digits.amax(1) - low).tolist()]
         if math.prod(spans) >= 2**62:
-            raise ValueError(
+            raise UserError(
                 f"dense CRF: expected features that span fewer than 2^62 corners, found {math.prod(spans):.1e}: take "
                 "larger standard deviations"
             )
@@ -295,11 +297,11 @@ class DenseCRF:
 
     def __post_init__(self) -> None:
         if not all(theta > 0 for theta in (self.theta_alpha, self.theta_beta, self.theta_gamma)):
-            raise ValueError(f"dense CRF: expected standard deviations above 0, found {self}")
+            raise UserError(f"dense CRF: expected standard deviations above 0, found {self}")
         if min(self.bilateral_weight, self.gaussian_weight, self.iterations) < 0:
-            raise ValueError(f"dense CRF: expected weights and iterations of 0 or more, found {self}")
+            raise UserError(f"dense CRF: expected weights and iterations of 0 or more, found {self}")
         if self.normalization not in ("after", "symmetric"):
-            raise ValueError(f"dense CRF: expected the normalization after or symmetric, found {self.normalization}")
+            raise UserError(f"dense CRF: expected the normalization after or symmetric, found {self.normalization}")
 
     def __call__(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """Refined probabilities.
@@ -322,12 +324,12 @@ class DenseCRF:
     def infer(self, unary: Tensor, image: Tensor) -> Tensor:
         """As a call for one image, but from energies float (C,H,W): softmax(-unary) are the probabilities."""
         if unary.ndim != 3 or image.ndim != 3 or unary.shape[1:] != image.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"dense CRF: expected classes (C,H,W) and an image (3,H,W) of one size, found {tuple(unary.shape)} "
                 f"and {tuple(image.shape)}: resize the classes to the image"
             )
         if len(image) != 3 or image.dtype != torch.uint8:
-            raise ValueError(f"dense CRF: expected an image uint8 (3,H,W), found {image.dtype} {tuple(image.shape)}")
+            raise UserError(f"dense CRF: expected an image uint8 (3,H,W), found {image.dtype} {tuple(image.shape)}")
         energies = unary.float().flatten(1).T.contiguous()
         return mean_field(energies, self.kernels(image), self.iterations).T.reshape(unary.shape)
 

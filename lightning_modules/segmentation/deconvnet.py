@@ -7,7 +7,6 @@ says of them is put together.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.external_proposals import external_proposals
-from lightning_modules.components.image_batches import of_one_size
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.upsampling import max_unpooling
@@ -28,7 +28,7 @@ from lightning_modules.components.vgg import VGG16, convolution
 from lightning_modules.segmentation.crf import DenseCRF
 from lightning_modules.segmentation.fcn import FCN, from_vgg16
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, resize, sizes_of
+from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, resize, sizes_of
 
 Inference = Literal["image", "proposals"]
 
@@ -111,7 +111,7 @@ class DeconvNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < self.least:
-            raise ValueError(
+            raise UserError(
                 f"DeconvNet: expected {self.least} pixels or more to either side, found {x.shape[3]}x{x.shape[2]}: "
                 "take larger ones (--data.image_size, --data.crop_size, --model.side) or a smaller --model.fc6_kernel"
             )
@@ -231,13 +231,12 @@ class DeconvNet(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if inference not in ("image", "proposals"):
-            raise ValueError(f"inference: expected image or proposals, found {inference}")
+            raise UserError(f"inference: expected image or proposals, found {inference}")
         if not 1 <= fc6_kernel <= 7:
-            raise ValueError(f"fc6_kernel: expected 1 to 7, found {fc6_kernel}")
+            raise UserError(f"fc6_kernel: expected 1 to 7, found {fc6_kernel}")
         if proposals < 1 or least_side < 1:
-            raise ValueError(f"proposals, least_side: expected 1 or more, found {proposals} and {least_side}")
+            raise UserError(f"proposals, least_side: expected 1 or more, found {proposals} and {least_side}")
         self.num_classes, self.class_names, self.side = num_classes, class_names, side
         self.inference, self.proposals, self.least_side, self.crf = inference, proposals, least_side, crf
         self.network = DeconvNetwork(num_classes, width, batch_norm, fc6_kernel)
@@ -250,7 +249,7 @@ class DeconvNet(VisionModule):
         self.others = [] if ensemble is None else [load_fcn(ensemble, num_classes)]
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = of_one_size(batch["image"])
+        images = require_equal_size(batch["image"], CROP_ADVICE)
         return {"cross_entropy": cross_entropy(self.network(self.preprocess(images)), batch["mask"])}
 
     def scores(
@@ -303,7 +302,7 @@ class DeconvNet(VisionModule):
         pairs = list(zip(scores, images, strict=True))
         for s, image in pairs:
             if s.shape[1:] != image.shape[1:]:
-                raise ValueError(
+                raise UserError(
                     f"crf: expected images at their own size, found {image.shape[2]}x{image.shape[1]} of "
                     f"{s.shape[2]}x{s.shape[1]}: set --data.eval_size null"
                 )
@@ -327,15 +326,15 @@ def load_fcn(path: str, num_classes: int) -> FCN:
         ValueError: it is not an FCN's checkpoint, or one of another number of classes.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"ensemble: no file {path}: expected a checkpoint of an FCN")
+        raise UserError(f"ensemble: no file {path}: expected a checkpoint of an FCN")
     try:
         fcn = FCN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"ensemble: {path} is not a checkpoint of an FCN ({type(error).__name__}): train one with --model FCN"
         ) from None
     if fcn.num_classes != num_classes:
-        raise ValueError(
+        raise UserError(
             f"ensemble: expected an FCN of {num_classes} classes, found {fcn.num_classes} in {path}: train both on one "
             "list of classes"
         )

@@ -8,7 +8,6 @@ eighth pixel and sees as much as before; bilinear interpolation does the rest, a
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -20,15 +19,16 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import of_one_size
+from lightning_modules.components.image_batches import pad_to_multiple, require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.vgg import VGG16, convolution
 from lightning_modules.segmentation.crf import DEEPLAB
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, freeze_batch_norm, load_resnet
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import VOID, cross_entropy, resize, sizes_of
+from lightning_modules.segmentation.scores import CROP_ADVICE, VOID, cross_entropy, resize, sizes_of
 
 Variant = Literal["largefov", "aspp", "resnet101"]
 CRF = Literal["largefov", "vgg16", "resnet101"]
@@ -118,9 +118,9 @@ class DeepLabNetwork(nn.Module):
         """Logits float32 (B,C,h,w) of each scale, then, of several, the greatest at the first's cells.
 
         Cell (i, j) is at pixel (8 i, 8 j) of the image at its scale; the last ones lie on the last pixels of the image
-        after `fill_up`.
+        after `pad_to_multiple`.
         """
-        x = fill_up(x)
+        x = pad_to_multiple(x, 32, offset=1)
         maps = []
         for scale in self.scales:
             height, width = (round((side - 1) * scale) + 1 for side in x.shape[2:])
@@ -142,22 +142,13 @@ class DeepLabNetwork(nn.Module):
         return to_pixels(self(x)[-1], x.shape[2:])
 
 
-def fill_up(x: Tensor, step: int = 32, value: float = 0.0) -> Tensor:
-    """Fills up (...,H,W) on the right and below to sides of ``step`` k + 1, the authors' sizes.
-
-    With these every layer's first and last cells lie on the first and last pixels.
-    """
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, (1 - width) % step, 0, (1 - height) % step), value=value)
-
-
 def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, corners on corners: (B,C,h,w) to (B,C,height,width)."""
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def to_pixels(scores: Tensor, size: Sequence[int], step: int = 32) -> Tensor:
-    """Scores (B,C,h,w) of the cells of an image that went through `fill_up`, at its pixels: (B,C,height,width)."""
+    """Scores (B,C,h,w) of the cells of an image that went through `pad_to_multiple`, at its pixels: (B,C,height,width)."""
     height, width = size
     full = (height + (1 - height) % step, width + (1 - width) % step)
     return interpolate(scores, full)[:, :, :height, :width]
@@ -186,7 +177,7 @@ def deeplab_loss(outputs: Sequence[Tensor], mask: Tensor, scales: Sequence[float
         mask: int64 (B,H,W), 255 = void, as it went into the network.
         scales: those of the outputs.
     """
-    mask = fill_up(mask, value=VOID)
+    mask = pad_to_multiple(mask, 32, offset=1, value=VOID)
     names = [f"scale_{scale:g}" for scale in scales] + ["maximum"] if len(scales) > 1 else ["cross_entropy"]
     return {
         name: cross_entropy(scores, at_cells(mask, scores.shape[2:]))
@@ -208,9 +199,9 @@ class Decoder:
 
     def __init__(self, scales: Sequence[float] = (1.0,), flip: bool = False, crf: CRF | None = None) -> None:
         if not scales or min(scales) <= 0:
-            raise ValueError(f"eval_scales: expected one or more factors above 0, found {list(scales)}")
+            raise UserError(f"eval_scales: expected one or more factors above 0, found {list(scales)}")
         if crf is not None and crf not in DEEPLAB:
-            raise ValueError(f"crf: expected one of {', '.join(DEEPLAB)}, found {crf}")
+            raise UserError(f"crf: expected one of {', '.join(DEEPLAB)}, found {crf}")
         self.scales, self.flip = tuple(scales), flip
         self.crf = None if crf is None else DEEPLAB[crf]
 
@@ -236,7 +227,7 @@ class Decoder:
         pairs = list(zip(images, sizes, strict=True))
         wrong = [f"{i.shape[2]}x{i.shape[1]} of {w}x{h}" for i, (h, w) in pairs if i.shape[1:] != (h, w)]
         if self.crf is not None and wrong:
-            raise ValueError(
+            raise UserError(
                 f"crf: expected images at their own size, found {wrong[0]}: set --data.eval_size null, and "
                 "--model.eval_scales if the network is to see them smaller"
             )
@@ -333,11 +324,10 @@ class DeepLab(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if variant not in ("largefov", "aspp", "resnet101"):
-            raise ValueError(f"variant: expected largefov, aspp or resnet101, found {variant}")
+            raise UserError(f"variant: expected largefov, aspp or resnet101, found {variant}")
         if not scales or scales[0] != 1 or min(scales) <= 0 or len(set(scales)) != len(scales):
-            raise ValueError(f"scales: expected 1 and then other factors above 0, found {list(scales)}")
+            raise UserError(f"scales: expected 1 and then other factors above 0, found {list(scales)}")
         self.num_classes, self.class_names, self.head_lr_scale = num_classes, class_names, head_lr_scale
         self.network = DeepLabNetwork(variant, num_classes, width, batch_norm, scales, frozen_bn)
         self.decoder = Decoder(eval_scales, eval_flip, crf)
@@ -350,7 +340,7 @@ class DeepLab(VisionModule):
             load_weights(self.network, path, name, "branches", "score", convert=lambda state: from_vgg16(state, count))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        outputs = self.network(self.preprocess(of_one_size(batch["image"])))
+        outputs = self.network(self.preprocess(require_equal_size(batch["image"], CROP_ADVICE)))
         return deeplab_loss(outputs, batch["mask"], self.network.scales)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[Tensor]:

@@ -6,7 +6,6 @@ the whole image, each normalized, joined by a further convolution. Without a CRF
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import of_one_size
-from lightning_modules.segmentation.deeplab import CRF, Decoder, fill_up, to_pixels
+from lightning_modules.components.image_batches import pad_to_multiple, require_equal_size
+from lightning_modules.segmentation.deeplab import CRF, Decoder, to_pixels
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, ResNet, freeze_batch_norm, load_resnet
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, sizes_of
+from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, sizes_of
 
 # --- network --------------------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 1 and self.pooling[1].training:
-            raise ValueError(
+            raise UserError(
                 "image: expected 2 or more images to train on, found 1, of which image pooling leaves one value a "
                 "channel and batch normalization no variance: set --data.batch_size and --data.drop_last true, or "
                 "--model.frozen_bn true"
@@ -101,7 +101,7 @@ class DeepLabV3Network(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = self.score(self.aspp(self.features(fill_up(x, self.stride))))
+        scores = self.score(self.aspp(self.features(pad_to_multiple(x, self.stride, offset=1))))
         return to_pixels(scores.float(), x.shape[2:], self.stride)
 
 
@@ -145,9 +145,8 @@ class DeepLabV3(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if not rates or min(rates) < 1:
-            raise ValueError(f"rates: expected one or more dilations of 1 or more, found {list(rates)}")
+            raise UserError(f"rates: expected one or more dilations of 1 or more, found {list(rates)}")
         self.num_classes, self.class_names = num_classes, class_names
         self.network = DeepLabV3Network(backbone, num_classes, width, output_stride, multi_grid, rates, frozen_bn)
         self.decoder = Decoder(eval_scales, eval_flip, crf)
@@ -157,7 +156,9 @@ class DeepLabV3(VisionModule):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         # The scores are enlarged, not the truth reduced (section 4.1).
         return {
-            "cross_entropy": cross_entropy(self.network(self.preprocess(of_one_size(batch["image"]))), batch["mask"])
+            "cross_entropy": cross_entropy(
+                self.network(self.preprocess(require_equal_size(batch["image"], CROP_ADVICE))), batch["mask"]
+            )
         }
 
     def predict(self, images: Tensor | list[Tensor]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from errors import UserError
 from lightning_modules.components.pretrained import find_weights, load_weights
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -101,13 +102,13 @@ class DilatedResNet(nn.Sequential):
     ) -> None:
         super().__init__()
         if backbone not in DEPTHS:
-            raise ValueError(f"backbone: expected one of {', '.join(DEPTHS)}, found {backbone}")
+            raise UserError(f"backbone: expected one of {', '.join(DEPTHS)}, found {backbone}")
         if stride not in (8, 16):
-            raise ValueError(f"output_stride: expected 8 or 16, found {stride}")
+            raise UserError(f"output_stride: expected 8 or 16, found {stride}")
         depths, bottleneck = DEPTHS[backbone], backbone not in ("resnet18", "resnet34")
         grid = tuple(multi_grid) if multi_grid is not None else (1,) * depths[3]
         if len(grid) != depths[3] or min(grid) < 1:
-            raise ValueError(
+            raise UserError(
                 f"multi_grid: expected a factor of 1 or more for each of the last {depths[3]} blocks of {backbone}, "
                 f"found {list(grid)}"
             )

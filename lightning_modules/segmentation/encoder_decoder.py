@@ -4,7 +4,6 @@ again (after Noh et al. 2015 and Badrinarayanan et al. 2017, "SegNet").
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -12,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import of_one_size
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.upsampling import Upsample, Upsampling
 from lightning_modules.components.vgg import convolution
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, of_each, sizes_of, to_maps
+from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, of_each, sizes_of, to_maps
 
 # --- network --------------------------------------------------------------------------------------------------------
 
@@ -93,15 +93,16 @@ class EncoderDecoder(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if not channels or min(channels) < 1:
-            raise ValueError(f"channels: expected numbers of 1 or more, found {list(channels)}")
+            raise UserError(f"channels: expected numbers of 1 or more, found {list(channels)}")
         self.num_classes, self.class_names = num_classes, class_names
         self.network = EncoderDecoderNetwork(num_classes, upsampling, tuple(channels))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {
-            "cross_entropy": cross_entropy(self.network(self.preprocess(of_one_size(batch["image"]))), batch["mask"])
+            "cross_entropy": cross_entropy(
+                self.network(self.preprocess(require_equal_size(batch["image"], CROP_ADVICE))), batch["mask"]
+            )
         }
 
     def scores(self, images: Tensor | list[Tensor]) -> list[Tensor]:

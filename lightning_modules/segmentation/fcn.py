@@ -7,7 +7,6 @@ interpolation makes that an image again. FCN-16s and FCN-8s add what layers with
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,14 @@ from torchmetrics import MetricCollection
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.models.vgg import make_layers
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import of_one_size
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.vgg import VGG16, convolution
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import cross_entropy, of_each, sizes_of, to_maps
+from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, of_each, sizes_of, to_maps
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
 
@@ -123,7 +123,7 @@ class FCNNetwork(nn.Module):
             if isinstance(m, Tensor) and m.ndim == 4 and m.shape[2] == m.shape[3] and 256 % m.shape[2] == 0:
                 last[256 // m.shape[2]] = name, m.shape[1]
         if not {8, 16, 32} <= last.keys():
-            raise ValueError(
+            raise UserError(
                 f"backbone: expected a network with maps at strides 8, 16 and 32, found {backbone}'s {sorted(last)}"
             )
         parts = dict(zip(("pool3", "pool4", "top"), (last[stride] for stride in (8, 16, 32)), strict=True))
@@ -221,9 +221,8 @@ class FCN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if variant not in ("32s", "16s", "8s", "8s-atonce"):
-            raise ValueError(f"variant: expected 32s, 16s, 8s or 8s-atonce, found {variant}")
+            raise UserError(f"variant: expected 32s, 16s, 8s or 8s-atonce, found {variant}")
         self.num_classes, self.class_names, self.summed = num_classes, class_names, summed
         self.network = FCNNetwork(variant, num_classes, backbone, width, batch_norm, pad)
         if weights is not None:
@@ -235,7 +234,7 @@ class FCN(VisionModule):
             load_weights(self.network, find_weights(name, weights), name, *free, convert=convert)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        scores = self.network(self.preprocess(of_one_size(batch["image"])))
+        scores = self.network(self.preprocess(require_equal_size(batch["image"], CROP_ADVICE)))
         return {"cross_entropy": cross_entropy(scores, batch["mask"], self.summed)}
 
     def scores(self, images: Tensor | list[Tensor]) -> list[Tensor]:

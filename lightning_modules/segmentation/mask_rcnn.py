@@ -6,7 +6,6 @@ one for each class. Which class it is the other branch decides: masks do not com
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,11 +17,12 @@ from torchmetrics import MetricCollection
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import roi_align
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.backbones import Backbone, Trunk, make_trunk, maps_of
 from lightning_modules.components.boxes import pad, sample
-from lightning_modules.components.image_batches import fill_up, shrink_or_grow
+from lightning_modules.components.image_batches import pad_images, resize_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
 from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
@@ -223,9 +223,8 @@ class MaskRCNN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if eval_size is not None and not 1 <= eval_size[0] <= eval_size[1]:
-            raise ValueError(f"eval_size: expected (shorter side, longest at most) in pixels, found {eval_size}")
+            raise UserError(f"eval_size: expected (shorter side, longest at most) in pixels, found {eval_size}")
         self.num_classes, self.class_names = num_classes, class_names
         self.normalizer: Normalizer = normalizer
         self.rpn_box_weight, self.crossing = rpn_box_weight, crossing
@@ -242,8 +241,8 @@ class MaskRCNN(VisionModule):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         target = batch["target"]
         if "masks" not in target[0]:
-            raise ValueError("target: expected the masks of the objects, found boxes alone: take --data VOCInstance")
-        pixels, size = fill_up(batch["image"], self.preprocess)
+            raise UserError("target: expected the masks of the objects, found boxes alone: take --data VOCInstance")
+        pixels, size = pad_images(batch["image"], self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(target, output.anchors, size, self.crossing)
@@ -261,7 +260,7 @@ class MaskRCNN(VisionModule):
         return {**terms, **fast_rcnn_loss(logits, offset, regions), "mask": masks}
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        pixels, size = fill_up(shrink_or_grow(images, self.eval_size), self.preprocess)
+        pixels, size = pad_images(resize_images(images, self.eval_size), self.preprocess)
         maps = maps_of(self.network.trunk(pixels))
         found = propose(self.network.rpn(maps), size, *self.test_proposals, least=self.least)
         logits, offset = self.network.roi(maps, found.boxes)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from errors import UserError
 from lightning_modules.components.average_precision import APMethod, COCOMeanAP, OverlapOf, VOCMeanAP
 
 VOID = 255
@@ -65,7 +66,7 @@ class SegmentationMetrics(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if not 1 <= num_classes <= VOID:
-            raise ValueError(f"num_classes: expected 1 to {VOID}, found {num_classes}")
+            raise UserError(f"num_classes: expected 1 to {VOID}, found {num_classes}")
         self.num_classes = num_classes
         self.add_state("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -80,10 +81,10 @@ class SegmentationMetrics(Metric):
             ValueError: the lists differ in length, two maps in size, or an id is not among the classes.
         """
         if len(preds) != len(target):
-            raise ValueError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
+            raise UserError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
         for i, (p, t) in enumerate(zip(preds, target, strict=True)):
             if p.shape != t.shape:
-                raise ValueError(
+                raise UserError(
                     f"expected a prediction of the truth's size {tuple(t.shape)}, found {tuple(p.shape)} at {i}: "
                     "resize the scores to the truth, never the truth"
                 )
@@ -95,7 +96,7 @@ class SegmentationMetrics(Metric):
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= self.num_classes:
                 wrong = low if low < 0 else high
-                raise ValueError(f"expected ids 0 to {self.num_classes - 1}, found {wrong} in a {kind}")
+                raise UserError(f"expected ids 0 to {self.num_classes - 1}, found {wrong} in a {kind}")
         # Void is one more row, which is left out.
         cells = true.masked_fill(void, self.num_classes) * self.num_classes + found
         counts = torch.bincount(cells, minlength=self.num_classes * (self.num_classes + 1))[: self.num_classes**2]
@@ -165,7 +166,7 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
         ValueError: they differ in size.
     """
     if a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"masks: expected those of the objects' size {tuple(b.shape[1:])}, found {tuple(a.shape[1:])}")
+        raise UserError(f"masks: expected those of the objects' size {tuple(b.shape[1:])}, found {tuple(a.shape[1:])}")
     # Double precision counts exactly, and no autocast touches it.
     first, second = a.flatten(1).double(), b.flatten(1).double()
     shared = first @ second.T

@@ -8,7 +8,6 @@ pass over the image gives every patch's answer, since neighboring patches share 
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from typing import Any, Literal
 
@@ -18,12 +17,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import of_one_size
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import VOID, cross_entropy, of_each, resize, sizes_of, to_maps
+from lightning_modules.segmentation.scores import CROP_ADVICE, VOID, cross_entropy, of_each, resize, sizes_of, to_maps
 
 Backbone = Literal["small", "vgg16"]
 Inference = Literal["convolutional", "patches"]
@@ -52,10 +52,10 @@ class PatchNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if backbone not in ("small", "vgg16"):
-            raise ValueError(f"backbone: expected small or vgg16, found {backbone}")
+            raise UserError(f"backbone: expected small or vgg16, found {backbone}")
         self.patch, self.stride, least = (patch or 64, 8, 24) if backbone == "small" else (patch or 224, 32, 32)
         if self.patch < least or self.patch % self.stride:
-            raise ValueError(
+            raise UserError(
                 f"patch: expected {least} or more, a multiple of {self.stride} pixels, for {backbone}, found {patch}"
             )
         if backbone == "small":
@@ -245,23 +245,22 @@ class PatchClassifier(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if patches_per_image < 1:
-            raise ValueError(f"patches_per_image: expected 1 or more, found {patches_per_image}")
+            raise UserError(f"patches_per_image: expected 1 or more, found {patches_per_image}")
         if inference not in ("convolutional", "patches"):
-            raise ValueError(f"inference: expected convolutional or patches, found {inference}")
+            raise UserError(f"inference: expected convolutional or patches, found {inference}")
         self.num_classes, self.class_names = num_classes, class_names
         self.patches_per_image, self.balanced = patches_per_image, balanced
         self.network = PatchNetwork(num_classes, backbone, patch, width)
         self.stride = self.network.stride if stride is None else stride
         if self.stride < 1 or self.network.stride % self.stride:
-            raise ValueError(f"stride: expected a divisor of {self.network.stride}, {backbone}'s own, found {stride}")
+            raise UserError(f"stride: expected a divisor of {self.network.stride}, {backbone}'s own, found {stride}")
         self.classify = classify_densely if inference == "convolutional" else classify_each_patch
         if weights is not None:
             load_weights(self.network, find_weights(backbone, weights), backbone, "classifier", convert=finite)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = self.preprocess(of_one_size(batch["image"]))
+        images = self.preprocess(require_equal_size(batch["image"], CROP_ADVICE))
         row, column, label = draw_centers(batch["mask"], self.patches_per_image, self.balanced)
         image = torch.arange(len(images), device=images.device)[:, None]
         patches = patches_around(images, self.network.patch, 1)[image, :, row, column]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VOID = 255
+CROP_ADVICE = "--data.crop_size, or --data.batch_size 1 for whole images"  # for `require_equal_size` in training
 
 
 def cross_entropy(scores: Tensor, mask: Tensor, summed: bool = False) -> Tensor:

@@ -6,7 +6,6 @@ of that: any style in one pass, none of which it has seen before.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.style.losses import feature_distance, moments, moments_distance, relative_to
 from lightning_modules.style.painting import (
     check_weights,
@@ -25,7 +26,6 @@ from lightning_modules.style.painting import (
     read_style,
     score_paintings,
     shares_of,
-    stacked,
     to_pixels,
 )
 
@@ -120,12 +120,11 @@ class AdaIN(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected 0 to 1, found {alpha}")
+            raise UserError(f"alpha: expected 0 to 1, found {alpha}")
         check_weights(style_weight=style_weight or 0)
         if mask is not None and len(styles or ()) != 2:
-            raise ValueError(f"mask: expected two styles, found {len(styles or ())}")
+            raise UserError(f"mask: expected two styles, found {len(styles or ())}")
         self.convention, self.relative, self.alpha = convention, relative, alpha
         self.style_weight = style_weight if style_weight is not None else {"authors": 0.01, "mean": 10.0}[convention]
         self.styles, self.mask, self.style_size = list(styles or ()), mask, style_size
@@ -142,7 +141,7 @@ class AdaIN(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "style" not in batch:
-            raise ValueError("AdaIN: expected images of style, found none: --data.styled true")
+            raise UserError("AdaIN: expected images of style, found none: --data.styled true")
         with torch.no_grad():
             content = self.encoder(batch["image"].float() / 255)[LAYERS[-1]]
             style = self.encoder(batch["style"].float() / 255)
@@ -181,12 +180,12 @@ class AdaIN(VisionModule):
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """Painted with ``styles``."""
         if not self.styles:
-            raise ValueError("styles: expected images of style: --model.styles '[painting.jpg]'")
+            raise UserError("styles: expected images of style: --model.styles '[painting.jpg]'")
         if not self._style_maps:
             for path in self.styles:
                 picture = enlarged(read_style(path, self.style_size).to(self.device), MULTIPLE)
                 self._style_maps.append(self.encoder(picture)[LAYERS[-1]])
-        return self._paint(stacked(images), self._style_maps, self.shares)
+        return self._paint(require_equal_size(images), self._style_maps, self.shares)
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "style" not in batch:
@@ -213,7 +212,7 @@ class AdaIN(VisionModule):
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         if "style" not in batch:
-            raise ValueError("AdaIN: expected images of style, found none: --data.styled true")
+            raise UserError("AdaIN: expected images of style, found none: --data.styled true")
         content, style = (self.encoder(batch[key].float() / 255) for key in ("image", "style"))
         found = self.encoder(predictions["stylized"].float() / 255)
         terms = self.distances(found, adain(content[LAYERS[-1]], style[LAYERS[-1]]), style)

@@ -6,7 +6,6 @@ supplement; with instance normalization (Ulyanov et al. 2016) and resize convolu
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, relative_to, total_variation
 from lightning_modules.style.painting import (
     check_weights,
@@ -23,7 +24,6 @@ from lightning_modules.style.painting import (
     painting_metrics,
     read_style,
     score_paintings,
-    stacked,
     to_pixels,
 )
 
@@ -127,7 +127,6 @@ class FastStyle(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         check_weights(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
         self.style, self.style_size = style, style_size
         self.content_layer, self.style_layers = content_layer, list(style_layers)
@@ -143,7 +142,7 @@ class FastStyle(VisionModule):
         if stage == "predict" or self._features:
             return
         if self.style is None:
-            raise ValueError("style: expected the image whose style is learned: --model.style PICTURE")
+            raise UserError("style: expected the image whose style is learned: --model.style PICTURE")
         layers = list(dict.fromkeys([self.content_layer, *self.style_layers]))
         picture = read_style(self.style, self.style_size)
         features = Features(layers, self.feature_network, self.weights).to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -161,7 +160,7 @@ class FastStyle(VisionModule):
     def paint(self, images: Tensor) -> Tensor:
         """uint8 (B,3,H,W) to painted ones, float32 (B,3,H,W), about 0..1."""
         painted = self.network(self.preprocess(images)).float()
-        return (painted * self._pixel_std + self._pixel_mean) / 255
+        return (painted * self.pixel_std.value + self.pixel_mean.value) / 255
 
     def distances(self, painted: Tensor, content: Tensor) -> dict[str, Tensor]:
         """Named terms of each image: float32 (B,). Both float (B,3,H,W) in 0..1."""
@@ -186,21 +185,21 @@ class FastStyle(VisionModule):
         return torch.stack(total).sum(0)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = stacked(batch["image"])
+        images = require_equal_size(batch["image"])
         terms = self.distances(self.paint(images), images.float() / 255)
         return {name: term.mean() for name, term in terms.items()}
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        pixels = to_pixels(self.paint(stacked(images)))
+        pixels = to_pixels(self.paint(require_equal_size(images)))
         return {"stylized": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
 
     def build_metrics(self) -> MetricCollection:
         return painting_metrics("content", "style", *(["tv"] if self.tv_weight else []))
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        content = stacked(batch["image"]).float() / 255
+        content = require_equal_size(batch["image"]).float() / 255
         terms = self.distances(predictions["stylized"].float() / 255, content)
         unchanged = self.style_weight * self.style_distance(self.features(content))
         score_paintings(metrics, terms, unchanged)

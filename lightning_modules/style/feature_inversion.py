@@ -6,12 +6,12 @@ What a layer knows of an image is shown by an image that looks the same to it. C
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, ScheduleFactory
 from lightning_modules.components.features import FeatureNetwork
 from lightning_modules.style.learned_image import LearnedImage, Start
@@ -64,10 +64,9 @@ class FeatureInversion(LearnedImage):
             [layer], network, weights, pooling, rescaled, start, bounded, optimizer,
             schedule=schedule, channels_last=channels_last,
         )  # fmt: skip
-        self.save_arguments(inspect.currentframe())
         check_weights(tv_weight=tv_weight, alpha_weight=alpha_weight)
         if beta <= 0:
-            raise ValueError(f"beta: expected more than 0, found {beta}")
+            raise UserError(f"beta: expected more than 0, found {beta}")
         self.layer, self.tv_weight, self.beta, self.alpha_weight = layer, tv_weight, beta, alpha_weight
         self._mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
 

@@ -10,7 +10,6 @@ that is inverted: what they add says little about the layer, and much about wher
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -18,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.upsampling import bed_of_nails, max_unpooling
 from lightning_modules.style.losses import feature_distance, relative_to
-from lightning_modules.style.painting import check_weights, stacked
+from lightning_modules.style.painting import check_weights
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -122,12 +123,11 @@ class InversionNetwork(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if network not in CONVOLUTIONS:
-            raise ValueError(f"network: expected vgg16 or vgg19, found {network}")
+            raise UserError(f"network: expected vgg16 or vgg19, found {network}")
         check_weights(intermediate=intermediate)
         if layer not in ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7", "fc8"):
-            raise ValueError(f"layer: expected pool1 to pool5, fc6, fc7 or fc8, found {layer}")
+            raise UserError(f"layer: expected pool1 to pool5, fc6, fc7 or fc8, found {layer}")
         self.layer, self.switches, self.intermediate = layer, switches, intermediate
         self.feature_network, self.weights, self.image_size = network, weights, image_size
         blocks = int(layer[4:]) if layer.startswith("pool") else 5
@@ -136,7 +136,7 @@ class InversionNetwork(VisionModule):
         self.linear: nn.Linear | None = None
         if layer.startswith("fc"):
             if self.side < 1:
-                raise ValueError(f"image_size: expected 32 or more for {layer}, found {image_size}")
+                raise UserError(f"image_size: expected 32 or more for {layer}, found {image_size}")
             self.linear = nn.Linear(1000 if layer == "fc8" else 4096, CHANNELS[-1] * self.side**2)
         self.decoder = Decoder(network, blocks)
         # In a list, since a submodule would be saved.
@@ -166,7 +166,7 @@ class InversionNetwork(VisionModule):
         x = found[self.layer]
         if self.linear is not None:
             if pooled[-1].shape[2:] != (self.side, self.side):
-                raise ValueError(
+                raise UserError(
                     f"image_size: expected images of {self.image_size} pixels for {self.layer}, found "
                     f"{images.shape[-1]}x{images.shape[-2]}"
                 )
@@ -184,10 +184,12 @@ class InversionNetwork(VisionModule):
         return terms
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        images = stacked(images)
+        images = require_equal_size(images)
         levels, _ = self.decode(images)
         self.preprocess(images[:1])  # brings the mean to the device
-        pixels = (levels[-1].float() * self._pixel_std + self._pixel_mean).clamp(0, 255).round().to(torch.uint8)
+        pixels = (
+            (levels[-1].float() * self.pixel_std.value + self.pixel_mean.value).clamp(0, 255).round().to(torch.uint8)
+        )
         return {"stylized": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
 
     def build_metrics(self) -> MetricCollection:

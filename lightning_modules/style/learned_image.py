@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
 from lightning_modules.style.painting import to_pixels
@@ -95,7 +96,7 @@ class LearnedImage(VisionModule):
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit":
             if data is None:
-                raise ValueError(f"{type(self).__name__}: the image comes from a datamodule: give one (ImagePair)")
+                raise UserError(f"{type(self).__name__}: the image comes from a datamodule: give one (ImagePair)")
             sample = data.dataset("train")[0]
             self._check_memory(sample["image"])
             if self.image is None:
@@ -125,14 +126,14 @@ class LearnedImage(VisionModule):
         try:
             needed = memory_of(self._features[0], height, width)
         except RuntimeError:
-            raise ValueError(
+            raise UserError(
                 f"{name}: of {width}x{height} pixels nothing is left in {self.feature_options['layers'][-1]}: "
                 "take a larger image, or an earlier layer"
             ) from None
         free = free_memory(self.device)
         if free is not None and needed > SHARE * free:
             side = int(max(height, width) * (SHARE * free / needed) ** 0.5)
-            raise ValueError(
+            raise UserError(
                 f"{name}: {width}x{height} pixels need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: "
                 f"--data.image_size {side}"
             )
@@ -170,7 +171,7 @@ class LearnedImage(VisionModule):
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """The image, whatever is given."""
         if self.image is None:
-            raise ValueError(f"{type(self).__name__}: no image was learned: --ckpt_path CHECKPOINT")
+            raise UserError(f"{type(self).__name__}: no image was learned: --ckpt_path CHECKPOINT")
         pixels = to_pixels(self.image.detach())
         return {"stylized": pixels, "random": torch.tensor([self.feature_options["weights"] == "random"])}
 

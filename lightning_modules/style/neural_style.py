@@ -6,13 +6,13 @@ layer, those of another. Weights and start are those of the authors' code.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, ScheduleFactory
 from lightning_modules.components.features import FeatureNetwork
 from lightning_modules.style.learned_image import LearnedImage, Start
@@ -63,14 +63,13 @@ class NeuralStyle(LearnedImage):
             layers, network, weights, pooling, rescaled, start, bounded, optimizer,
             schedule=schedule, channels_last=channels_last,
         )  # fmt: skip
-        self.save_arguments(inspect.currentframe())
         check_weights(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
         self.content_layers, self.style_layers = list(content_layers), list(style_layers)
         self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
 
     def make_targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if "style" not in batch:
-            raise ValueError("NeuralStyle: expected an image of style, found none: --data.style PICTURE")
+            raise UserError("NeuralStyle: expected an image of style, found none: --data.style PICTURE")
         content, style = self.features(batch["image"]), self.features(batch["style"])
         return {
             **{f"content {name}": content[name].float() for name in self.content_layers},

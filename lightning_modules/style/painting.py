@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
+
+from errors import UserError
+from lightning_modules.components.image_batches import pad_to_multiple
 
 LEAST = 16  # pixels a side: the deepest maps have a quarter or an eighth of them, and are reflected at their borders
 
@@ -32,7 +34,7 @@ def read_style(path: str, longest: int | None) -> Tensor:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"style: expected an image, found {path}: {error}") from None
+        raise UserError(f"style: expected an image, found {path}: {error}") from None
     if longest is not None and max(picture.size) > longest:
         scale = longest / max(picture.size)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -49,7 +51,7 @@ def shares_of(styles: Sequence[str], mix: Sequence[float] | None) -> list[float]
     if mix is None:
         return [1 / max(1, len(styles))] * len(styles)
     if len(mix) != len(styles) or min(mix) < 0 or sum(mix) <= 0:
-        raise ValueError(f"mix: expected one number of 0 or more a style, {len(styles)}, found {list(mix)}")
+        raise UserError(f"mix: expected one number of 0 or more a style, {len(styles)}, found {list(mix)}")
     return [part / sum(mix) for part in mix]
 
 
@@ -57,26 +59,12 @@ def check_weights(**weights: float) -> None:
     """Raises a ValueError unless all weights of a loss are 0 or more."""
     for name, value in weights.items():
         if value < 0:
-            raise ValueError(f"{name}: expected 0 or more, found {value}")
-
-
-def stacked(images: Tensor | list[Tensor]) -> Tensor:
-    """Images (B,3,H,W), which may be a list of (3,H,W).
-
-    Raises:
-        ValueError: they are not of one size.
-    """
-    if isinstance(images, Tensor):
-        return images
-    if len({image.shape for image in images}) > 1:
-        raise ValueError("image: expected images of one size, found several: --data.batch_size 1")
-    return torch.stack(images)
+            raise UserError(f"{name}: expected 0 or more, found {value}")
 
 
 def enlarged(images: Tensor, multiple: int) -> Tensor:
     """Images (B,3,H,W), their last rows and columns repeated: sides are multiples, and `LEAST` at least."""
-    add = [max(LEAST, -(-side // multiple) * multiple) - side for side in (images.shape[-1], images.shape[-2])]
-    return F.pad(images, (0, add[0], 0, add[1]), mode="replicate")
+    return pad_to_multiple(images, multiple, minimum=-(-LEAST // multiple) * multiple, mode="replicate")
 
 
 def to_pixels(images: Tensor) -> Tensor:

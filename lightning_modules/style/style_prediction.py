@@ -8,7 +8,6 @@ Constants are those of the authors' code (magenta).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,10 @@ import torchvision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import FeatureNetwork, Features
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, relative_to, total_variation
 from lightning_modules.style.painting import (
@@ -29,7 +30,6 @@ from lightning_modules.style.painting import (
     read_style,
     score_paintings,
     shares_of,
-    stacked,
     to_pixels,
 )
 
@@ -162,9 +162,8 @@ class StylePrediction(VisionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.save_arguments(inspect.currentframe())
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected 0 to 1, found {alpha}")
+            raise UserError(f"alpha: expected 0 to 1, found {alpha}")
         check_weights(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
         self.content_layer, self.style_layers = content_layer, list(style_layers)
         self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
@@ -209,7 +208,7 @@ class StylePrediction(VisionModule):
     @staticmethod
     def _pair(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if "style" not in batch:
-            raise ValueError("StylePrediction: expected images of style, found none: --data.styled true")
+            raise UserError("StylePrediction: expected images of style, found none: --data.styled true")
         return batch["image"].float() / 255, batch["style"].float() / 255
 
     def distances(self, painted: Tensor, true: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -246,12 +245,12 @@ class StylePrediction(VisionModule):
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """Painted with ``styles``."""
         if not self.styles:
-            raise ValueError("styles: expected images of style: --model.styles '[painting.jpg]'")
+            raise UserError("styles: expected images of style: --model.styles '[painting.jpg]'")
         if self._style is None:
             paintings = [read_style(path, self.style_size).to(self.device) for path in self.styles]
             parts = [share * self.embed(painting) for share, painting in zip(self.shares, paintings, strict=True)]
             self._style = torch.stack(parts).sum(0)
-        return self._painted(stacked(images), self._style)
+        return self._painted(require_equal_size(images), self._style)
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "style" not in batch:

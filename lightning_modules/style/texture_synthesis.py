@@ -5,7 +5,6 @@ Noise is changed until its Gram matrices are those of an image: what the image i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Literal
 
@@ -52,7 +51,6 @@ class TextureSynthesis(LearnedImage):
             layers, network, weights, pooling, rescaled, start, bounded, optimizer,
             schedule=schedule, channels_last=channels_last,
         )  # fmt: skip
-        self.save_arguments(inspect.currentframe())
         self.relative = relative
 
     def bounds(self, content: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
 from lightning_modules.components.backbones import maps_of
-from lightning_modules.components.image_batches import fill_up
+from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.rpn import propose
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.rpn import RPN
@@ -127,13 +127,13 @@ def test_pictures_of_two_sizes_are_filled_up_with_the_mean() -> None:
     torch.manual_seed(0)
     module = small(score_threshold=0.0).eval()
     one, other = (torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((60, 64), (96, 128)))
-    pixels, size = fill_up([one, other], module.preprocess)
+    pixels, size = pad_images([one, other], module.preprocess)
     assert pixels.shape == (2, 3, 96, 128)
     assert size.tolist() == [[64, 60], [128, 96]]
     assert (pixels[0, :, 60:] == 0).all()
     assert (pixels[0, :, :, 64:] == 0).all()
     torch.testing.assert_close(pixels[0, :, :60, :64], module.preprocess(one[None])[0])
-    assert fill_up(one[None], module.preprocess)[0].shape == (1, 3, 64, 64)
+    assert pad_images(one[None], module.preprocess)[0].shape == (1, 3, 64, 64)
     with torch.inference_mode():
         found = module.predict([one, other])
     assert (found[0]["boxes"] <= torch.tensor([64, 60, 64, 60])).all()
@@ -192,7 +192,7 @@ def test_weights_of_a_vgg16_and_of_a_proposal_network(tmp_path: Path, capsys: py
 def test_no_gradient_goes_through_proposals() -> None:
     torch.manual_seed(0)
     module = small()
-    pixels, size = fill_up(a_batch()["image"], module.preprocess)
+    pixels, size = pad_images(a_batch()["image"], module.preprocess)
     output = module.network.rpn(maps_of(module.network.trunk(pixels)))
     found = propose(output, size, 100, 20, least=2)
     assert output.objectness.requires_grad

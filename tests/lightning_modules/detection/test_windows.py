@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from lightning_modules.components.image_batches import stack
+from lightning_modules.components.image_batches import stack_images
 from lightning_modules.detection.windows import NEITHER, above, cut, draw_windows, places, resize_to_fit
 
 C = 3
@@ -101,7 +101,7 @@ def test_cut_takes_whole_pixels_as_they_are() -> None:
 
 def test_images_of_several_sizes_are_filled_up() -> None:
     images = [torch.full((3, 4, 6), 7, dtype=torch.uint8), torch.full((3, 5, 2), 9, dtype=torch.uint8)]
-    filled, size = stack(images)
+    filled, size = stack_images(images)
     assert filled.shape == (2, 3, 5, 6)
     assert filled.dtype == torch.uint8
     assert filled.sum() == 7 * 3 * 24 + 9 * 3 * 10

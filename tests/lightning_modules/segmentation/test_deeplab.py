@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG, resnet50
 from torchvision.models.vgg import make_layers
 
+from lightning_modules.components.image_batches import pad_to_multiple
 from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.deeplab import (
     Decoder,
@@ -19,7 +20,6 @@ from lightning_modules.segmentation.deeplab import (
     DeepLabNetwork,
     at_cells,
     deeplab_loss,
-    fill_up,
     to_pixels,
 )
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, Pointwise
@@ -134,8 +134,8 @@ def test_the_maximum_of_the_scales() -> None:
 
 def test_sizes_are_filled_up_to_the_authors() -> None:
     for side, full in ((1, 1), (2, 33), (33, 33), (321, 321), (322, 353), (500, 513)):
-        assert fill_up(torch.ones(1, 3, side, 33)).shape == (1, 3, full, 33)
-    mask = fill_up(torch.zeros(1, 30, 33, dtype=torch.int64), value=255)
+        assert pad_to_multiple(torch.ones(1, 3, side, 33), 32, offset=1).shape == (1, 3, full, 33)
+    mask = pad_to_multiple(torch.zeros(1, 30, 33, dtype=torch.int64), 32, offset=1, value=255)
     assert (mask[:, 30:] == 255).all()
     assert (mask[:, :30] == 0).all()
     assert to_pixels(torch.zeros(1, 2, 5, 5), (30, 20)).shape == (1, 2, 30, 20)

@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from lightning_modules.components.backbones import maps_of
 from lightning_modules.components.boxes import corners
+from lightning_modules.components.image_batches import resize_images
 from lightning_modules.components.roi_heads import draw_regions
 from lightning_modules.components.torchvision_rcnn import from_torchvision
 from lightning_modules.detection.faster_rcnn import FasterRCNN
@@ -340,7 +341,7 @@ def test_evaluation_at_another_size(size: tuple[int, int]) -> None:
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     scaled = (100, 120)
     factor = min(100 / min(size), 120 / max(size))
-    larger = mask_rcnn.shrink_or_grow(image, scaled)[0]
+    larger = resize_images(image, scaled)[0]
     assert larger.shape[1:] == tuple(round(side * factor) for side in size)
     with torch.inference_mode():
         expected = module.predict(larger[None])[0]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.style.painting import (
     enlarged,
     painting_metrics,
     read_style,
     score_paintings,
     shares_of,
-    stacked,
     to_pixels,
 )
 
@@ -66,9 +66,9 @@ def test_sizes_and_pixels() -> None:
     assert torch.equal(large[..., :17, :3], images)
     assert torch.equal(large[0, :, -1, -1], images[0, :, -1, -1])
     assert to_pixels(torch.tensor([-1.0, 0.0, 0.5019, 1.0, 7.0])).tolist() == [0, 0, 128, 255, 255]
-    assert stacked([images[0], images[0]]).shape == (2, 3, 17, 3)
+    assert require_equal_size([images[0], images[0]]).shape == (2, 3, 17, 3)
     with pytest.raises(ValueError, match="images of one size, found several"):
-        stacked([images[0], large[0]])
+        require_equal_size([images[0], large[0]])
 
 
 def test_what_is_left_of_a_style_is_a_mean_over_pictures() -> None:
