@@ -2,7 +2,7 @@
 
 The comparison of Ren et al. 2015, "Analysis of Recall-to-IoU": the proposal network beside Selective Search, on the
 same images. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; Selective Search's boxes are those that
-``python -m datamodules.proposals`` wrote.
+``python -m tools.proposals`` wrote.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal_recall", description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint of RPN or FasterRCNN")
     parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
-    parser.add_argument("--data.proposals", required=True, help="the folder that python -m datamodules.proposals wrote")
+    parser.add_argument("--data.proposals", required=True, help="the folder that python -m tools.proposals wrote")
     parser.add_argument("--data.val", nargs="+", help="image sets; default: the checkpoint's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)

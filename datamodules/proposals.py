@@ -1,4 +1,4 @@
-"""Selective Search's boxes of a dataset on disk: ``python -m datamodules.proposals --root VOCdevkit --out DIR``.
+"""Selective Search's boxes of a dataset on disk: ``python -m tools.proposals --root VOCdevkit --out DIR``.
 
 Each image has a file of its own, ``DIR/VOC2007/JPEGImages/000005.jpg.boxes``: `HEADER`, then little-endian float32
 (N,4) xyxy in the image's pixels, best first. A file is there whole or not at all, and its checksum tells whether it
@@ -78,7 +78,7 @@ def read_boxes(path: str) -> tuple[np.ndarray, int]:
         else:
             return np.frombuffer(bytearray(boxes), "<f4").astype(np.float32, copy=False).reshape(-1, 4), top
     raise DatasetError(
-        f"{path}: expected an image's boxes, found {reason}: the command python -m datamodules.proposals that "
+        f"{path}: expected an image's boxes, found {reason}: the command python -m tools.proposals that "
         "wrote it writes it anew"
     )
 
@@ -107,7 +107,7 @@ def check_proposals(folder: str, names: Sequence[str], options: str) -> None:
     if missing:
         raise DatasetError(
             f"proposals: expected boxes of {len(names)} images, {folder} lacks {some(missing, 'picture')}: "
-            f"python -m datamodules.proposals {options} --out {folder}"
+            f"python -m tools.proposals {options} --out {folder}"
         )
 
 

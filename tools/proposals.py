@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datamodules.detection.voc import VOCDetection
     from datamodules.segmentation.voc import VOCSegmentation
 
-    parser = argparse.ArgumentParser(prog="python -m datamodules.proposals", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.proposals", description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the folder VOCdevkit, or the one that it lies in")
     parser.add_argument("--sets", nargs="+", default=["VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"])
     parser.add_argument("--out", required=True, help="folder for the boxes: --data.proposals of a training run")

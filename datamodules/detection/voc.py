@@ -159,7 +159,7 @@ class VOCDetection(VOCTree):
         eval_image_size: the same for validation, test and prediction; None for ``image_size``.
         photometric, expand, iou_crop, jitter, hflip: training augmentation, see `BoxTransform`.
         train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
-        proposals: folder of boxes that may hold objects, for Fast R-CNN: ``python -m datamodules.proposals`` writes it.
+        proposals: folder of boxes that may hold objects, for Fast R-CNN: ``python -m tools.proposals`` writes it.
             Prediction has none.
         images: for prediction, a folder of images, one image, or a video (of which all frames are predicted).
         download: fetch what is missing of VOC2007 and VOC2012.

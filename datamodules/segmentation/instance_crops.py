@@ -142,7 +142,7 @@ class VOCInstanceCrops(MaskTree):
     Args:
         root, train, val, test, classes: see `VOCSegmentation`; the first class is the background.
         crops: ``objects`` is the first stage, ``proposals`` the second.
-        proposals: folder of the boxes, which ``python -m datamodules.proposals --masks`` writes; needed for the second
+        proposals: folder of the boxes, which ``python -m tools.proposals --masks`` writes; needed for the second
             stage. Prediction has none.
         image_size: side of the square that a crop is warped to.
         crop_size: side of the square that is then cut out of it.
@@ -194,7 +194,7 @@ class VOCInstanceCrops(MaskTree):
         if self.proposals is None and training and by_proposals:
             raise DatasetError(
                 "proposals: the second stage needs boxes that may hold objects, found none: python -m "
-                f"datamodules.proposals {self._options(split)} --out FOLDER, then --data.proposals FOLDER"
+                f"tools.proposals {self._options(split)} --out FOLDER, then --data.proposals FOLDER"
             )
         if self.proposals is not None and (by_proposals or not training):
             names = [files.pictures[i] for i in range(len(files))]

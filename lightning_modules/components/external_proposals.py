@@ -23,7 +23,7 @@ def given_proposals(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     if "proposals" not in batch:
         raise UserError(
             "proposals: expected a batch with boxes that may hold objects, found none: compute them with "
-            "python -m datamodules.proposals and set --data.proposals to their folder"
+            "python -m tools.proposals and set --data.proposals to their folder"
         )
     return fill_up_proposals(batch["proposals"])
 

@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, found: str) -> Non
     write_boxes(str(path), np.ones((3, 4), np.float32), 5)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
-        DatasetError, match=rf"a\.boxes: expected an image's boxes, {found}.*datamodules\.proposals"
+        DatasetError, match=rf"a\.boxes: expected an image's boxes, {found}.*tools\.proposals"
     ) as e:
         read_boxes(str(path))
     assert "\n" not in str(e.value)
@@ -290,7 +290,7 @@ def test_a_picture_without_proposals_names_the_command_that_computes_them(
     with pytest.raises(DatasetError, match=r"expected boxes of 2 images, .*boxes lacks 2 images \(VOC2007") as error:
         module.dataset("val")
     command = shlex.split(str(error.value).rpartition(": ")[2])
-    assert command[:3] == ["python", "-m", "datamodules.proposals"]
+    assert command[:3] == ["python", "-m", "tools.proposals"]
     assert main([*command[3:], "--workers", "1"]) == 0
     batch = next(iter(module.val_dataloader()))
     assert [len(proposals) for proposals in batch["proposals"]] == [30, 30]

@@ -174,7 +174,7 @@ def test_nothing_there_has_a_finite_loss(proposed: int) -> None:
 
 
 def test_a_batch_without_proposals_is_refused() -> None:
-    with pytest.raises(ValueError, match="python -m datamodules.proposals"):
+    with pytest.raises(ValueError, match="python -m tools.proposals"):
         small().losses({"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "target": [NOTHING]})
 
 
