@@ -1,4 +1,4 @@
-"""Base class of the detectors: classes, thresholds of the post-processing, and the metrics that all of them share."""
+"""Base class of the detectors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lightning_modules.detection.metrics import detection_metrics
 
 
 class Detector(VisionModule):
-    """Base class of the detectors.
+    """Base class of the detectors: classes, thresholds of the post-processing, and metrics.
 
-    ``predict`` returns one dict per image, best detection first: ``boxes`` float32 (K, 4), xyxy in pixels, ``scores``
-    float32 (K,) in 0..1, ``labels`` int64 (K,). Metrics: ``map`` (`VOCMeanAP`) and COCO's average precision
-    (`COCOMeanAP`).
+    Batch: see detection in the batch contract (``datamodules/base.py``). ``predict`` returns one dict per image, best
+    detection first: ``boxes`` float32 (K, 4), xyxy in pixels, ``scores`` float32 (K,), ``labels`` int64 (K,). Metrics:
+    those of `VOCMeanAP` and, with ``compute_coco_ap``, of `COCOMeanAP`.
 
     Args:
         num_classes: number of classes, without the background; ``train.py`` takes it from the data.
         class_names: one name per class; ``train.py`` takes them from the data.
         score_threshold: detections with a lower score are dropped.
         nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
-        ap_method: how VOC's average precision is computed, see `VOCMeanAP`.
+        ap_method: how VOC's average precision is computed: ``area`` (VOC2010 and later) or ``11point`` (VOC2007).
         compute_coco_ap: also compute COCO's average precision.
         **kwargs: see `VisionModule`.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from errors import UserError
-from lightning_modules.components.average_precision import APMethod, COCOMeanAP, OverlapOf, VOCMeanAP
+from lightning_modules.components.average_precision import APMethod, COCOMeanAP, VOCMeanAP
 
 VOID = 255
 
@@ -137,17 +137,8 @@ class RegionAP(VOCMeanAP):
         super().__init__(num_classes, method, iou_threshold)
         self.tables = tables
 
-    def overlap_of(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> OverlapOf:
-        matrices = [mask_iou(p["masks"], t["masks"]) for p, t in zip(preds, target, strict=True)]
-        overlaps = torch.cat([matrix.flatten() for matrix in matrices])
-        rows, start, objects = [], 0, 0
-        for matrix in matrices:
-            detections, width = matrix.shape
-            # With the index of an object among all images' added, it is the place in the image's own matrix.
-            rows.append(start - objects + width * torch.arange(detections, device=matrix.device))
-            start, objects = start + matrix.numel(), objects + width
-        row = torch.cat(rows)
-        return lambda detection, object_: overlaps[row[detection] + object_]
+    def pairwise_iou(self, pred: dict[str, Any], gt: dict[str, Any]) -> Tensor:
+        return mask_iou(pred["masks"], gt["masks"])
 
     def compute(self) -> dict[str, Tensor]:
         """The results named above."""

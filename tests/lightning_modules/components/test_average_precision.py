@@ -1,4 +1,4 @@
-"""VOCMeanAP against the development kit's procedure written out detection by detection, and its known traps."""
+"""VOCMeanAP against the loops of the development kit, its known traps, and COCOMeanAP."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torchvision.ops import box_iou
 
 from lightning_modules.components.average_precision import COCOMeanAP, VOCMeanAP
-from lightning_modules.detection.metrics import ProposalRecall, detection_metrics
+from lightning_modules.detection.metrics import detection_metrics
 
 Images = list[dict[str, torch.Tensor]]
 
 
 def devkit(preds: Images, target: Images, label: int, method: str) -> float:
-    """VOCevaldet.m for one class, as its loops go, with boxes stored as (xmin - 1, ymin - 1, xmax, ymax)."""
+    """VOCevaldet.m for one class, with boxes stored as (xmin - 1, ymin - 1, xmax, ymax)."""
     objects = []
     for t in target:
-        mine = t["labels"] == label
+        of_class = t["labels"] == label
         objects.append(
-            (t["boxes"][mine].double().numpy(), t["difficult"][mine].numpy(), np.zeros(int(mine.sum()), bool))
+            (
+                t["boxes"][of_class].double().numpy(),
+                t["difficult"][of_class].numpy(),
+                np.zeros(int(of_class.sum()), bool),
+            )
         )
     positives = sum(int((~difficult).sum()) for _, difficult, _ in objects)
     if positives == 0:
@@ -38,7 +41,7 @@ def devkit(preds: Images, target: Images, label: int, method: str) -> float:
     tp, fp = [], []
     for _, i, k in sorted(detections, key=lambda d: d[0]):
         box = preds[i]["boxes"][k].double().numpy()
-        boxes, difficult, taken = objects[i]
+        boxes, difficult, matched = objects[i]
         best, at = -np.inf, -1
         for j, other in enumerate(boxes):
             # Inclusive pixels: from xmin = box[0] + 1 to xmax = box[2].
@@ -53,8 +56,8 @@ def devkit(preds: Images, target: Images, label: int, method: str) -> float:
             if difficult[at]:
                 tp.append(0)
                 fp.append(0)
-            elif not taken[at]:
-                taken[at] = True
+            elif not matched[at]:
+                matched[at] = True
                 tp.append(1)
                 fp.append(0)
             else:
@@ -78,7 +81,7 @@ def devkit(preds: Images, target: Images, label: int, method: str) -> float:
 
 
 def some_images(seed: int, count: int = 12, classes: int = 4, ties: bool = False) -> tuple[Images, Images]:
-    """Whole-pixel boxes, many of them near an object of their image; duplicates, difficult objects, empty images."""
+    """Draw integer boxes, many of them near an object; with duplicates, difficult objects and empty images."""
     rng = np.random.default_rng(seed)
     preds, target = [], []
     for _ in range(count):
@@ -121,7 +124,7 @@ def measured(preds: Images, target: Images, batch: int = 5, **options: Any) -> d
 @pytest.mark.parametrize("method", ["area", "11point"])
 @pytest.mark.parametrize("ties", [False, True])
 def test_against_the_development_kit(method: str, ties: bool) -> None:
-    found_something = 0.0
+    total = 0.0
     for seed in range(25):
         preds, target = some_images(seed, ties=ties)
         result = measured(preds, target, batch=1 + seed % 6, method=method)
@@ -129,8 +132,8 @@ def test_against_the_development_kit(method: str, ties: bool) -> None:
         np.testing.assert_allclose(result["ap"].numpy(), expected, atol=1e-6, err_msg=f"seed {seed}")
         assert result["map"].item() == pytest.approx(np.nanmean(expected), abs=1e-6)
         assert np.isnan(expected[3])
-        found_something += float(result["map"])
-    assert 2 < found_something < 23
+        total += float(result["map"])
+    assert 2 < total < 23
 
 
 def one(boxes: list, scores: list | None = None, difficult: list | None = None, labels: list | None = None) -> dict:
@@ -159,7 +162,7 @@ def test_a_second_detection_of_an_object_is_false() -> None:
 
 
 def test_a_duplicate_does_not_go_to_the_second_best_object() -> None:
-    # Both overlap the first object most; the second object, which they overlap by 0.5 too, stays unfound.
+    # Both have the highest IoU with the first object; the second one, with an IoU above 0.5 too, is missed.
     target = [one([BOX, [0, 0, 10, 14]])]
     assert ap([one([BOX, BOX], [0.9, 0.8])], target) == pytest.approx(0.5)
 
@@ -177,14 +180,14 @@ def test_an_overlap_of_exactly_the_threshold_is_enough() -> None:
 
 
 def test_eleven_points_at_a_recall_of_three_tenths() -> None:
-    """3/10 reaches the point 0.3, though 3 * 0.1 is more than 0.3 in floats: four points of eleven."""
+    """A recall of 3/10 reaches the point 0.3, although 3 * 0.1 > 0.3 in floats: four points of eleven."""
     target = [one([BOX])] * 10
     preds = [one([BOX], [0.9])] * 3 + [one([], [])] * 7
     assert ap(preds, target, method="11point") == pytest.approx(4 / 11)
     assert ap(preds, target) == pytest.approx(0.3)
 
 
-def test_the_curve_is_the_highest_precision_to_come() -> None:
+def test_the_curve_is_the_interpolated_precision() -> None:
     metric = VOCMeanAP(1)
     metric.update([one([[50, 50, 60, 60], BOX], [0.9, 0.8]), one([], [])], [one([BOX]), one([BOX])])
     curve = metric.compute()["precision"][0]
@@ -211,7 +214,7 @@ def test_wrong_input_is_named() -> None:
     metric = VOCMeanAP(1)
     with pytest.raises(ValueError, match="as many predictions as targets, found 1 and 2"):
         metric.update([one([BOX], [0.9])], [one([BOX])] * 2)
-    with pytest.raises(ValueError, match=r"preds\[0\]: expected one entry a box, found \{'boxes': 1, 'scores': 2"):
+    with pytest.raises(ValueError, match=r"preds\[0\]: expected one entry per box, found \{'boxes': 1, 'scores': 2"):
         metric.update([one([BOX], [0.9, 0.1])], [one([BOX])])
     with pytest.raises(ValueError, match="method"):
         VOCMeanAP(1, method="coco")  # type: ignore[arg-type]
@@ -221,9 +224,8 @@ def _rank(rank: int, world: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     for case, (count, ties) in enumerate([(11, False), (11, True), (2, False)]):
         preds, target = some_images(5, count=count, ties=ties)
-        metric = detection_metrics(4, "area", coco=True)
-        mine = list(range(rank, count, world))
-        for i in mine:
+        metric = detection_metrics(4, "area", compute_coco_ap=True)
+        for i in range(rank, count, world):
             metric.update([preds[i]], [target[i]])
         result = metric.compute()
         if rank == 0:
@@ -234,9 +236,9 @@ def _rank(rank: int, world: int, folder: str) -> None:
 def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
     for case, (count, ties) in enumerate([(11, False), (11, True), (2, False)]):
-        whole = detection_metrics(4, "area", coco=True)
-        whole.update(*some_images(5, count=count, ties=ties))
-        expected = whole.compute()
+        single = detection_metrics(4, "area", compute_coco_ap=True)
+        single.update(*some_images(5, count=count, ties=ties))
+        expected = single.compute()
         result = torch.load(tmp_path / f"{case}.pt", weights_only=True)
         for key, value in expected.items():
             assert torch.equal(torch.nan_to_num(result[key], -1), torch.nan_to_num(value, -1)), key
@@ -244,7 +246,7 @@ def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) ->
 
 
 def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
-    """An overlap of 0.83 reaches seven of the ten thresholds; a difficult object is neither found nor missed."""
+    """An IoU of 0.83 reaches seven of the ten thresholds; a difficult object counts neither way."""
     target = [
         {
             "boxes": torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]]),
@@ -261,46 +263,9 @@ def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
     assert results["coco/map_50"] == pytest.approx(1.0)
     assert results["coco/map_large"] == pytest.approx(0.7)
     assert results["coco/map_small"].isnan()
-    both = detection_metrics(1, "area", coco=True)
+    both = detection_metrics(1, "area", compute_coco_ap=True)
     both.update(preds, target)
     names = both.compute()
     assert names["map"] == 1
     assert names["coco/map"] == pytest.approx(0.7)
-    assert "coco/map" not in detection_metrics(1, "area", coco=False).compute()
-
-
-# --- recall of proposals ----------------------------------------------------------------------------------------------
-
-
-def test_recall_of_proposals() -> None:
-    """Two images against a loop over objects, proposals and counts; difficult objects are not to be found."""
-    torch.manual_seed(0)
-    recall, preds, target = ProposalRecall(), [], []
-    for n, m in ((400, 7), (0, 2), (1200, 5), (20, 0)):
-        corner = torch.rand(n + m, 2) * 60
-        boxes = torch.cat([corner, corner + 8 + torch.rand(n + m, 2) * 20], 1)
-        preds.append({"boxes": boxes[:n]})
-        target.append({"boxes": boxes[n:], "difficult": torch.arange(m) == 1})
-    recall.update(preds[:1], target[:1])
-    recall.update(preds[1:], target[1:])
-    results = recall.compute()
-    for row, count in enumerate((50, 300, 1000)):
-        for column in range(10):
-            least = 0.5 + 0.05 * column
-            found = objects = 0
-            for p, t in zip(preds, target, strict=True):
-                for box, difficult in zip(t["boxes"], t["difficult"], strict=True):
-                    if difficult:
-                        continue
-                    objects += 1
-                    found += any(box_iou(box[None], other[None]) >= least for other in p["boxes"][:count])
-            assert objects == 11
-            assert results["recall"][row, column] == pytest.approx(found / objects)
-        assert results[f"recall_{count}"] == results["recall"][row, 0]
-        assert results[f"average_recall_{count}"] == pytest.approx(results["recall"][row].mean().item())
-    assert 0 < results["recall_50"] < results["recall_1000"] < 1
-    recall.reset()
-    recall.update(preds[3:], target[3:])
-    assert recall.compute()["recall_300"].isnan()
-    with pytest.raises(ValueError, match="expected as many predictions as targets, found 1 and 0"):
-        recall.update(preds[:1], [])
+    assert "coco/map" not in detection_metrics(1, "area", compute_coco_ap=False).compute()
