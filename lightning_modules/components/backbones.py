@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from errors import UserError
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.components.vgg import VGG16
+from lightning_modules.components.vgg import vgg16_plan
 
 Backbone = Literal["vgg16", "resnet50", "resnet101", "resnet50_fpn", "resnet101_fpn"]
 
@@ -56,7 +56,7 @@ def make_trunk(
     if stride != 16 and backbone != "vgg16":
         raise UserError(f"stride: expected 16 for {backbone}, found {stride}: take vgg16, or a feature pyramid")
     if backbone == "vgg16":
-        plan: list[int | str] = [max(1, round(c * width)) if isinstance(c, int) else c for c in VGG16]
+        plan = vgg16_plan(width)
         layers = make_layers(plan, batch_norm)[:-1]
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         if stride == 8:

@@ -1,8 +1,8 @@
-"""VGG16 as SSD takes it: fc6 and fc7 as convolutions, the last pooling without a stride, and weights from ImageNet.
+"""VGG-16 and its dilated form, in which fc6 and fc7 are convolutions and the last pooling has no stride.
 
-Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, network D;
-Chen, Papandreou, Kokkinos, Murphy and Yuille, "Semantic Image Segmentation with Deep Convolutional Nets and Fully
-Connected CRFs", ICLR 2015, section 3.1.
+- Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, network D.
+- Chen, Papandreou, Kokkinos, Murphy and Yuille, "Semantic Image Segmentation with Deep Convolutional Nets and Fully
+  Connected CRFs", ICLR 2015, section 3.1.
 """
 
 from __future__ import annotations
@@ -12,45 +12,62 @@ from torchvision.models.vgg import make_layers
 
 from lightning_modules.components.pretrained import find_weights, load_weights
 
+#: Channels of the 3x3 convolutions; M is max pooling by 2.
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 
-def convolution(
-    into: int, out: int, kernel: int, norm: bool, stride: int = 1, padding: int = 0, dilation: int = 1
+def vgg16_plan(width_multiplier: float = 1.0) -> list[int | str]:
+    """Return `VGG16` with scaled channels, for torchvision's ``make_layers``."""
+    return [max(1, round(layer * width_multiplier)) if isinstance(layer, int) else layer for layer in VGG16]
+
+
+def conv_relu(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    batch_norm: bool,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
 ) -> list[nn.Module]:
-    """Convolution, batch normalization if asked for, ReLU."""
-    norms = [nn.BatchNorm2d(out)] if norm else []
-    return [nn.Conv2d(into, out, kernel, stride, padding, dilation), *norms, nn.ReLU(inplace=True)]
+    """Return a convolution, batch normalization if asked for, and a ReLU."""
+    norm = [nn.BatchNorm2d(out_channels)] if batch_norm else []
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation)
+    return [conv, *norm, nn.ReLU(inplace=True)]
 
 
-def dilated_vgg16(width: float = 1.0, batch_norm: bool = False) -> tuple[nn.Sequential, int]:
-    """The layers, float (B,3,H,W) to fc7 (B,1024*width,H/16,W/16), and the number of those up to conv4_3.
+def dilated_vgg16(width_multiplier: float = 1.0, batch_norm: bool = False) -> tuple[nn.Sequential, int]:
+    """Build the layers of VGG-16 up to a dilated fc7, and count those up to conv4_3.
 
-    Layers are numbered as in torchvision's VGG16, and fc6 and fc7 as in the authors' VGG16 with both reduced.
+    Layers are numbered as in torchvision's VGG-16; fc6 and fc7 as in the authors' VGG-16 with reduced fc6 and fc7.
 
     Args:
-        width: multiplies all channels.
-        batch_norm: after each convolution.
+        width_multiplier: scales all channels.
+        batch_norm: add batch normalization to each convolution.
+
+    Returns:
+        The layers, which map (B, 3, H, W) to (B, 1024 * width_multiplier, H / 16, W / 16), and the number of layers up
+        to conv4_3.
     """
-    channels = [max(1, round(layer * width)) if isinstance(layer, int) else layer for layer in VGG16]
-    layers = list(make_layers(channels, batch_norm))
+    plan = vgg16_plan(width_multiplier)
+    layers = list(make_layers(plan, batch_norm))
     pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-    # SSD300's 75 cells become 38.
+    # Round up, so that the 75 cells of SSD300 become 38.
     layers[pools[2]] = nn.MaxPool2d(2, 2, ceil_mode=True)
     layers[pools[4]] = nn.MaxPool2d(3, 1, padding=1)
-    conv5, fc7 = max(1, round(512 * width)), max(1, round(1024 * width))
-    layers += convolution(conv5, fc7, 3, batch_norm, padding=6, dilation=6)
-    layers += convolution(fc7, fc7, 1, batch_norm)
+    conv5, fc7 = int(plan[-2]), max(1, round(1024 * width_multiplier))
+    layers += conv_relu(conv5, fc7, 3, batch_norm, padding=6, dilation=6)
+    layers += conv_relu(fc7, fc7, 1, batch_norm)
     return nn.Sequential(*layers), pools[3]
 
 
-def load_vgg16(network: nn.Module, weights: str, *others: str) -> None:
-    """Loads ImageNet's weights, or a checkpoint of ours, into a network whose ``features`` are a `dilated_vgg16`.
+def load_dilated_vgg16(network: nn.Module, weights: str, *others: str) -> None:
+    """Load ImageNet weights, or one of our checkpoints, into a network whose ``features`` are a `dilated_vgg16`.
 
     Args:
-        network: what is loaded into.
+        network: the network to load into.
         weights: see `find_weights`.
-        others: modules of the network beside the features, which keep what they have where the file has nothing.
+        others: modules beside ``features`` that keep their values if the file does not contain them.
     """
     features = network.get_submodule("features")
     assert isinstance(features, nn.Sequential)
@@ -58,18 +75,20 @@ def load_vgg16(network: nn.Module, weights: str, *others: str) -> None:
     fc6, fc7 = [i for i, layer in enumerate(features) if isinstance(layer, nn.Conv2d)][-2:]
     new = [f"features.{i}" for i in range(fc6, len(features))]
     path = find_weights(name, weights)
-    load_weights(network, path, name, *others, *new, convert=lambda state: from_vgg16(state, fc6, fc7))
+    load_weights(network, path, name, *others, *new, convert=lambda state: reduce_vgg16_weights(state, fc6, fc7))
 
 
-def from_vgg16(state: dict[str, Tensor], fc6: int, fc7: int) -> dict[str, Tensor]:
-    """Names the weights of a VGG16 as ours: torchvision's, or the authors' reduced one, which has numbers alone.
+def reduce_vgg16_weights(state: dict[str, Tensor], fc6: int, fc7: int) -> dict[str, Tensor]:
+    """Rename VGG-16 weights to those of a `dilated_vgg16`.
 
-    Of a whole VGG16, fc6 and fc7 become convolutions: every fourth unit, and every third place of 7x7. In torchvision's
-    file of features alone they are no numbers; then both begin anew.
+    Accept torchvision's names, or the authors' reduced VGG-16, whose keys are the layer numbers alone. The fc6 and fc7
+    of a full VGG-16 become convolutions by subsampling: every fourth unit and every third position of 7x7. Torchvision's
+    file of features alone has nan there; fc6 and fc7 are then initialized anew.
 
     Args:
-        state: name to tensor.
-        fc6, fc7: places of the convolutions in ``features``.
+        state: weights by name.
+        fc6: index of fc6 in ``features``.
+        fc7: index of fc7 in ``features``.
     """
     state = {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}
     classifier = {key: state.pop(key) for key in list(state) if key.startswith("classifier.")}

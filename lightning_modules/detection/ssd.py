@@ -21,7 +21,7 @@ from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import corners, offsets, overlaps, pad, suppress
 from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.components.vgg import convolution, dilated_vgg16, load_vgg16
+from lightning_modules.components.vgg import conv_relu, dilated_vgg16, load_dilated_vgg16
 from lightning_modules.detection.metrics import detection_metrics
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ class SSDNetwork(nn.Module):
         for i, (squeezed, _, kernel, stride, padding) in enumerate(EXTRAS[size], start=1):
             middle, out = max(1, round(squeezed * width)), channels[i + 1]
             normed = batch_norm and i < len(EXTRAS[size])
-            layers = convolution(middle, out, kernel, normed, stride, padding)
-            self.extras.append(nn.Sequential(*convolution(channels[i], middle, 1, batch_norm), *layers))
+            layers = conv_relu(middle, out, kernel, normed, stride, padding)
+            self.extras.append(nn.Sequential(*conv_relu(channels[i], middle, 1, batch_norm), *layers))
         maps = list(zip(channels, MAPS[size], strict=True))
         self.location = nn.ModuleList(nn.Conv2d(c, 4 * m.priors, 3, padding=1) for c, m in maps)
         self.confidence = nn.ModuleList(nn.Conv2d(c, self.depth * m.priors, 3, padding=1) for c, m in maps)
@@ -366,7 +366,7 @@ class SSD(VisionModule):
         self._priors = make_priors(size)
         self.network = SSDNetwork(size, num_classes, width, batch_norm)
         if weights is not None:
-            load_vgg16(self.network, weights, "norm", "extras", "location", "confidence")
+            load_dilated_vgg16(self.network, weights, "norm", "extras", "location", "confidence")
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         location, confidence = self.network(self.preprocess(self._checked(batch["image"])))

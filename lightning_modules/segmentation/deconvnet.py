@@ -24,7 +24,7 @@ from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.upsampling import max_unpooling
-from lightning_modules.components.vgg import VGG16, convolution
+from lightning_modules.components.vgg import conv_relu, vgg16_plan
 from lightning_modules.segmentation.crf import DenseCRF
 from lightning_modules.segmentation.fcn import FCN, from_vgg16
 from lightning_modules.segmentation.metrics import segmentation_metrics
@@ -85,10 +85,10 @@ class DeconvNetwork(nn.Module):
         def scaled(channels: int) -> int:
             return max(1, round(channels * width))
 
-        plan: list[int | str] = [scaled(c) if isinstance(c, int) else c for c in VGG16]
+        plan = vgg16_plan(width)
         self.features = make_layers(plan, batch_norm)
-        self.fc6 = nn.Sequential(*convolution(scaled(512), scaled(4096), fc6_kernel, batch_norm))
-        self.fc7 = nn.Sequential(*convolution(scaled(4096), scaled(4096), 1, batch_norm))
+        self.fc6 = nn.Sequential(*conv_relu(scaled(512), scaled(4096), fc6_kernel, batch_norm))
+        self.fc7 = nn.Sequential(*conv_relu(scaled(4096), scaled(4096), 1, batch_norm))
         up = nn.ConvTranspose2d(scaled(4096), scaled(512), fc6_kernel)
         self.fc6_deconv = nn.Sequential(*normalized(up, scaled(512), batch_norm))
         self.decoder = nn.ModuleList()

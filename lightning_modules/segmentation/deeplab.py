@@ -24,7 +24,7 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.image_batches import pad_to_multiple, require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.components.vgg import VGG16, convolution
+from lightning_modules.components.vgg import conv_relu, vgg16_plan
 from lightning_modules.segmentation.crf import DEEPLAB
 from lightning_modules.segmentation.dilated_resnet import DilatedResNet, freeze_batch_norm, load_resnet
 from lightning_modules.segmentation.metrics import segmentation_metrics
@@ -90,7 +90,7 @@ class DeepLabNetwork(nn.Module):
     @staticmethod
     def _make_vgg16(width: float, batch_norm: bool) -> nn.Sequential:
         """Numbered as torchvision's: pools of 3x3, the last two without a stride, and dilation after them."""
-        plan: list[int | str] = [max(1, round(c * width)) if isinstance(c, int) else c for c in VGG16]
+        plan = vgg16_plan(width)
         layers = make_layers(plan, batch_norm)
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         for i in pools:
@@ -103,8 +103,8 @@ class DeepLabNetwork(nn.Module):
     @staticmethod
     def _make_branch(into: int, out: int, rate: int, batch_norm: bool) -> nn.Module:
         # Every element is dropped by itself, as in Caffe, not whole channels.
-        fc6 = convolution(into, out, 3, batch_norm, padding=rate, dilation=rate)
-        fc7 = convolution(out, out, 1, batch_norm)
+        fc6 = conv_relu(into, out, 3, batch_norm, padding=rate, dilation=rate)
+        fc7 = conv_relu(out, out, 1, batch_norm)
         layers = {"fc6": nn.Sequential(*fc6, nn.Dropout(0.5)), "fc7": nn.Sequential(*fc7, nn.Dropout(0.5))}
         return nn.Sequential(OrderedDict(layers))
 

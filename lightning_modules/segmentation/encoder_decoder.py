@@ -15,7 +15,7 @@ from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.upsampling import Upsample, Upsampling
-from lightning_modules.components.vgg import convolution
+from lightning_modules.components.vgg import conv_relu
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, of_each, sizes_of, to_maps
 
@@ -40,10 +40,10 @@ class EncoderDecoderNetwork(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for into, out in zip((3, *channels), channels, strict=False):
-            double = [*convolution(into, out, 3, True, padding=1), *convolution(out, out, 3, True, padding=1)]
+            double = [*conv_relu(into, out, 3, True, padding=1), *conv_relu(out, out, 3, True, padding=1)]
             self.encoder.append(nn.Sequential(*double))
             back = max(into, channels[0])
-            double = [*convolution(out, out, 3, True, padding=1), *convolution(out, back, 3, True, padding=1)]
+            double = [*conv_relu(out, out, 3, True, padding=1), *conv_relu(out, back, 3, True, padding=1)]
             self.ups.insert(0, Upsample(upsampling, out))
             self.decoder.insert(0, nn.Sequential(*double))
         self.score = nn.Conv2d(channels[0], num_classes, 1)

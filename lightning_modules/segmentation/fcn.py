@@ -22,7 +22,7 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.components.vgg import VGG16, convolution
+from lightning_modules.components.vgg import conv_relu, vgg16_plan
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, of_each, sizes_of, to_maps
 
@@ -91,7 +91,7 @@ class FCNNetwork(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def _make_vgg16(self, width: float, batch_norm: bool) -> dict[str, int]:
-        plan: list[int | str] = [max(1, round(c * width)) if isinstance(c, int) else c for c in VGG16]
+        plan = vgg16_plan(width)
         self.features = make_layers(plan, batch_norm)
         pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         for i in pools:
@@ -101,8 +101,8 @@ class FCNNetwork(nn.Module):
         assert isinstance(first, nn.Conv2d)
         first.padding = (100, 100) if self.padded else (1, 1)
         out = max(1, round(4096 * width))
-        self.fc6 = nn.Sequential(*convolution(int(plan[-2]), out, 7, batch_norm, padding=0 if self.padded else 3))
-        self.fc7 = nn.Sequential(*convolution(out, out, 1, batch_norm))
+        self.fc6 = nn.Sequential(*conv_relu(int(plan[-2]), out, 7, batch_norm, padding=0 if self.padded else 3))
+        self.fc7 = nn.Sequential(*conv_relu(out, out, 1, batch_norm))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -21,7 +21,7 @@ from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.components.vgg import VGG16
+from lightning_modules.components.vgg import vgg16_plan
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from lightning_modules.segmentation.scores import CROP_ADVICE, VOID, cross_entropy, of_each, resize, sizes_of, to_maps
 
@@ -68,7 +68,7 @@ class PatchNetwork(nn.Module):
                 channels, self.side = out, (self.side - kernel + 1) // 2
             self.features, hidden = nn.Sequential(*modules), [256]
         else:
-            plan: list[int | str] = [max(1, round(c * width)) if isinstance(c, int) else c for c in VGG16]
+            plan = vgg16_plan(width)
             self.features, hidden = make_layers(plan), [4096, 4096]
             channels, self.side = int(plan[-2]), self.patch // self.stride
         layers: list[nn.Module] = []

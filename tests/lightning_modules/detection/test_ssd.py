@@ -18,7 +18,7 @@ from torchvision.ops import box_convert, box_iou
 
 from benchmarks.detection_fps import peer_of
 from lightning_modules.components.boxes import corners, offsets, overlaps
-from lightning_modules.components.vgg import from_vgg16
+from lightning_modules.components.vgg import reduce_vgg16_weights
 from lightning_modules.detection.ssd import (
     MAPS,
     ROUNDS,
@@ -115,13 +115,13 @@ def test_weights_of_a_vgg16(full: SSD, tmp_path: Path, capsys: pytest.CaptureFix
     whole["classifier.0.weight"] = place.reshape(4096, 25088)
     whole["classifier.0.bias"] = whole["classifier.3.bias"] = unit
     whole["classifier.3.weight"] = unit[:, None] * 1000 + unit
-    converted = from_vgg16(whole, 31, 33)
+    converted = reduce_vgg16_weights(whole, 31, 33)
     assert converted["features.31.weight"].shape == (1024, 512, 3, 3)
     assert converted["features.31.weight"][2, 5].tolist() == [[800, 803, 806], [821, 824, 827], [842, 845, 848]]
     assert converted["features.33.weight"][1, :3, 0, 0].tolist() == [4000, 4004, 4008]
     assert not any(key.startswith("classifier") for key in converted)
     whole["classifier.0.weight"] = torch.full((1, 1), torch.nan)
-    assert set(from_vgg16(whole, 31, 33)) == {key for key in whole if key.startswith("features")}
+    assert set(reduce_vgg16_weights(whole, 31, 33)) == {key for key in whole if key.startswith("features")}
 
 
 def test_a_batch_of_one_trains_with_batch_normalization() -> None:
@@ -134,9 +134,9 @@ def test_a_batch_of_one_trains_with_batch_normalization() -> None:
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is not of vgg16"):
+    with pytest.raises(ValueError, match="expected weights of vgg16"):
         SSD(num_classes=3, width=0.03, weights=str(tmp_path / "other.pth"))
-    with pytest.raises(FileNotFoundError, match="expected DEFAULT or a file of weights"):
+    with pytest.raises(ValueError, match="expected DEFAULT or a file of weights"):
         SSD(num_classes=3, width=0.03, weights="missing.pth")
 
 
