@@ -1,105 +1,290 @@
-"""DeepPose: Toshev and Szegedy, "DeepPose: Human Pose Estimation via Deep Neural Networks", CVPR 2014.
+"""DeepPose: a cascade of networks that regress joint coordinates.
 
-A classification network whose last layer says where each joint is. It sees the whole person in few pixels, so others
-follow, each of which sees what is around a joint, as the one before it found it, and says how far it is off.
+Toshev and Szegedy, "DeepPose: Human Pose Estimation via Deep Neural Networks", CVPR 2014.
+
+The first stage regresses all joints from the whole image. Each later stage refines every joint from a crop around its
+current estimate. The notation of the shapes is:
+
+    B people (one image each), K joints, S stages, n crops per person, c pixels per side of a crop
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, islice, pairwise
+from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
+from math import ceil
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+import torchvision
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
-from lightning_modules.pose.deeppose_cascade import LEAST, cut, diameters, gaussian_of, moments_of
-from lightning_modules.pose.deeppose_network import ALEXNET, PoseRegressor
+from lightning_modules.base import OptimizerFactory, ScheduleFactory
+from lightning_modules.components.alexnet import LocalResponseNorm
+from lightning_modules.components.initialization import he_normal
+from lightning_modules.components.networks import AUX_HEADS
+from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.unsaved import Constant
+from lightning_modules.components.vgg import convolution
 from lightning_modules.pose.metrics import MPII_JOINTS, PCK, PCP, TORSO, PCKh, apply_affine, pose_metrics
+from lightning_modules.stages import StagedModule
+
+ALEXNET = "alexnet_2014"  # the paper's network
+MIN_TORSO = 0.1  # shorter torsos count as this fraction of the image's longer side; most are about a quarter of it
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+class AlexNetTrunk(nn.Sequential):
+    """AlexNet of section 3.1 without its last layer: (B, 3, S, S) to (B, 4096).
+
+    An input of 220 px gives feature maps of 55, 27, 13 and 6 px.
+
+    Args:
+        input_size: S, in pixels; it determines the size of the first fully connected layer.
+        width_multiplier: factor on all channels and units.
+        dropout: dropout rate after each of the two fully connected layers.
+        batch_norm: batch normalization after each convolution instead of local response normalization.
+
+    Raises:
+        UserError: the input is too small.
+    """
+
+    def __init__(
+        self, input_size: int = 220, width_multiplier: float = 1.0, dropout: float = 0.6, batch_norm: bool = False
+    ) -> None:
+        side = (input_size + 8 - 11) // 4 + 1
+        for _ in range(3):
+            side = (side - 3) // 2 + 1
+        if side < 1:
+            raise UserError(f"input_size: expected 59 pixels or more for {ALEXNET}, found {input_size}")
+        layers: list[nn.Module] = []
+        channels = 3
+        for out, kernel, stride, padding, normalize, pool in (
+            (96, 11, 4, 4, True, True),
+            (256, 5, 1, 2, True, True),
+            (384, 3, 1, 1, False, False),
+            (384, 3, 1, 1, False, False),
+            (256, 3, 1, 1, False, True),
+        ):
+            out = max(1, round(out * width_multiplier))
+            layers += convolution(channels, out, kernel, batch_norm, stride, padding)
+            layers += [LocalResponseNorm()] if normalize and not batch_norm else []
+            layers += [nn.MaxPool2d(3, 2)] if pool else []
+            channels = out
+        self.out_features = max(1, round(4096 * width_multiplier))
+        layers.append(nn.Flatten())
+        for features in (channels * side**2, self.out_features):
+            layers += [nn.Linear(features, self.out_features), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        super().__init__(*layers)
+        he_normal(self)
+
+
+def torchvision_trunk(backbone: str, weights: str | None) -> tuple[nn.Module, int]:
+    """Return a torchvision classification network without its last layer, and its number of output features.
+
+    Raises:
+        UserError: the network does not exist, or its last layer is not linear.
+    """
+    if backbone not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"backbone: expected {ALEXNET} or a torchvision classification network, found {backbone}")
+    options: dict[str, Any] = {}
+    if backbone in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": False, "transform_input": False}
+    network = torchvision.models.get_model(backbone, weights=None, **options)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"backbone: expected a network that ends in a linear layer, found {backbone}")
+    head = linear[-1]
+    features = network.get_submodule(head).in_features
+    if weights is not None:
+        load_weights(network, find_weights(backbone, weights), backbone, head, *AUX_HEADS)
+    network.set_submodule(head, nn.Identity())
+    return network, int(features)  # type: ignore[arg-type]
+
+
+class PoseRegressor(nn.Module):
+    """Regress K joints from normalized crops: (B, 3, S, S) to float32 (B, K, 2), see `encode`.
+
+    The paper's network has 58,396,060 parameters with 14 joints and 58,412,448 with 16. (The paper states 40 million,
+    which contradicts its layers.)
+
+    Args:
+        joints: number of joints, K.
+        backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
+        weights: torchvision's weights, see `find_weights`; None trains from scratch.
+        **options: see `AlexNetTrunk`; torchvision networks ignore them.
+    """
+
+    def __init__(self, joints: int = 16, backbone: str = ALEXNET, weights: str | None = None, **options: Any) -> None:
+        super().__init__()
+        self.trunk: nn.Module
+        if backbone == ALEXNET:
+            self.trunk = AlexNetTrunk(**options)
+            features = self.trunk.out_features
+        else:
+            self.trunk, features = torchvision_trunk(backbone, weights)
+        self.joints = nn.Linear(features, 2 * joints)
+        # Initial predictions are close to the center of the crop, so that a new stage moves joints only a little.
+        nn.init.normal_(self.joints.weight, std=1e-3)
+        nn.init.zeros_(self.joints.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.trunk(x)
+        # Use float32: bfloat16 rounds coordinates to a pixel of the crop.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.joints(features.float()).unflatten(1, (-1, 2))
+
 
 # --- target encoding --------------------------------------------------------------------------------------------------
 
 
-def normalize(keypoints: Tensor, center: Tensor, size: Tensor) -> Tensor:
-    """Equation 2, N(y;b): from pixels to places in a box, 0 its center and +-.5 its edges; all broadcast to (...,2)."""
+def encode(keypoints: Tensor, center: Tensor, size: Tensor) -> Tensor:
+    """Normalize keypoints by a box, N(y; b) of equation 2: 0 is its center, -0.5 and 0.5 are its edges.
+
+    Args:
+        keypoints: float (..., 2), x and y in pixels.
+        center: center of the box in pixels; broadcast to the keypoints.
+        size: width and height of the box in pixels; broadcast to the keypoints.
+    """
     return (keypoints - center) / size
 
 
-def denormalize(places: Tensor, center: Tensor, size: Tensor) -> Tensor:
-    """The inverse of `normalize`."""
-    return places * size + center
-
-
-def whole(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Center and size, float32 (2,) each as x and y, of the box of a whole image (B,3,H,W), in its pixels."""
+def image_box(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return center and size of the box of a whole image, float32 (2,) each, in pixels."""
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
     return (size - 1) / 2, size
+
+
+def torso_diameters(keypoints: Tensor, torso: tuple[int, int], min_diameter: float) -> Tensor:
+    """Return the distance from left shoulder to right hip, diam(y) of section 3.2: float (B,) in pixels.
+
+    Args:
+        keypoints: float (B, K, 2) in pixels.
+        torso: indices of the left shoulder and the right hip.
+        min_diameter: smallest result in pixels.
+    """
+    shoulder, hip = torso
+    return torch.linalg.vector_norm(keypoints[:, shoulder] - keypoints[:, hip], dim=-1).clamp_min(min_diameter)
+
+
+def crop_squares(images: Tensor, center: Tensor, side: Tensor, crop_size: int) -> Tensor:
+    """Crop squares and resize them bilinearly: float32 (B, n, 3, c, c), 0 outside of the image.
+
+    Pixel j of a crop samples the image at center + ((j + 0.5) / crop_size - 0.5) * side.
+
+    Args:
+        images: float (B, 3, H, W).
+        center: centers of the squares, float (B, n, 2) in pixels.
+        side: side of the squares, float (B,) in pixels.
+        crop_size: side of the result in pixels, c.
+    """
+    height, width = images.shape[2:]
+    line = (torch.arange(crop_size, device=images.device) + 0.5) / crop_size - 0.5
+    x, y = (center[..., i, None] + line * side[:, None, None] for i in (0, 1))  # (B, n, c) each
+    x, y = (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
+    grid = torch.stack(torch.broadcast_tensors(x[:, :, None, :], y[:, :, :, None]), -1)
+    # One call samples all crops of an image, stacked vertically; the image need not be repeated.
+    crops = F.grid_sample(images.float(), grid.flatten(1, 2).float(), align_corners=False)
+    return crops.unflatten(2, (-1, crop_size)).transpose(1, 2)
+
+
+def error_moments(prediction: Tensor, target: Tensor, valid: Tensor, diameter: Tensor) -> Tensor:
+    """Return count, sums and sums of squares of each joint's errors in torso diameters: float64 (K, 5).
+
+    Args:
+        prediction: float (B, K, 2) in pixels.
+        target: float (B, K, 2) in pixels.
+        valid: bool (B, K).
+        diameter: float (B,), torso diameters in pixels.
+    """
+    error = ((prediction - target) / diameter[:, None, None]).double()
+    row = torch.cat([torch.ones_like(error[..., :1]), error, error.square()], -1)
+    return torch.where(valid[..., None], row, 0).sum(0)
+
+
+def fit_gaussian(moments: Tensor) -> Tensor:
+    """Return mean and standard deviation of each joint's errors along x and y: float32 (2, K, 2).
+
+    Args:
+        moments: sum of `error_moments` over the training set; joints without a label get 0.
+    """
+    count = moments[:, :1].clamp_min(1)
+    mean = moments[:, 1:3] / count
+    variance = moments[:, 3:] / count - mean.square()
+    return torch.stack([mean, variance.clamp_min(0).sqrt()]).float()
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def joint_loss(found: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Equation 4: squared distances, summed over the joints that count, the mean over people; float32.
+def joint_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Sum squared distances over valid joints and average over people (equation 4): float32.
 
     Args:
-        found, target: float (B,n,2).
-        counted: bool (B,n).
+        prediction: float (B, n, 2).
+        target: float (B, n, 2).
+        valid: bool (B, n).
     """
-    squares = (found.float() - target.float()).square().sum(2)
-    return torch.where(counted, squares, 0).sum() / len(squares)
+    squares = (prediction.float() - target.float()).square().sum(2)
+    return torch.where(valid, squares, 0).sum() / len(squares)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def decode(normalized: Tensor, center: Tensor, size: Tensor) -> Tensor:
+    """Invert `encode`: keypoints in pixels."""
+    return normalized * size + center
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
 
-# What each stage is measured by, beside what `pose_metrics` says of the last.
+#: Metrics of each stage, beside those of `pose_metrics` for the last one.
 STAGE_METRICS: dict[str, dict[str, Callable[..., Metric]]] = {"pckh": {"pckh": PCKh}, "pck": {"pck": PCK, "pcp": PCP}}
 
 
-class DeepPose(VisionModule):
-    """DeepPose with its cascade. Batch: see pose in the batch contract.
+class DeepPose(StagedModule):
+    """DeepPose with its cascade (Toshev and Szegedy 2014). Batch: see pose in the batch contract.
 
-    Predictions: ``keypoints`` float32 (B,K,2) in the pixels of the image given; ``scores`` float32 (B,K), all 1, since
-    a regression does not say how sure it is; ``stages`` float32 (B,S,K,2), what each stage found, the last of which is
-    ``keypoints``. A stage that has not been trained yet changes nothing.
+    Predictions: ``keypoints`` float32 (B, K, 2) in pixels of the input; ``scores`` float32 (B, K), all 1, because a
+    regression gives no confidence; ``stages`` float32 (B, S, K, 2), the keypoints after each stage. Stages that are not
+    trained yet return their input. Metrics: `pose_metrics` of the last stage, and of each stage as
+    ``stage1/pckh_total`` etc.
 
-    Metrics: see `pose_metrics`, in the pixels of the images on disk, of the last stage; and of each stage, as
-    ``stage1/pckh_total`` and so on.
+    The first stage sees the image resized to ``input_size``. A later stage sees a square crop around the current
+    estimate of each joint. Its side is ``sigma`` torso diameters. Crops come from the input image, so
+    ``--data.image_size`` should exceed ``input_size``. Stages share the architecture but not the weights; one network
+    per stage serves all joints.
 
-    The first stage sees the image resized to ``input_size``. A later one sees, of each joint, a square around where the
-    one before found it, ``sigma`` torsos wide (from left shoulder to right hip as found there, but at least a tenth of
-    the image's side), and moves it. It is cut from the image as given, so that ``--data.image_size`` should be larger
-    than ``input_size``. As in the paper a stage is one network for all joints, of which each has its own two outputs;
-    stages share the architecture but no weights.
-
-    One fit trains the stages one after the other, while the others stand still. In between, the last one's errors on
-    the training set, augmented, are measured; the next one learns from the true joints, displaced at random as these
-    errors are: by a normal distribution a joint, along x and y, in units of the true torso, or of that which has been
-    found where it is not labeled.
+    One fit trains the stages one after the other, see `StagedModule`. Between two stages the errors of the last one are
+    measured on the augmented training set. The next stage learns from ground-truth joints that are displaced by a
+    normal distribution of these errors. The distribution is per joint and axis, in units of the torso diameter.
 
     Args:
-        joint_names: K names; ``train.py`` takes them from the data. MPII's 16 by default.
+        joint_names: K names; ``train.py`` takes them from the data. None is MPII's 16.
         metric: ``pckh`` for MPII, ``pck`` for LSP.
-        backbone, weights, width, dropout, batch_norm: see `PoseRegressor`. All stages begin with the same weights.
-        input_size: side in pixels of what a network sees.
-        crop_size: the same for the stages after the first; None: as large. Only networks that take any size can differ.
-        stage_epochs: how many epochs each of the S stages is trained, one after the other; the last one for the rest.
-        sigma: 2 for LSP, 1 for FLIC in the paper.
-        crops: of a person in a step of a later stage, of as many joints, drawn from those that are labeled. The paper
-            has 40 crops a joint in all, here it is about epochs * crops / K.
-        optimizer: see `VisionModule`; the paper's.
-        schedule: see `VisionModule`; each stage takes it for itself: one that is a function of the step.
-        kwargs: mean, std and channels_last of `VisionModule`.
+        backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
+        weights: torchvision's weights of the backbone, see `find_weights`; None trains from scratch.
+        width_multiplier: factor on all channels and units of ``alexnet_2014``.
+        dropout: dropout rate after the fully connected layers of ``alexnet_2014``.
+        batch_norm: batch normalization in ``alexnet_2014`` instead of local response normalization.
+        input_size: input side of the first stage in pixels.
+        crop_size: input side of the later stages in pixels; None is ``input_size``.
+        stage_epochs: number of epochs of each of the S stages; the last stage lasts until the end of the run.
+        sigma: side of the crops in torso diameters; the paper uses 2 for LSP and 1 for FLIC.
+        crops_per_person: number of labeled joints that are sampled per person and step in the later stages. The paper
+            takes 40 crops per joint in total; here it is about epochs * crops_per_person / K.
+        optimizer: see `VisionModule`. Default: the paper's AdaGrad.
+        schedule: learning-rate schedule of each stage; it must be a function of the step.
+        **kwargs: see `VisionModule`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an argument is out of range.
     """
 
     monitor = ("val/pckh/total", "max")
@@ -110,137 +295,126 @@ class DeepPose(VisionModule):
         metric: Literal["pckh", "pck"] = "pckh",
         backbone: str = ALEXNET,
         weights: str | None = None,
-        width: float = 1.0,
+        width_multiplier: float = 1.0,
         dropout: float = 0.6,
         batch_norm: bool = False,
         input_size: int = 220,
         crop_size: int | None = None,
         stage_epochs: Sequence[int] = (100, 50, 50),
         sigma: float = 2.0,
-        crops: int = 4,
+        crops_per_person: int = 4,
         optimizer: OptimizerFactory = lambda params: torch.optim.Adagrad(params, lr=5e-4),
         schedule: ScheduleFactory | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=None if schedule is None else self._staged, **kwargs)
+        super().__init__(optimizer=optimizer, schedule=schedule, **kwargs)
         self.joint_names = list(joint_names or MPII_JOINTS)
+        joints = len(self.joint_names)
         if not stage_epochs or min(stage_epochs) < 1:
             raise UserError(f"stage_epochs: expected 1 or more for each of 1 or more stages, found {stage_epochs}")
         if not sigma > 0:
             raise UserError(f"sigma: expected more than 0, found {sigma}")
-        if not 1 <= crops <= len(self.joint_names):
-            raise UserError(f"crops: expected 1 to {len(self.joint_names)}, the number of joints, found {crops}")
+        if not 1 <= crops_per_person <= joints:
+            raise UserError(f"crops_per_person: expected 1 to {joints}, the number of joints, found {crops_per_person}")
         if backbone == ALEXNET and weights is not None:
-            raise UserError(f"weights: there are none for {ALEXNET}, found {weights}: choose another backbone")
+            raise UserError(f"weights: expected null for {ALEXNET}, found {weights}; choose another backbone")
         missing = [name for name in TORSO if name not in self.joint_names]
         if missing and len(stage_epochs) > 1:
             raise UserError(f"joint_names: expected {' and '.join(TORSO)} for the torso, found no {missing[0]}")
         self.torso = (0, 0) if missing else (self.joint_names.index(TORSO[0]), self.joint_names.index(TORSO[1]))
         self.metric, self.monitor = metric, (f"val/{metric}/total", "max")
         self.input_size, self.crop_size = input_size, crop_size or input_size
-        self.sigma, self.crops = sigma, crops
-        self.boundaries = list(accumulate(stage_epochs))
-        self.stage_schedule = schedule
+        self.sigma, self.crops_per_person, self.stage_epochs = sigma, crops_per_person, list(stage_epochs)
         sizes = [self.input_size] + [self.crop_size] * (len(stage_epochs) - 1)
+        options = {"width_multiplier": width_multiplier, "dropout": dropout, "batch_norm": batch_norm}
         self.regressors = nn.ModuleList(
-            PoseRegressor(len(self.joint_names), backbone, weights, size, width, dropout, batch_norm) for size in sizes
+            PoseRegressor(joints, backbone, weights, input_size=size, **options) for size in sizes
         )
-        #: The stage that is trained, from 0, or was trained last.
-        self.stage = 0
-        #: Of each stage that has a next one in training, its errors, see `gaussian_of`. No buffer: see VisionModule.
-        self.gaussians: list[Tensor] = []
+        #: `fit_gaussian` of the errors of each stage that has ended.
+        self.gaussians = nn.ModuleList()
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    # --- losses -------------------------------------------------------------------------------------------------------
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         pixels = self._pixels(batch["image"])
         name = f"stage_{self.stage + 1}"
         if self.stage == 0:
-            target = normalize(batch["keypoints"], *whole(pixels))
-            return {name: joint_loss(self._whole_person(pixels), target, batch["labeled"])}
-        self.regressors[0].eval()
+            target = encode(batch["keypoints"], *image_box(pixels))
+            return {name: joint_loss(self._regress_image(pixels), target, batch["labeled"])}
         with torch.no_grad():
-            found = denormalize(self._whole_person(pixels), *whole(pixels))
-        diameter = self._diameters(batch, found)
-        joint, center, counted = self.simulate(batch["keypoints"], batch["labeled"], diameter)
+            initial = decode(self._regress_image(pixels), *image_box(pixels))
+        diameter = self._diameters(batch, initial)
+        joint, center, valid = self.simulate(batch["keypoints"], batch["labeled"], diameter)
         side = self.sigma * diameter
-        crops = cut(pixels, center, side, self.crop_size)
-        found = self._look(self.regressors[self.stage], crops)
-        own = found.gather(2, joint[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
-        true = batch["keypoints"].gather(1, joint[..., None].expand(-1, -1, 2))
-        return {name: joint_loss(own, normalize(true, center, side[:, None, None]), counted)}
+        crops = crop_squares(pixels, center, side, self.crop_size)
+        index = joint[..., None].expand(-1, -1, 2)
+        prediction = self._regress_crops(self.regressors[self.stage], crops).gather(2, index[:, :, None]).squeeze(2)
+        target = encode(batch["keypoints"].gather(1, index), center, side[:, None, None])
+        return {name: joint_loss(prediction, target, valid)}
 
     def simulate(self, keypoints: Tensor, labeled: Tensor, diameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the stage before might have found some joints of each person.
+        """Sample joints of each person, displaced like the predictions of the previous stage.
 
         Args:
-            keypoints: float (B,K,2) in pixels.
-            labeled: bool (B,K).
-            diameter: float (B,) in pixels.
+            keypoints: float (B, K, 2) in pixels.
+            labeled: bool (B, K).
+            diameter: float (B,), torso diameters in pixels.
 
         Returns:
-            Of n joints of each person: which they are, int64 (B,n); the places, float (B,n,2) in pixels; and whether
-            they count, bool (B,n): a person may have fewer.
+            Index of each sampled joint, int64 (B, n), labeled ones first; displaced coordinates, float (B, n, 2) in
+            pixels; and whether the joint is labeled, bool (B, n).
         """
-        gaussian = self.gaussians[self.stage - 1] = self.gaussians[self.stage - 1].to(keypoints.device)
-        joint = (torch.rand_like(keypoints[..., 0]) + labeled).topk(self.crops).indices
-        mean, deviation = gaussian[:, joint]
+        joint = (torch.rand_like(keypoints[..., 0]) + labeled).topk(self.crops_per_person).indices
+        mean, deviation = self.gaussians[self.stage - 1].value[:, joint]  # type: ignore[index]
         displacement = mean + deviation * torch.randn_like(mean)
-        true = keypoints.gather(1, joint[..., None].expand(-1, -1, 2))
-        return joint, true + displacement * diameter[:, None, None], labeled.gather(1, joint)
+        sampled = keypoints.gather(1, joint[..., None].expand(-1, -1, 2))
+        return joint, sampled + displacement * diameter[:, None, None], labeled.gather(1, joint)
 
-    def _diameters(self, batch: dict[str, Any], found: Tensor) -> Tensor:
-        """`diameters` of the true poses; where their torso is not labeled, of those that were found, (B,K,2)."""
+    def _diameters(self, batch: dict[str, Any], prediction: Tensor) -> Tensor:
+        """Ground-truth torso diameters (B,); predictions (B, K, 2) replace torsos without labels."""
         labeled = batch["labeled"][:, self.torso].all(1)[:, None, None]
-        pose = torch.where(labeled, batch["keypoints"], found.float())
-        return diameters(pose, self.torso, LEAST * max(batch["image"].shape[2:]))
+        pose = torch.where(labeled, batch["keypoints"], prediction.float())
+        return torso_diameters(pose, self.torso, MIN_TORSO * max(batch["image"].shape[2:]))
 
     def _pixels(self, images: Tensor | list[Tensor]) -> Tensor:
         if not isinstance(images, Tensor):
-            raise UserError("image: expected crops of one person each, found whole images: --data.crop person")
+            raise UserError("image: expected crops of one person each, found whole images; set --data.crop person")
         return self.preprocess(images)
 
-    def _whole_person(self, pixels: Tensor) -> Tensor:
-        """The first stage's places in the whole image, float32 (B,K,2)."""
+    def _regress_image(self, pixels: Tensor) -> Tensor:
+        """First stage: normalized joints in the whole image, float32 (B, K, 2)."""
         size = (self.input_size, self.input_size)
         if pixels.shape[2:] != size:
             pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
         return self.regressors[0](pixels)
 
-    def _look(self, regressor: nn.Module, crops: Tensor) -> Tensor:
-        """What a stage says of crops (B,n,3,c,c), float32 (B,n,K,2)."""
-        found = regressor(crops.flatten(0, 1).contiguous(memory_format=self.memory_format))
-        return found.unflatten(0, crops.shape[:2])
+    def _regress_crops(self, regressor: nn.Module, crops: Tensor) -> Tensor:
+        """Later stages: all joints of each crop (B, n, 3, c, c), float32 (B, n, K, 2)."""
+        joints = regressor(crops.flatten(0, 1).contiguous(memory_format=self.memory_format))
+        return joints.unflatten(0, crops.shape[:2])
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        epochs, last = self.trainer.max_epochs, len(self.boundaries)
-        reached = sum(end < epochs for end in self.boundaries[:-1]) + 1 if epochs and epochs > 0 else last
-        if reached < last:
-            rank_zero_warn(
-                f"stage_epochs: stage {reached} of {last} is the last that max_epochs {epochs} comes to: "
-                f"{self.boundaries[-1]} epochs train them all"
-            )
+    def stage_modules(self) -> Sequence[nn.Module]:
+        return list(self.regressors)
 
-    def on_train_epoch_start(self) -> None:
-        stage = sum(self.current_epoch >= end for end in self.boundaries[:-1])
-        # A run that resumes within a stage has them from its checkpoint.
-        for before in range(len(self.gaussians), stage):
-            self.stage = before
-            self.gaussians.append(self._measure_errors())
-        if stage != self.stage or self.current_epoch == 0:
-            rank_zero_only(print)(f"DeepPose: epoch {self.current_epoch}: stage {stage + 1}", flush=True)
-        self.stage = stage
+    def plan_stages(self, total_steps: int) -> list[int]:
+        steps_per_epoch = ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        ends = [min(total_steps, end * steps_per_epoch) for end in accumulate(self.stage_epochs)]
+        return [*ends[:-1], total_steps]
+
+    def on_stage_end(self) -> None:
+        if len(self.gaussians) == self.stage:
+            self.gaussians.append(Constant(self._measure_errors()))
 
     @torch.no_grad()
     def _measure_errors(self) -> Tensor:
-        """`gaussian_of` the last stage's errors, over the training set and all ranks."""
+        """`fit_gaussian` of the last stage's errors on the training set, over all ranks."""
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            raise UserError("stage_epochs: the errors of a stage are measured on a datamodule's training set: give one")
+            raise UserError("stage_epochs: expected a datamodule to measure the errors of a stage on, found none")
         loader = data.train_dataloader()
-        # From the epoch's beginning, whatever the progress of the training's own loader.
+        # Read the whole epoch, whatever the progress of the trainer's own loader.
         loader.training, loader.sampler.epoch = False, self.current_epoch
         self._enter_evaluation()
         self.regressors.eval()
@@ -248,66 +422,29 @@ class DeepPose(VisionModule):
         for batch in islice(loader, int(self.trainer.num_training_batches)):
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             with self.trainer.precision_plugin.forward_context():
-                found = self.predict(batch["image"])["keypoints"]
-            diameter = self._diameters(batch, found)
-            moments += moments_of(found, batch["keypoints"], batch["labeled"], diameter)
-        self.regressors.train()
+                prediction = self.predict(batch["image"])["keypoints"]
+            diameter = self._diameters(batch, prediction)
+            moments += error_moments(prediction, batch["keypoints"], batch["labeled"], diameter)
         self._set_buffer_sync(True)
-        gaussian = gaussian_of(self.trainer.strategy.reduce(moments, reduce_op="sum"))
+        gaussian = fit_gaussian(self.trainer.strategy.reduce(moments, reduce_op="sum"))
         mean, deviation = (values.square().mean().sqrt().item() for values in gaussian)
         rank_zero_only(print)(
-            f"DeepPose: stage {self.stage + 1} is off by {mean:.3f} +- {deviation:.3f} torsos along x and y", flush=True
+            f"DeepPose: errors of stage {self.stage + 1}: mean {mean:.3f}, deviation {deviation:.3f} torso diameters",
+            flush=True,
         )
         return gaussian
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/stage", float(self.stage + 1), on_step=True, on_epoch=False, batch_size=1)
-        if self.trainer.world_size > 1:
-            # DDP waits for a gradient of everything; what it gives to those that rest is removed below.
-            loss = loss + 0 * torch.stack([p.sum() for p in self._resting()] or [loss.new_zeros(())]).sum()
-        return loss
+    def stage_state(self) -> dict[str, Any]:
+        return {"gaussians": [gaussian.value.cpu() for gaussian in self.gaussians]}  # type: ignore[union-attr, operator]
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Without a gradient, neither weight decay nor momentum moves them.
-        for parameter in self._resting():
-            parameter.grad = None
-
-    def _resting(self) -> Iterator[nn.Parameter]:
-        return (p for i, part in enumerate(self.regressors) if i != self.stage for p in part.parameters())
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(regressor.parameters())} for regressor in self.regressors]
-
-    def _staged(self, optimizer: Optimizer, total: int) -> LambdaLR:
-        """Each stage's rate: the given schedule over its own part of the run's steps."""
-        epochs = self.trainer.max_epochs
-        if not epochs or epochs < 1:
-            raise UserError("a schedule of stages needs their length: set trainer.max_epochs")
-        ends = [min(total, round(total * end / epochs)) for end in self.boundaries[:-1]] + [total]
-        factors = [self._factor(start, end) for start, end in pairwise([0, *ends])]
-        return LambdaLR(optimizer, factors)
-
-    def _factor(self, start: int, end: int) -> Callable[[int], float]:
-        assert self.stage_schedule is not None
-        alone = self.stage_schedule(SGD([torch.zeros(1)], lr=1.0), max(1, end - start))
-        if not isinstance(alone, LambdaLR):
-            raise UserError(f"schedule: expected one that is a function of the step, found {type(alone).__name__}")
-        return lambda step: alone.lr_lambdas[0](max(0, step - start))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["deeppose"] = {"stage": self.stage, "gaussians": [values.cpu() for values in self.gaussians]}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.stage, self.gaussians = checkpoint["deeppose"]["stage"], list(checkpoint["deeppose"]["gaussians"])
+    def load_stage_state(self, state: dict[str, Any]) -> None:
+        self.gaussians = nn.ModuleList(Constant(gaussian.to(self.device)) for gaussian in state["gaussians"])
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         pixels = self._pixels(images)
-        stages = [denormalize(self._whole_person(pixels), *whole(pixels))]
+        stages = [decode(self._regress_image(pixels), *image_box(pixels))]
         for number, regressor in enumerate(self.regressors):
             if number > 0:
                 stages.append(self.refine(regressor, pixels, stages[-1]) if number <= self.stage else stages[-1])
@@ -318,17 +455,17 @@ class DeepPose(VisionModule):
         }
 
     def refine(self, regressor: nn.Module, pixels: Tensor, keypoints: Tensor) -> Tensor:
-        """Equation 6: joints (B,K,2) moved by what ``regressor`` says of the boxes around them, in pixels as they are.
+        """Refine each joint from a crop around it (equation 6): float32 (B, K, 2) in pixels.
 
         Args:
-            regressor: crops (N,3,c,c) to (N,K,2), as `PoseRegressor`.
-            pixels: normalized float (B,3,H,W).
-            keypoints: float (B,K,2), what the stage before found.
+            regressor: maps crops (N, 3, c, c) to joints (N, K, 2), as `PoseRegressor`.
+            pixels: normalized images, float (B, 3, H, W).
+            keypoints: predictions of the previous stage, float (B, K, 2) in pixels.
         """
-        side = self.sigma * diameters(keypoints, self.torso, LEAST * max(pixels.shape[2:]))
-        found = self._look(regressor, cut(pixels, keypoints, side, self.crop_size))
-        own = found.diagonal(dim1=1, dim2=2).mT
-        return keypoints + own * side[:, None, None]
+        side = self.sigma * torso_diameters(keypoints, self.torso, MIN_TORSO * max(pixels.shape[2:]))
+        joints = self._regress_crops(regressor, crop_squares(pixels, keypoints, side, self.crop_size))
+        # Output i of the crop around joint i.
+        return keypoints + joints.diagonal(dim1=1, dim2=2).mT * side[:, None, None]
 
     def build_metrics(self) -> MetricCollection:
         metrics = dict(pose_metrics(self.joint_names, self.metric).items(keep_base=True))
@@ -338,8 +475,8 @@ class DeepPose(VisionModule):
         return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
 
     def update_metrics(self, metrics: MetricCollection, predictions: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        true = apply_affine(batch["keypoints"], batch["to_original"])
-        stages = [apply_affine(found, batch["to_original"]) for found in predictions["stages"].unbind(1)]
+        target = apply_affine(batch["keypoints"], batch["to_original"])
+        stages = [apply_affine(stage, batch["to_original"]) for stage in predictions["stages"].unbind(1)]
         for name, metric in metrics.items(keep_base=True):
             number = int(name[len("stage")]) - 1 if name.startswith("stage") else -1
-            metric.update(stages[number], true, batch["labeled"], batch["head_size"])
+            metric.update(stages[number], target, batch["labeled"], batch["head_size"])

@@ -1,4 +1,4 @@
-"""DeepPose: exact counts, boxes, loss against loops, the cascade's crops and errors, stages, resume, learning."""
+"""DeepPose: parameter counts, encoding, loss, crops and errors of the cascade, stages, resume, learning."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ import cli.parser
 from datamodules.pose.crops import PersonCrop
 from datamodules.pose.mpii import MPII
 from datamodules.synthetic.mpii import write_mpii
-from lightning_modules.pose.deeppose import DeepPose, denormalize, joint_loss, normalize, whole
-from lightning_modules.pose.deeppose_cascade import cut, diameters, gaussian_of, moments_of
-from lightning_modules.pose.deeppose_network import PoseRegressor
+from lightning_modules.components.unsaved import Constant
+from lightning_modules.pose.deeppose import (
+    DeepPose,
+    PoseRegressor,
+    crop_squares,
+    decode,
+    encode,
+    error_moments,
+    fit_gaussian,
+    image_box,
+    joint_loss,
+    torso_diameters,
+)  # fmt: skip
 from lightning_modules.pose.metrics import MPII_JOINTS
 from tests.processes import finish, train_ranks
 from tests.small_system import differences, kill_and_resume, outcome
@@ -44,14 +54,14 @@ def some_batch(seed: int = 0, people: int = 3, side: int = 64) -> dict[str, Any]
 
 def narrow(**options: Any) -> DeepPose:
     torch.manual_seed(0)
-    return DeepPose(**{"width": 0.02, "input_size": 64, "stage_epochs": [1, 1, 1], **options})
+    return DeepPose(**{"width_multiplier": 0.02, "input_size": 64, "stage_epochs": [1, 1, 1], **options})
 
 
 def in_stage(stage: int, **options: Any) -> DeepPose:
-    """A module that trains ``stage``, the errors of those before it a hundredth of a torso."""
+    """Return a module that trains ``stage``; errors of earlier stages are 0.01 torso diameters."""
     module = narrow(**options)
     module.stage = stage
-    module.gaussians = [torch.full((2, 16, 2), 0.01) for _ in range(stage)]
+    module.gaussians.extend(Constant(torch.full((2, 16, 2), 0.01)) for _ in range(stage))
     return module
 
 
@@ -75,7 +85,8 @@ def test_maps_are_as_large_as_in_the_paper() -> None:
 
 @pytest.mark.parametrize(
     ("options", "side"),
-    [({"input_size": 100, "width": 0.05}, 100), ({"input_size": 59, "width": 0.05, "batch_norm": True}, 59),
+    [({"input_size": 100, "width_multiplier": 0.05}, 100),
+     ({"input_size": 59, "width_multiplier": 0.05, "batch_norm": True}, 59),
      ({"backbone": "resnet18"}, 64), ({"backbone": "mobilenet_v3_small"}, 40)],
 )  # fmt: skip
 def test_any_network_gives_a_place_a_joint(options: dict[str, Any], side: int) -> None:
@@ -93,7 +104,7 @@ def test_a_backbone_has_its_own_last_layer_replaced() -> None:
 
 
 def test_weights_of_a_backbone(tmp_path: Path) -> None:
-    """A file of ImageNet's weights: the trunk is taken, the last layer is not missed, all stages begin alike."""
+    """The trunk is loaded from a file of ImageNet weights; all stages start from the same weights."""
     import torchvision
 
     torch.manual_seed(1)
@@ -105,19 +116,19 @@ def test_weights_of_a_backbone(tmp_path: Path) -> None:
             assert torch.equal(value, network.state_dict()[name])
 
 
-# --- boxes ----------------------------------------------------------------------------------------------------------
+# --- target encoding --------------------------------------------------------------------------------------------------
 
 
 def test_normalizing_and_back() -> None:
     keypoints, images = torch.rand(4, 16, 2) * 300 - 100, torch.zeros(4, 3, 50, 80)
-    center, size = whole(images)
-    torch.testing.assert_close(denormalize(normalize(keypoints, center, size), center, size), keypoints)
+    center, size = image_box(images)
+    torch.testing.assert_close(decode(encode(keypoints, center, size), center, size), keypoints)
     edges = torch.tensor([[-0.5, -0.5], [39.5, 24.5], [79.5, 49.5]])
-    assert normalize(edges, center, size).tolist() == [[-0.5, -0.5], [0, 0], [0.5, 0.5]]
+    assert encode(edges, center, size).tolist() == [[-0.5, -0.5], [0, 0], [0.5, 0.5]]
 
 
 def test_a_joint_keeps_its_place_when_the_image_is_resized() -> None:
-    """What the first stage says of the reduced image holds in the image as given."""
+    """Predictions of the first stage, made in the resized image, refer to the input image."""
 
     class Brightest(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +136,7 @@ def test_a_joint_keeps_its_place_when_the_image_is_resized() -> None:
             light = light / light.sum((1, 2), keepdim=True)
             line = torch.arange(x.shape[2], dtype=torch.float64)
             place = torch.stack([(light.sum(1) * line).sum(1), (light.sum(2) * line).sum(1)], 1)
-            return normalize(place, *whole(x)).float()[:, None].expand(-1, 16, -1)
+            return encode(place, *image_box(x)).float()[:, None].expand(-1, 16, -1)
 
     module = narrow()
     module.regressors[0] = Brightest()
@@ -155,7 +166,7 @@ def test_the_loss_equals_loops(seed: int) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_joints_without_a_label_get_no_gradient(stage: int) -> None:
-    module, batch = in_stage(stage, crops=16), some_batch()
+    module, batch = in_stage(stage, crops_per_person=16), some_batch()
     batch["labeled"][:] = True
     batch["labeled"][:, 5] = False
     (loss,) = module.losses(batch).values()
@@ -180,7 +191,7 @@ def test_an_unlabeled_torso_is_the_one_that_was_found() -> None:
     batch["labeled"][:] = True
     batch["labeled"][1, TORSO[0]] = False
     found = batch["keypoints"] * 3
-    expected = diameters(batch["keypoints"], TORSO, 6.4) * torch.tensor([1, 3, 1])
+    expected = torso_diameters(batch["keypoints"], TORSO, 6.4) * torch.tensor([1, 3, 1])
     torch.testing.assert_close(module._diameters(batch, found), expected)
 
 
@@ -196,15 +207,15 @@ def test_the_loss_is_float32_under_autocast(stage: int) -> None:
 
 
 def coordinates(people: int, height: int, width: int) -> Tensor:
-    """Images that hold their pixels' own x and y."""
+    """Return images whose pixel values are their own x and y."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([x, y, torch.zeros_like(x)]).float().expand(people, -1, -1, -1)
 
 
 def test_crops_show_what_lies_there() -> None:
-    """Against each pixel's place by loops, on an image that holds its own coordinates."""
+    """Compare with loops, on an image of coordinates."""
     center, side = torch.tensor([[[30.0, 20.3], [41.7, 25.0]]]).expand(2, -1, -1), torch.tensor([16.0, 9.5])
-    crops = cut(coordinates(2, 50, 70), center, side, 8)
+    crops = crop_squares(coordinates(2, 50, 70), center, side, 8)
     assert crops.shape == (2, 2, 3, 8, 8)
     for b in range(2):
         for n in range(2):
@@ -217,16 +228,16 @@ def test_crops_show_what_lies_there() -> None:
 
 def test_a_crop_as_large_as_the_image_is_the_image() -> None:
     image = torch.randn(1, 3, 20, 20)
-    crop = cut(image, torch.full((1, 1, 2), 9.5), torch.tensor([20.0]), 20)
+    crop = crop_squares(image, torch.full((1, 1, 2), 9.5), torch.tensor([20.0]), 20)
     torch.testing.assert_close(crop[:, 0], image, atol=1e-5, rtol=1e-5)
-    assert (cut(image + 5, torch.full((1, 1, 2), -40.0), torch.tensor([20.0]), 20) == 0).all()
+    assert (crop_squares(image + 5, torch.full((1, 1, 2), -40.0), torch.tensor([20.0]), 20) == 0).all()
 
 
 class Knowing(nn.Module):
-    """A refiner that reads from an image of coordinates where its crop lies, and gives the exact way to the truth.
+    """Regressor that reads the position of its crop from an image of coordinates and returns the exact delta.
 
     Args:
-        true: float (B,K,2) in pixels.
+        true: ground truth, float (B, K, 2) in pixels.
     """
 
     def __init__(self, true: Tensor) -> None:
@@ -252,7 +263,7 @@ def test_the_exact_offset_puts_each_joint_on_the_truth() -> None:
 
 
 def test_each_joint_has_its_own_outputs() -> None:
-    """Joint i is moved by output i of what is said of its own crop."""
+    """Joint i is moved by output i of the crop around it."""
 
     class Numbers(nn.Module):
         def forward(self, crops: Tensor) -> Tensor:
@@ -261,12 +272,12 @@ def test_each_joint_has_its_own_outputs() -> None:
     module = narrow()
     found = torch.full((1, 16, 2), 50.0)
     moved = module.refine(Numbers(), torch.zeros(1, 3, 100, 100), found) - found
-    # No torso at all: its least length is a tenth of the image's side, and a box is two of them.
+    # The torso has length 0, so it counts as 0.1 of the image's side; a crop is two torsos wide.
     torch.testing.assert_close(moved[0], torch.arange(16.0)[:, None].expand(-1, 2) * 20)
 
 
 def test_training_crops_contain_what_the_loss_says() -> None:
-    """A network that knows the way from what it sees costs nothing: joints, crops and targets belong together."""
+    """An exact regressor has a loss of 0: joints, crops and targets correspond."""
     module, batch = in_stage(1), some_batch(people=4)
     true = torch.rand(4, 16, 2) * 80 + 160
     batch |= {"keypoints": true, "labeled": torch.ones(4, 16, dtype=torch.bool)}
@@ -282,7 +293,7 @@ def test_a_short_torso_counts_as_a_tenth_of_the_image() -> None:
     keypoints = torch.zeros(3, 16, 2)
     keypoints[1, TORSO[0]] = torch.tensor([3.0, 4.0])
     keypoints[2, TORSO[1]] = torch.tensor([-30.0, 40.0])
-    assert diameters(keypoints, TORSO, 10.0).tolist() == [10, 10, 50]
+    assert torso_diameters(keypoints, TORSO, 10.0).tolist() == [10, 10, 50]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -291,8 +302,8 @@ def test_the_gaussian_equals_loops(seed: int) -> None:
     found, true = rng.normal(0, 40, (2, 6, 5, 2))
     counted, diameter = rng.random((6, 5)) < 0.6, rng.uniform(10, 50, 6)
     tensors = [torch.from_numpy(values) for values in (found, true, counted, diameter)]
-    # In two parts, as batches or ranks are.
-    gaussian = gaussian_of(sum(moments_of(*(t[part] for t in tensors)) for part in (slice(4), slice(4, 6))))  # type: ignore[arg-type]
+    # Two parts, like batches or ranks.
+    gaussian = fit_gaussian(sum(error_moments(*(t[part] for t in tensors)) for part in (slice(4), slice(4, 6))))  # type: ignore[arg-type]
     for i in range(5):
         errors = [(found[b, i] - true[b, i]) / diameter[b] for b in range(6) if counted[b, i]]
         mean, deviation = (np.mean(errors, 0), np.std(errors, 0)) if errors else (np.zeros(2), np.zeros(2))
@@ -300,26 +311,26 @@ def test_the_gaussian_equals_loops(seed: int) -> None:
 
 
 def test_a_known_gaussian_is_recovered_and_drawn_again() -> None:
-    """Errors of known mean and deviation are fitted; what is simulated by the fit has them, too."""
+    """The fit recovers a known mean and deviation; errors simulated from the fit have them too."""
     torch.manual_seed(0)
     mean, deviation = torch.randn(16, 2) * 0.2, torch.rand(16, 2) * 0.3 + 0.05
     true, everything = torch.rand(4000, 16, 2) * 200, torch.ones(4000, 16, dtype=torch.bool)
-    diameter = diameters(true, TORSO, 20.0)
+    diameter = torso_diameters(true, TORSO, 20.0)
     found = true + (mean + deviation * torch.randn_like(true)) * diameter[:, None, None]
-    fitted = gaussian_of(moments_of(found, true, everything, diameter))
+    fitted = fit_gaussian(error_moments(found, true, everything, diameter))
     torch.testing.assert_close(fitted, torch.stack([mean, deviation]), atol=0.02, rtol=0)
-    module = in_stage(1, crops=16)
-    module.gaussians = [fitted]
+    module = in_stage(1, crops_per_person=16)
+    module.gaussians = nn.ModuleList([Constant(fitted)])
     joint, center, counted = module.simulate(true, everything, diameter)
     assert counted.all()
     assert (joint.sort(1).values == torch.arange(16)).all()
     again = center.gather(1, joint.argsort(1)[..., None].expand(-1, -1, 2))
-    drawn = gaussian_of(moments_of(again, true, everything, diameter))
+    drawn = fit_gaussian(error_moments(again, true, everything, diameter))
     torch.testing.assert_close(drawn, fitted, atol=0.02, rtol=0)
 
 
 def test_only_labeled_joints_are_drawn_while_there_are_any() -> None:
-    module, batch = in_stage(1, crops=4), some_batch(people=50)
+    module, batch = in_stage(1, crops_per_person=4), some_batch(people=50)
     batch["labeled"][:] = False
     batch["labeled"][:, [3, 7, *TORSO]] = True
     joint, _, counted = module.simulate(batch["keypoints"], batch["labeled"], torch.full((50,), 20.0))
@@ -331,7 +342,7 @@ def test_only_labeled_joints_are_drawn_while_there_are_any() -> None:
 
 
 def test_predictions_and_metrics_of_each_stage() -> None:
-    """Stages that are not trained yet change nothing; each is measured in the pixels of the images on disk."""
+    """Untrained stages return their input; each stage is measured in pixels of the images on disk."""
     module, batch = narrow().eval(), some_batch()
     batch["labeled"][:] = True
     for stage in range(3):
@@ -373,21 +384,21 @@ def test_stages_are_measured_by_pck_and_pcp_too() -> None:
 def test_bad_input() -> None:
     for options, message in (
         ({"input_size": 58}, "input_size: expected 59 pixels or more for alexnet_2014, found 58"),
-        ({"backbone": "fcn_resnet50"}, "backbone: expected alexnet_2014 or a classification network .*, found fcn_"),
+        ({"backbone": "fcn_resnet50"}, "backbone: expected alexnet_2014 or a torchvision classification network, found fcn_"),
         ({"backbone": "squeezenet1_0"}, "backbone: expected a network that ends in a linear layer, found squeezenet"),
-        ({"weights": "DEFAULT"}, "weights: there are none for alexnet_2014, found DEFAULT: choose another backbone"),
+        ({"weights": "DEFAULT"}, "weights: expected null for alexnet_2014, found DEFAULT; choose another backbone"),
         ({"stage_epochs": [3, 0]}, r"stage_epochs: expected 1 or more for each .*, found \[3, 0\]"),
         ({"sigma": 0}, "sigma: expected more than 0, found 0"),
-        ({"crops": 17}, "crops: expected 1 to 16, the number of joints, found 17"),
-        ({"joint_names": ["left_wrist"], "crops": 1}, "for the torso, found no left_shoulder"),
+        ({"crops_per_person": 17}, "crops_per_person: expected 1 to 16, the number of joints, found 17"),
+        ({"joint_names": ["left_wrist"], "crops_per_person": 1}, "for the torso, found no left_shoulder"),
     ):
         with pytest.raises(ValueError, match=message):
             narrow(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="found whole images: --data.crop person"):
+    with pytest.raises(ValueError, match="found whole images; set --data.crop person"):
         narrow().predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])
     module = narrow()
     module.trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="measured on a datamodule's training set: give one"):
+    with pytest.raises(ValueError, match="stage_epochs: expected a datamodule to measure the errors"):
         module._measure_errors()
 
 
@@ -396,15 +407,16 @@ def test_bad_input() -> None:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven training images and two for validation."""
+    """Write seven training images and two for validation."""
     folder = tmp_path_factory.mktemp("people")
     write_mpii(str(folder), train=7, val=2, size=64)
     return folder
 
 
 OPTIONS = [
-    "fit", "--model", "DeepPose", "--model.width", "0.02", "--model.batch_norm", "true", "--model.input_size", "64",
-    "--model.stage_epochs", "[2, 1, 2]", "--data", "MPII", "--data.image_size", "72", "--data.num_workers", "0",
+    "fit", "--model", "DeepPose", "--model.width_multiplier", "0.02", "--model.batch_norm", "true",
+    "--model.input_size", "64", "--model.stage_epochs", "[2, 1, 2]", "--data", "MPII",
+    "--data.image_size", "72", "--data.num_workers", "0",
     "--trainer.max_epochs", "5", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu",
     "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled",
     "--last.every_n_steps", "1", "--last.keep", "99", "--experiment", "run",
@@ -417,7 +429,7 @@ def checkpoint(run: Path, step: int) -> dict[str, Any]:
 
 
 def moved(run: Path, before: int, after: int) -> list[bool]:
-    """Of each stage, whether any of its weights or its statistics changed between two steps."""
+    """Return for each stage whether its weights or statistics changed between two steps."""
     states = [checkpoint(run, step)["state_dict"] for step in (before, after)]
     keys = [[key for key in states[0] if key.startswith(f"regressors.{stage}.")] for stage in range(3)]
     return [any(not torch.equal(states[0][key], states[1][key]) for key in stage) for stage in keys]
@@ -426,7 +438,7 @@ def moved(run: Path, before: int, after: int) -> list[bool]:
 def test_a_fit_and_its_resumes(
     people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three stages, killed within and between them."""
+    """Three stages; the run is killed within and between them."""
     monkeypatch.chdir(tmp_path)
     data = ["--data.root", str(people), "--data.batch_size", "4"]
     optimizer = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.01"]
@@ -439,10 +451,10 @@ def test_a_fit_and_its_resumes(
     assert rest == 0
     assert epoch >= 2
     for number, start in ((1, 0), (2, 2), (3, 3)):
-        assert printed.count(f"DeepPose: epoch {start}: stage {number}") == 1
-    assert printed.count(" torsos along x and y") == 2
+        assert printed.count(f"DeepPose: stage {number} of 3 starts at step {start * epoch}\n") == 1
+    assert printed.count("DeepPose: errors of stage") == 2
     assert moved(run, 1, 2 * epoch) == [True, False, False]
-    # Weight decay and momentum, too, leave alone what stands still.
+    # Weight decay and momentum do not change frozen stages.
     assert moved(run, 2 * epoch, 3 * epoch) == [False, True, False]
     assert moved(run, 3 * epoch, total) == [False, False, True]
     stages = [row["train/stage"] for row in expected["metrics"] if "train/stage" in row]
@@ -454,7 +466,7 @@ def test_a_fit_and_its_resumes(
     assert 0 < rates[0][0] < 0.01
     assert rates[1][1] == rates[2][2] == 0.01
     assert rates[3][2] == pytest.approx(0, abs=1e-9)
-    states = {step: checkpoint(run, step)["deeppose"] for step in (2 * epoch, 2 * epoch + 1, 3 * epoch, total)}
+    states = {step: checkpoint(run, step)["stages"] for step in (2 * epoch, 2 * epoch + 1, 3 * epoch, total)}
     assert [(s["stage"], len(s["gaussians"])) for s in states.values()] == [(0, 0), (1, 1), (1, 1), (2, 2)]
     assert states[total]["gaussians"][0].abs().min() > 0
     assert differences(states[2 * epoch + 1]["gaussians"][0], states[total]["gaussians"][0]) == []
@@ -463,7 +475,7 @@ def test_a_fit_and_its_resumes(
     for step in (1, 2 * epoch - 1, 2 * epoch, 2 * epoch + 1, 3 * epoch, total - 1):
         killed = kill_and_resume(run, step)
         assert differences(expected, outcome(killed)) == [], step
-        assert differences(states[total], checkpoint(killed, total)["deeppose"]) == [], step
+        assert differences(states[total], checkpoint(killed, total)["stages"]) == [], step
     again = DeepPose.load_from_checkpoint(run / "checkpoints" / expected["file"], weights_only=True)
     assert again.stage == 2
     assert len(again.joint_names) == 16
@@ -472,12 +484,12 @@ def test_a_fit_and_its_resumes(
 
 @pytest.mark.xdist_group("processes")
 def test_two_ranks(tmp_path: Path) -> None:
-    """What rests does not move, nobody waits for it, and errors are those of all ranks."""
+    """Frozen stages do not change or block DDP, and errors are measured over all ranks."""
     write_mpii(str(tmp_path / "people"), train=6, val=2, size=64)
-    # With an odd number of people two ranks would see one of them twice.
+    # Two ranks read one person twice if the number of people is odd.
     assert len(MPII(str(tmp_path / "people"), image_size=64).dataset("train")) % 2 == 0  # type: ignore[arg-type]
     plain = [*OPTIONS, "--model.dropout", "0", "--model.batch_norm", "false", "--data.root", str(tmp_path / "people")]
-    # Each image as it is, so that the ranks' means are the whole batch's.
+    # No augmentation, so that the mean over ranks equals that of one batch.
     plain += ["--data.scale", "0", "--data.rotation", "0", "--data.hflip", "0", "--data.color", "0"]
     plain += ["--model.stage_epochs", "[2, 3]"]
     ranks = [*plain, "--data.batch_size", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -490,10 +502,10 @@ def test_two_ranks(tmp_path: Path) -> None:
         patch.chdir(tmp_path / "one")
         cli.parser.run([*plain, "--data.batch_size", "2"])
     (alone,) = (tmp_path / "one/runs/run").iterdir()
-    mine, theirs = (checkpoint(r, step)["deeppose"]["gaussians"][0] for r in (alone, run))
+    mine, theirs = (checkpoint(r, step)["stages"]["gaussians"][0] for r in (alone, run))
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
     assert theirs[1].min() > 0
-    assert (tmp_path / "log.txt").read_text().count("DeepPose: epoch 2: stage 2") == 1
+    assert (tmp_path / "log.txt").read_text().count("DeepPose: stage 2 of 2 starts at step") == 1
 
 
 def learn(module: DeepPose, batch: dict[str, Any], steps: int) -> None:
@@ -506,19 +518,20 @@ def learn(module: DeepPose, batch: dict[str, Any], steps: int) -> None:
 
 
 def test_it_learns_people_by_heart(tmp_path: Path) -> None:
-    """From MPII's files to PCKh: people that it was trained on are found again, and the second stage helps."""
+    """The cascade overfits four people, from MPII's files to PCKh, and the second stage improves the result."""
     write_mpii(str(tmp_path), train=4, val=1, size=96)
     people = MPII(str(tmp_path), image_size=96).dataset("train")
     people.view = PersonCrop(96)  # type: ignore[attr-defined]
     batch = default_collate([people[i] for i in range(4)])
-    module = narrow(width=0.1, batch_norm=True, dropout=0.0, stage_epochs=[1, 1], crops=8)
+    module = narrow(width_multiplier=0.1, batch_norm=True, dropout=0.0, stage_epochs=[1, 1], crops_per_person=8)
     module.setup("fit")
     learn(module, batch, 30)
     module.eval()
     with torch.no_grad():
         found = module.predict(batch["image"])["keypoints"]
     diameter = module._diameters(batch, found)
-    module.gaussians = [gaussian_of(moments_of(found, batch["keypoints"], batch["labeled"], diameter))]
+    moments = error_moments(found, batch["keypoints"], batch["labeled"], diameter)
+    module.gaussians.append(Constant(fit_gaussian(moments)))
     module.stage = 1
     module.train()
     learn(module, batch, 300)
