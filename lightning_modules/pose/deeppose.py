@@ -29,7 +29,7 @@ from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.networks import AUX_HEADS
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.unsaved import Constant
-from lightning_modules.components.vgg import convolution
+from lightning_modules.components.vgg import conv_relu
 from lightning_modules.pose.metrics import MPII_JOINTS, PCK, PCP, TORSO, PCKh, apply_affine, pose_metrics
 from lightning_modules.stages import StagedModule
 
@@ -72,7 +72,7 @@ class AlexNetTrunk(nn.Sequential):
             (256, 3, 1, 1, False, True),
         ):
             out = max(1, round(out * width_multiplier))
-            layers += convolution(channels, out, kernel, batch_norm, stride, padding)
+            layers += conv_relu(channels, out, kernel, batch_norm, stride, padding)
             layers += [LocalResponseNorm()] if normalize and not batch_norm else []
             layers += [nn.MaxPool2d(3, 2)] if pool else []
             channels = out
