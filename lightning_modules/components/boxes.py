@@ -1,4 +1,4 @@
-"""What detectors do alike: images of one size, the objects of a batch as one tensor, suppression of weaker boxes."""
+"""Boxes: batching of targets, IoU, regression deltas, balanced sampling and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -13,167 +13,188 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
 
-def image_of(entries: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
-    """Which image each box belongs to: int64 (K,), for the dicts of a batch's images with ``boxes`` (N,4), in order."""
-    # The sizes of tensors are known without asking the device.
-    counts = torch.tensor([len(entry["boxes"]) for entry in entries])
-    return torch.repeat_interleave(torch.arange(len(entries)), counts).to(device, non_blocking=True)
-
-
-def join(target: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The objects of all images of a batch: boxes float32 (K,4), labels int64 (K,), image int64 (K,).
+def concatenate_targets(target: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Concatenate the K objects of a batch.
 
     Args:
-        target: one dict an image: ``boxes`` float (M,4), ``labels`` int64 (M,); at least one image.
+        target: one dict per image with ``boxes`` float (M, 4) and ``labels`` int64 (M,); at least one image.
+
+    Returns:
+        Boxes float32 (K, 4), labels int64 (K,), and the image index of each object, int64 (K,).
     """
     boxes = torch.cat([entry["boxes"] for entry in target]).float()
-    return boxes, torch.cat([entry["labels"] for entry in target]), image_of(target, boxes.device)
+    # Counting on the CPU avoids a device synchronization.
+    counts = torch.tensor([len(entry["boxes"]) for entry in target])
+    image = torch.repeat_interleave(torch.arange(len(target)), counts).to(boxes.device, non_blocking=True)
+    return boxes, torch.cat([entry["labels"] for entry in target]), image
 
 
-def pad(entries: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """The boxes of a batch's images as one tensor, filled up: boxes float32 (B,M,4), labels int64 (B,M), M at least 1.
+def pad_targets(entries: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Pad the boxes and labels of a batch to the largest number of boxes in an image, at least 1.
 
-    What fills the shorter lists has no area, and overlaps nothing.
+    Padding boxes are zero: they have no area and an IoU of 0 with every box.
 
     Args:
-        entries: one dict an image: ``boxes`` float (N,4), ``labels`` int64 (N,); at least one image.
+        entries: one dict per image with ``boxes`` float (N, 4) and ``labels`` int64 (N,); at least one image.
+
+    Returns:
+        Boxes float32 (B, M, 4) and labels int64 (B, M).
     """
     boxes = pad_sequence([entry["boxes"] for entry in entries], batch_first=True).float()
     labels = pad_sequence([entry["labels"] for entry in entries], batch_first=True)
     return (boxes, labels) if labels.shape[1] else (F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1)))
 
 
-def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of each box with each other one of its image: float (B,M,P) for xyxy (B,M,4) and (B,P,4), or (P,4) for all.
+def batched_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Compute the IoU of all pairs of boxes of each image.
 
-    On a CPU in a third of the time of torchvision's box_iou, whose pairs of coordinates are slow.
+    Three times as fast on a CPU as torchvision's ``box_iou``, whose pairs of coordinates are slow.
+
+    Args:
+        boxes: float (B, M, 4), xyxy.
+        others: float (B, P, 4), xyxy, or (P, 4) for all images.
+
+    Returns:
+        IoU, float (B, M, P); 0 for two boxes without area.
     """
     left, top, right, bottom = boxes[..., None].unbind(2)
     o_left, o_top, o_right, o_bottom = others.mT.contiguous().unsqueeze(-3).unbind(-2)
-    shared = (torch.minimum(right, o_right) - torch.maximum(left, o_left)).clamp_min_(0)
-    shared *= (torch.minimum(bottom, o_bottom) - torch.maximum(top, o_top)).clamp_min_(0)
+    intersection = (torch.minimum(right, o_right) - torch.maximum(left, o_left)).clamp_min_(0)
+    intersection *= (torch.minimum(bottom, o_bottom) - torch.maximum(top, o_top)).clamp_min_(0)
     union = (right - left) * (bottom - top) + (o_right - o_left) * (o_bottom - o_top)
-    # Of two without area, 0.
-    return shared.div_(union.sub_(shared).clamp_min_(1e-9))
-
-
-def offsets(boxes: Tensor, anchors: Tensor, deviations: Sequence[float]) -> Tensor:
-    """Boxes as seen from others: how far the center moves, in sides, and the logarithm by which each side grows.
-
-    Girshick et al. 2014, appendix C. The inverse is `corners`.
-
-    Args:
-        boxes, anchors: float (...,4) xyxy, of shapes that broadcast.
-        deviations: the four are divided by these, so that all are about 1.
-
-    Returns:
-        float (...,4): x, y, width, height.
-    """
-    (center, size), (center_a, size_a) = (
-        ((b[..., :2] + b[..., 2:]) / 2, (b[..., 2:] - b[..., :2]).clamp_min(1e-6)) for b in (boxes, anchors)
-    )
-    return torch.cat([(center - center_a) / size_a, (size / size_a).log()], dim=-1) / boxes.new_tensor(deviations)
-
-
-def corners(offset: Tensor, anchors: Tensor, deviations: Sequence[float]) -> Tensor:
-    """The inverse of `offsets`: float (...,4) xyxy. No box is more than 1000 / 16 times as large as its anchor."""
-    offset = offset * offset.new_tensor(deviations)
-    size = anchors[..., 2:] - anchors[..., :2]
-    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + offset[..., :2] * size
-    half = size * offset[..., 2:].clamp_max(math.log(1000 / 16)).exp() / 2
-    return torch.cat([center - half, center + half], dim=-1)
-
-
-class Sample(NamedTuple):
-    """n candidates of each of B images that were drawn to learn from, positives first.
-
-    Attributes:
-        which: int64 (B,n).
-        taken: bool (B,n): False fills up where there are too few; it is not learned from.
-        positive: bool (B,n), taken as a positive.
-    """
-
-    which: Tensor
-    taken: Tensor
-    positive: Tensor
-
-
-def sample(positive: Tensor, negative: Tensor, count: int, share: float) -> Sample:
-    """Draws candidates from torch's default generator, which is seeded at each training step.
-
-    Of each image up to ``share`` of ``count`` are positives, and negatives make it full.
-
-    Args:
-        positive, negative: bool (B,P), never both.
-        count: n, or all P if they are fewer.
-        share: 0..1.
-    """
-    draw = torch.rand(positive.shape, device=positive.device)
-    most = min(round(share * count), positive.shape[1])
-    drawn = torch.where(positive, draw, -1).topk(most, dim=1).indices
-    positive = torch.zeros_like(positive).scatter(1, drawn, True) & positive
-    order = draw + torch.where(positive, 2, torch.where(negative, 1, 0))
-    index = order.topk(min(count, positive.shape[1]), dim=1).indices
-    positive, negative = positive.gather(1, index), negative.gather(1, index)
-    return Sample(index, positive | negative, positive)
-
-
-def suppress(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    image: Tensor,
-    images: int,
-    nms_threshold: float,
-    top: int | None = None,
-    keep: int | None = None,
-) -> list[dict[str, Tensor]]:
-    """Non-maximum suppression by class: a box goes that overlaps a better one of its class and image by more.
-
-    Args:
-        boxes: float (N,4) xyxy, candidates of all images.
-        scores: float (N,).
-        labels: int64 (N,), 0 or more.
-        image: int64 (N,), 0..images-1.
-        images: how many there are.
-        nms_threshold: IoU.
-        top: candidates of each image and class that take part, the best; None for all.
-        keep: what is left of each image at most, the best; None for all.
-
-    Returns:
-        For each image ``boxes`` float32 (K,4), ``scores`` float32 (K,) and ``labels`` int64 (K,), best first.
-    """
-    boxes, scores = boxes.float(), scores.float()
-    # By image and then class, so that no two share a number.
-    group = labels * images + image
-    if top is not None:
-        best = torch.argsort(scores, descending=True, stable=True)
-        best = best[place_in_group(group[best]) < top]
-        boxes, scores, labels, image, group = (x[best] for x in (boxes, scores, labels, image, group))
-    kept = batched_nms(boxes, scores, group, nms_threshold)
-    if keep is not None:
-        kept = kept[place_in_group(image[kept]) < keep]
-    kept = kept[torch.argsort(image[kept], stable=True)]
-    counts = torch.bincount(image[kept], minlength=images).tolist()
-    parts = zip(*(x[kept].split(counts) for x in (boxes, scores, labels)), strict=True)
-    return [{"boxes": b, "scores": s, "labels": c} for b, s, c in parts]
-
-
-def place_in_group(group: Tensor) -> Tensor:
-    """How many of the same group stand before each: int64 (N,) for int64 (N,)."""
-    order = torch.argsort(group, stable=True)
-    ordered = group[order]
-    place = torch.arange(len(group), device=group.device) - torch.searchsorted(ordered, ordered)
-    return torch.empty_like(place).scatter_(0, order, place)
+    return intersection.div_(union.sub_(intersection).clamp_min_(1e-9))
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of box i of one with box i of the other, float (N,4) xyxy: float64 (N,).
+    """Compute the IoU of box i of one tensor with box i of the other.
 
-    In double precision, since boxes of whole pixels often overlap by exactly the threshold. 0 where both have no area.
+    Uses double precision: boxes with integer coordinates often overlap by exactly the threshold.
+
+    Args:
+        a: float (N, 4), xyxy.
+        b: float (N, 4), xyxy.
+
+    Returns:
+        IoU, float64 (N,); 0 for two boxes without area.
     """
     a, b = a.double(), b.double()
     sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
     intersection = sides.clamp_min(0).prod(1)
     union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - intersection
     return torch.where(union > 0, intersection / union, 0.0)
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, std: Sequence[float]) -> Tensor:
+    """Encode boxes as regression deltas relative to anchors (Girshick et al. 2014, appendix C).
+
+    Args:
+        boxes: float (..., 4), xyxy in pixels.
+        anchors: reference boxes, float (..., 4), xyxy in pixels; the shapes broadcast.
+        std: standard deviation of (dx, dy, dw, dh); the deltas are divided by it.
+
+    Returns:
+        Deltas (dx, dy, dw, dh), float (..., 4).
+    """
+    (center, size), (center_a, size_a) = (
+        ((b[..., :2] + b[..., 2:]) / 2, (b[..., 2:] - b[..., :2]).clamp_min(1e-6)) for b in (boxes, anchors)
+    )
+    return torch.cat([(center - center_a) / size_a, (size / size_a).log()], dim=-1) / boxes.new_tensor(std)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor, std: Sequence[float]) -> Tensor:
+    """Apply regression deltas to anchors; the inverse of `encode_boxes`.
+
+    Args:
+        deltas: (dx, dy, dw, dh), float (..., 4). The scale exp(dw) is limited to 1000 / 16, as in detectron.
+        anchors: reference boxes, float (..., 4), xyxy in pixels; the shapes broadcast.
+        std: standard deviation of the deltas, as in `encode_boxes`.
+
+    Returns:
+        Boxes, float (..., 4), xyxy in pixels.
+    """
+    deltas = deltas * deltas.new_tensor(std)
+    size = anchors[..., 2:] - anchors[..., :2]
+    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
+    half = size * deltas[..., 2:].clamp_max(math.log(1000 / 16)).exp() / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+class Sample(NamedTuple):
+    """A sample of n candidates in each of B images, positives first.
+
+    Attributes:
+        indices: int64 (B, n), indices of the candidates.
+        valid: bool (B, n), False for padding in images with fewer than n candidates.
+        positive: bool (B, n), valid and positive.
+    """
+
+    indices: Tensor
+    valid: Tensor
+    positive: Tensor
+
+
+def sample_balanced(positive: Tensor, negative: Tensor, size: int, positive_fraction: float) -> Sample:
+    """Sample candidates of each image at random; fill up with negatives.
+
+    Args:
+        positive: bool (B, P), the positive candidates.
+        negative: bool (B, P), the negative candidates, disjoint from the positives.
+        size: number of candidates per image, n; all P if they are fewer.
+        positive_fraction: largest fraction of positives in ``size``, 0..1.
+    """
+    priority = torch.rand(positive.shape, device=positive.device)
+    max_positives = min(round(positive_fraction * size), positive.shape[1])
+    chosen = torch.where(positive, priority, -1).topk(max_positives, dim=1).indices
+    positive = torch.zeros_like(positive).scatter(1, chosen, True) & positive
+    order = priority + torch.where(positive, 2, torch.where(negative, 1, 0))
+    indices = order.topk(min(size, positive.shape[1]), dim=1).indices
+    positive, negative = positive.gather(1, indices), negative.gather(1, indices)
+    return Sample(indices, positive | negative, positive)
+
+
+def non_maximum_suppression(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    num_images: int,
+    nms_threshold: float,
+    top_k: int | None = None,
+    keep_top_k: int | None = None,
+) -> list[dict[str, Tensor]]:
+    """Suppress every box that overlaps a better box of its class and image by more than the threshold.
+
+    Args:
+        boxes: candidates of all images, float (N, 4), xyxy.
+        scores: float (N,).
+        labels: int64 (N,), at least 0.
+        image: image index of each candidate, int64 (N,), 0..num_images-1.
+        num_images: number of images, B.
+        nms_threshold: largest IoU of two kept boxes.
+        top_k: candidates per image and class that enter the suppression, best first; None for all.
+        keep_top_k: boxes kept per image, best first; None for all.
+
+    Returns:
+        One dict per image with ``boxes`` float32 (K, 4), ``scores`` float32 (K,) and ``labels`` int64 (K,), best first.
+    """
+    boxes, scores = boxes.float(), scores.float()
+    group = labels * num_images + image
+    if top_k is not None:
+        best = torch.argsort(scores, descending=True, stable=True)
+        best = best[rank_in_group(group[best]) < top_k]
+        boxes, scores, labels, image, group = (x[best] for x in (boxes, scores, labels, image, group))
+    kept = batched_nms(boxes, scores, group, nms_threshold)
+    if keep_top_k is not None:
+        kept = kept[rank_in_group(image[kept]) < keep_top_k]
+    kept = kept[torch.argsort(image[kept], stable=True)]
+    counts = torch.bincount(image[kept], minlength=num_images).tolist()
+    parts = zip(*(x[kept].split(counts) for x in (boxes, scores, labels)), strict=True)
+    return [{"boxes": b, "scores": s, "labels": c} for b, s, c in parts]
+
+
+def rank_in_group(group: Tensor) -> Tensor:
+    """Count the earlier elements of the same group for each element: int64 (N,) for int64 (N,)."""
+    order = torch.argsort(group, stable=True)
+    ordered = group[order]
+    rank = torch.arange(len(group), device=group.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(rank).scatter_(0, order, rank)

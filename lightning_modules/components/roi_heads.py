@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
 from lightning_modules.components.backbones import Backbone, Trunk, make_head
-from lightning_modules.components.boxes import corners, offsets, overlaps, pad, sample, suppress
+from lightning_modules.components.boxes import (
+    batched_box_iou,
+    decode_boxes,
+    encode_boxes,
+    non_maximum_suppression,
+    pad_targets,
+    sample_balanced,
+)
 
 Pooling = Literal["pool", "align"]
 
@@ -50,7 +57,7 @@ class RegionNetwork(nn.Module):
             boxes: float32 (B,n,4) xyxy in pixels.
 
         Returns:
-            float32 (B,n,1+C) and float32 (B,n,1+C,4), see `offsets`.
+            float32 (B,n,1+C) and float32 (B,n,1+C,4), see `encode_boxes`.
         """
         parts = [boxes] if self.training else boxes.split(self.at_once, dim=1)
         features = torch.cat([self.head(self.pool(maps, b)).unflatten(0, b.shape[:2]) for b in parts], 1)
@@ -86,7 +93,7 @@ class Regions(NamedTuple):
         boxes: float32 (B,n,4) xyxy in pixels.
         taken: bool (B,n): False fills up where there are too few; it is not learned from.
         label: int64 (B,n), the paper's u: 0 for background, else 1 + the object's.
-        offset: float32 (B,n,4), the paper's v, see `offsets`; of the background without meaning.
+        offset: float32 (B,n,4), the paper's v, see `encode_boxes`; of the background without meaning.
         object: int64 (B,n), which of the image's objects it is; of the background without meaning.
     """
 
@@ -116,17 +123,17 @@ def draw_regions(
         share: 0..1.
         background: least IoU of background; the paper's 0.1 picks harder ones. Of an image without objects it is 0.
     """
-    objects, labels = pad(target)
+    objects, labels = pad_targets(target)
     known = (objects[..., 2:] > objects[..., :2]).all(2)
     boxes, there = torch.cat([proposals, objects], 1), torch.cat([there, known], 1)
-    best, chosen = overlaps(objects, boxes).max(1)
+    best, chosen = batched_box_iou(objects, boxes).max(1)
     least = torch.where(known.any(1, keepdim=True), background, 0.0)
-    drawn = sample(there & (best >= 0.5), there & (best < 0.5) & (best >= least), count, share)
-    index = drawn.which[..., None].expand(-1, -1, 4)
-    boxes, chosen = boxes.gather(1, index), chosen.gather(1, drawn.which)
+    drawn = sample_balanced(there & (best >= 0.5), there & (best < 0.5) & (best >= least), count, share)
+    index = drawn.indices[..., None].expand(-1, -1, 4)
+    boxes, chosen = boxes.gather(1, index), chosen.gather(1, drawn.indices)
     label = torch.where(drawn.positive, labels.gather(1, chosen) + 1, 0)
     truth = objects.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return Regions(boxes, drawn.taken, label, offsets(truth, boxes, DEVIATIONS), chosen)
+    return Regions(boxes, drawn.valid, label, encode_boxes(truth, boxes, DEVIATIONS), chosen)
 
 
 def fast_rcnn_loss(logits: Tensor, offset: Tensor, regions: Regions, box_weight: float = 1.0) -> dict[str, Tensor]:
@@ -172,9 +179,9 @@ def decode(
         size: float (B,2), width and height of the images in pixels.
         score_threshold, nms_threshold: the authors' for VOC.
     """
-    moved = corners(offset[:, :, 1:], boxes[:, :, None], DEVIATIONS)
+    moved = decode_boxes(offset[:, :, 1:], boxes[:, :, None], DEVIATIONS)
     moved = torch.minimum(moved.clamp_min(0), size.repeat(1, 2)[:, None, None])
     scores = logits.softmax(2)[..., 1:]
     image, region, label = ((scores > score_threshold) & there[..., None]).nonzero(as_tuple=True)
     found, found_scores = moved[image, region, label], scores[image, region, label]
-    return suppress(found, found_scores, label, image, len(boxes), nms_threshold, keep=100)
+    return non_maximum_suppression(found, found_scores, label, image, len(boxes), nms_threshold, keep_top_k=100)

@@ -14,7 +14,14 @@ from torchvision.ops import batched_nms
 from errors import UserError
 from lightning_modules.components.anchors import make_anchors
 from lightning_modules.components.backbones import Trunk
-from lightning_modules.components.boxes import Sample, corners, offsets, overlaps, pad, place_in_group
+from lightning_modules.components.boxes import (
+    Sample,
+    batched_box_iou,
+    decode_boxes,
+    encode_boxes,
+    pad_targets,
+    rank_in_group,
+)
 
 Normalizer = Literal["paper", "authors"]
 
@@ -24,7 +31,7 @@ class RPNOutput(NamedTuple):
 
     Attributes:
         objectness: float32 (B,A), logits.
-        offset: float32 (B,A,4), see `offsets`.
+        offset: float32 (B,A,4), see `encode_boxes`.
         anchors: float32 (A,4) xyxy in pixels; they reach beyond the image.
         counts: how many anchors are on each map.
         places: of all maps.
@@ -82,7 +89,7 @@ class RPNTargets(NamedTuple):
     Attributes:
         positive: bool (B,A), has an object.
         negative: bool (B,A), has none. What is neither is not learned from.
-        offset: float32 (B,A,4), see `offsets`; of those without an object without meaning.
+        offset: float32 (B,A,4), see `encode_boxes`; of those without an object without meaning.
     """
 
     positive: Tensor
@@ -100,8 +107,8 @@ def encode(target: Sequence[dict[str, Tensor]], anchors: Tensor, size: Tensor, c
         size: float (B,2), width and height of the images in pixels.
         crossing: use anchors that reach beyond the image, which the paper leaves out in training.
     """
-    boxes, _ = pad(target)
-    overlap = overlaps(boxes, anchors)
+    boxes, _ = pad_targets(target)
+    overlap = batched_box_iou(boxes, anchors)
     used = torch.ones_like(overlap[:, 0], dtype=torch.bool)
     if not crossing:
         used = ((anchors[:, :2] >= 0) & (anchors[:, 2:] <= size[:, None])).all(2)
@@ -110,7 +117,7 @@ def encode(target: Sequence[dict[str, Tensor]], anchors: Tensor, size: Tensor, c
     most = overlap.amax(2, keepdim=True)
     positive = (best >= 0.7) | ((overlap == most) & (most > 0)).any(1)
     truth = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return RPNTargets(positive, used & ~positive & (best < 0.3), offsets(truth, anchors, DEVIATIONS))
+    return RPNTargets(positive, used & ~positive & (best < 0.3), encode_boxes(truth, anchors, DEVIATIONS))
 
 
 def rpn_loss(
@@ -133,8 +140,8 @@ def rpn_loss(
         drawn: which anchors are learned from.
         normalizer, weight: see above.
     """
-    logits = output.objectness.gather(1, drawn.which)
-    index = drawn.which[..., None].expand(-1, -1, 4)
+    logits = output.objectness.gather(1, drawn.indices)
+    index = drawn.indices[..., None].expand(-1, -1, 4)
     errors = F.smooth_l1_loss(
         output.offset.gather(1, index),
         targets.offset.gather(1, index),
@@ -142,11 +149,11 @@ def rpn_loss(
         beta=1.0 if normalizer == "paper" else 1 / 9,
     ).sum(2)
     entropy = F.binary_cross_entropy_with_logits(logits, drawn.positive.float(), reduction="none")
-    log_loss, smooth = torch.where(drawn.taken, entropy, 0).sum(), torch.where(drawn.positive, errors, 0).sum()
+    log_loss, smooth = torch.where(drawn.valid, entropy, 0).sum(), torch.where(drawn.positive, errors, 0).sum()
     if normalizer == "authors":
-        known = drawn.taken.sum().clamp_min(1)
+        known = drawn.valid.sum().clamp_min(1)
         return {"rpn_class": log_loss / known, "rpn_box": smooth / known}
-    images, count = drawn.which.shape
+    images, count = drawn.indices.shape
     return {"rpn_class": log_loss / (images * count), "rpn_box": weight * smooth / (images * output.places)}
 
 
@@ -191,7 +198,7 @@ def propose(
     index = torch.cat(best, 1)
     level = torch.cat([torch.full_like(b, i) for i, b in enumerate(best)], 1)
     scores = objectness.gather(1, index).sigmoid()
-    boxes = corners(offset.gather(1, index[..., None].expand(-1, -1, 4)), output.anchors[index], DEVIATIONS)
+    boxes = decode_boxes(offset.gather(1, index[..., None].expand(-1, -1, 4)), output.anchors[index], DEVIATIONS)
     boxes = torch.minimum(boxes.clamp_min(0), size.repeat(1, 2)[:, None])
     # Too small ones go last, and then out; they overlap nothing, being nowhere. So do those that are no numbers, of a
     # run that diverged: they would end the process in the pooling.
@@ -200,7 +207,7 @@ def propose(
     image = torch.arange(images, device=boxes.device)[:, None].expand_as(scores)
     kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), (level * images + image).flatten(), nms_threshold)
     row = image.flatten()[kept]
-    place = place_in_group(row)
+    place = rank_in_group(row)
     # Those beyond the last place are put there and cut off.
     where = row, place.clamp_max(after)
     filled = boxes.new_zeros(images, after + 1, 4).index_put(where, boxes.flatten(0, 1)[kept])[:, :after]

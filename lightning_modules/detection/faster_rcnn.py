@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
-from lightning_modules.components.boxes import sample
+from lightning_modules.components.boxes import sample_balanced
 from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
@@ -122,7 +122,7 @@ class FasterRCNN(VisionModule):
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(batch["target"], output.anchors, size, self.crossing)
-        drawn = sample(targets.positive, targets.negative, 256, 0.5)
+        drawn = sample_balanced(targets.positive, targets.negative, 256, 0.5)
         terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
         found = propose(output, size, *self.train_proposals, least=self.least)
         regions = draw_regions(found.boxes, found.there, batch["target"], self.regions)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.components.average_precision import APMethod, COCOMeanAP, VOCMeanAP, require_equal_length
-from lightning_modules.components.boxes import overlaps
+from lightning_modules.components.boxes import batched_box_iou
 
 
 def detection_metrics(num_classes: int, ap_method: APMethod, compute_coco_ap: bool) -> MetricCollection:
@@ -62,7 +62,7 @@ class ProposalRecall(Metric):
             # An empty box overlaps nothing and avoids a special case for images without proposals.
             proposals = F.pad(pred["boxes"].float(), (0, 0, 0, 1))
             # (M, N): the highest IoU of each object with the first 1, 2, ... N proposals.
-            best_iou = overlaps(gt_boxes[None], proposals)[0].cummax(1).values
+            best_iou = batched_box_iou(gt_boxes[None], proposals)[0].cummax(1).values
             last = torch.tensor([min(count, len(proposals)) - 1 for count in self.counts], device=best_iou.device)
             self.recalled += (best_iou[:, last, None] >= iou_thresholds).sum(0)
             self.objects += len(gt_boxes)

@@ -20,7 +20,7 @@ from torchmetrics import MetricCollection
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
-from lightning_modules.components.boxes import place_in_group, suppress
+from lightning_modules.components.boxes import non_maximum_suppression, rank_in_group
 from lightning_modules.components.image_batches import stack_images
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.metrics import detection_metrics
@@ -280,24 +280,24 @@ def merge_boxes(boxes: Tensor, scores: Tensor, threshold: float) -> tuple[Tensor
 def merge(
     boxes: Tensor, scores: Tensor, labels: Tensor, image: Tensor, images: int, threshold: float, top: int
 ) -> list[dict[str, Tensor]]:
-    """`merge_boxes` of each image and class; takes and gives what `suppress` does.
+    """`merge_boxes` of each image and class; takes and gives what `non_maximum_suppression` does.
 
     Args:
-        boxes, scores, labels, image, images: see `suppress`.
+        boxes, scores, labels, image, images: see `non_maximum_suppression`.
         threshold: see `merge_boxes`.
         top: candidates of each image and class that take part, the best.
     """
     best = torch.argsort(scores, descending=True, stable=True)
     boxes, scores, labels, image = (x[best] for x in (boxes, scores, labels, image))
     numbers, group = torch.unique(labels * images + image, return_inverse=True)
-    rank = place_in_group(group)
+    rank = rank_in_group(group)
     row, column = group[rank < top], rank[rank < top]
     table = boxes.new_zeros(len(numbers), top, 4).index_put((row, column), boxes[rank < top])
     filled = scores.new_zeros(len(numbers), top).index_put((row, column), scores[rank < top])
     table, filled = merge_boxes(table, filled, threshold)
     row, column = (filled > 0).nonzero(as_tuple=True)
     # No overlap is above 1: this only puts them in order.
-    return suppress(
+    return non_maximum_suppression(
         table[row, column], filled[row, column], numbers[row] // images, numbers[row] % images, images, nms_threshold=1
     )
 
@@ -411,7 +411,7 @@ class OverFeat(VisionModule):
             scores, where = above(logits.float().softmax(1)[:, :-1], self.score_threshold)
             best = torch.argsort(scores, descending=True, stable=True)
             image, label, row, column = (index[best] for index in where)
-            first = place_in_group(label * len(images) + image) < self.top
+            first = rank_in_group(label * len(images) + image) < self.top
             scores, image, label, row, column = (x[first] for x in (scores[best], image, label, row, column))
             edges = network.edges(features, image, row, column)
             edges = edges.gather(1, label.clamp_max(edges.shape[1] - 1)[:, None, None].expand(-1, 1, 4))[:, 0]

@@ -21,7 +21,15 @@ from torchmetrics import MetricCollection
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
-from lightning_modules.components.boxes import Sample, corners, offsets, overlaps, pad, sample, suppress
+from lightning_modules.components.boxes import (
+    Sample,
+    batched_box_iou,
+    decode_boxes,
+    encode_boxes,
+    non_maximum_suppression,
+    pad_targets,
+    sample_balanced,
+)
 from lightning_modules.components.external_proposals import external_proposals, given_proposals
 from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
@@ -43,7 +51,7 @@ class Candidates(NamedTuple):
         overlap: float32 (B,N,C), the greatest IoU with an object of each class.
         best: float32 (B,N), the greatest of these.
         label: int64 (B,N), the class of the object that is overlapped most, or for an object's own box its class.
-        offset: float32 (B,N,4), how to get to that object's box, see `offsets`.
+        offset: float32 (B,N,4), how to get to that object's box, see `encode_boxes`.
     """
 
     boxes: Tensor
@@ -74,11 +82,11 @@ def encode(proposals: Tensor, there: Tensor, target: Sequence[dict[str, Tensor]]
         target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
         num_classes: C.
     """
-    objects, labels = pad(target)
+    objects, labels = pad_targets(target)
     known = (objects[..., 2:] > objects[..., :2]).all(2)
     boxes, there = torch.cat([proposals, objects], 1), torch.cat([there, known], 1)
     own = torch.arange(boxes.shape[1], device=boxes.device).expand_as(there) >= proposals.shape[1]
-    iou = overlaps(objects, boxes)
+    iou = batched_box_iou(objects, boxes)
     index = labels[..., None].expand_as(iou)
     overlap = iou.new_zeros(len(boxes), num_classes, boxes.shape[1]).scatter_reduce(1, index, iou, "amax")
     best, chosen = iou.max(1)
@@ -86,7 +94,7 @@ def encode(proposals: Tensor, there: Tensor, target: Sequence[dict[str, Tensor]]
     itself = torch.arange(labels.shape[1], device=boxes.device).expand_as(labels)
     chosen = torch.cat([chosen[:, : proposals.shape[1]], itself], 1)
     truth = objects.gather(1, chosen[..., None].expand(-1, -1, 4))
-    offset = offsets(truth, boxes, (1.0, 1.0, 1.0, 1.0))
+    offset = encode_boxes(truth, boxes, (1.0, 1.0, 1.0, 1.0))
     return Candidates(boxes, there, own & there, overlap.mT, best, labels.gather(1, chosen), offset)
 
 
@@ -115,8 +123,8 @@ def sides_of(candidates: Candidates, drawn: Sample, proposals: Tensor) -> tuple[
     """
     shown = F.one_hot(candidates.label, candidates.overlap.shape[2]).bool()
     above = drawn.positive[..., None] & shown
-    below = drawn.taken[..., None] & (candidates.overlap < 0.3) & ~above
-    of_each = proposals / (drawn.taken & ~drawn.positive).sum(1).clamp_min(1)
+    below = drawn.valid[..., None] & (candidates.overlap < 0.3) & ~above
+    of_each = proposals / (drawn.valid & ~drawn.positive).sum(1).clamp_min(1)
     weight = torch.where(drawn.positive, 1.0, of_each[:, None])[..., None]
     return above.float() - below.float(), torch.where(above, 2.0, weight)
 
@@ -154,7 +162,7 @@ def decode(
     """
     image, region, label = ((scores > score_threshold) & there[..., None]).nonzero(as_tuple=True)
     found = torch.minimum(boxes[image, region, label].clamp_min(0), size.repeat(1, 2)[image])
-    return suppress(found, scores[image, region, label], label, image, len(boxes), nms_threshold, top)
+    return non_maximum_suppression(found, scores[image, region, label], label, image, len(boxes), nms_threshold, top)
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
@@ -267,22 +275,22 @@ class RCNN(VisionModule):
             return self._svm_losses(pixels, found, there)
         if self.stage == 2:
             return self._box_losses(pixels, found)
-        drawn = sample(found.there & (found.best >= 0.5), found.there & (found.best < 0.5), self.crops, 0.25)
-        taken = found.take(drawn.which)
+        drawn = sample_balanced(found.there & (found.best >= 0.5), found.there & (found.best < 0.5), self.crops, 0.25)
+        taken = found.take(drawn.indices)
         label = torch.where(drawn.positive, taken.label + 1, 0)
         logits = self.network.classifier(self._features(pixels, taken.boxes)[1])
-        return {"cross_entropy": softmax_loss(logits.flatten(0, 1), label.flatten(), drawn.taken.flatten())}
+        return {"cross_entropy": softmax_loss(logits.flatten(0, 1), label.flatten(), drawn.valid.flatten())}
 
     def _svm_losses(self, pixels: Tensor, found: Candidates, there: Tensor) -> dict[str, Tensor]:
         self.moments = self.moments.to(pixels.device) + self._add_up(moments_of(found))
         objects = found.own.shape[1] - there.shape[1]
-        drawn = sample(found.own, found.there & ~found.own, self.candidates + objects, 1.0)
-        taken = found.take(drawn.which)
+        drawn = sample_balanced(found.own, found.there & ~found.own, self.candidates + objects, 1.0)
+        taken = found.take(drawn.indices)
         with torch.no_grad():
             parts = [self._features(pixels, part) for part in self._parts(taken.boxes)]
         pool5, fc7 = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         for readout, features in ((self.svm, fc7), (self.box, pool5)):
-            readout.measure(features.flatten(0, 1), drawn.taken.flatten(), self._add_up)
+            readout.measure(features.flatten(0, 1), drawn.valid.flatten(), self._add_up)
         scores = self.svm(fc7).flatten(0, 1)
         side, weight = (x.flatten(0, 1) for x in sides_of(taken, drawn, there.sum(1)))
         cost = self.svm_cost * self._batches
@@ -293,14 +301,14 @@ class RCNN(VisionModule):
 
     def _box_losses(self, pixels: Tensor, found: Candidates) -> dict[str, Tensor]:
         near = found.there & (found.best >= 0.6)
-        drawn = sample(near, torch.zeros_like(near), self.crops, 1.0)
-        taken = found.take(drawn.which)
+        drawn = sample_balanced(near, torch.zeros_like(near), self.crops, 1.0)
+        taken = found.take(drawn.indices)
         with torch.no_grad():
             pool5 = torch.cat([self._features(pixels, part)[0] for part in self._parts(taken.boxes)], 1)
         offset = self.box(pool5).flatten(0, 1).unflatten(1, (-1, 4))
         mean, forth, _ = self._whitening(pixels.device)
         wanted = ((taken.offset.flatten(0, 1)[:, None] - mean)[..., None] * forth).sum(2)
-        weight = torch.where(drawn.taken, near.sum(1, keepdim=True) / drawn.taken.sum(1, keepdim=True).clamp_min(1), 0)
+        weight = torch.where(drawn.valid, near.sum(1, keepdim=True) / drawn.valid.sum(1, keepdim=True).clamp_min(1), 0)
         label = taken.label.flatten()
         plain = self.box.plain()
         objective = ridge_objective(offset, wanted, label, weight.flatten(), plain, self.ridge, self._batches)
@@ -419,7 +427,7 @@ class RCNN(VisionModule):
         if self.finished == 3:
             mean, _, back = self._whitening(boxes.device)
             offset = (self.box(pool5).unflatten(2, (-1, 4))[..., None] * back).sum(3) + mean
-            moved = corners(offset, moved, (1.0, 1.0, 1.0, 1.0))
+            moved = decode_boxes(offset, moved, (1.0, 1.0, 1.0, 1.0))
         return scores, moved
 
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
-from lightning_modules.components.boxes import sample
+from lightning_modules.components.boxes import sample_balanced
 from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
@@ -106,7 +106,7 @@ class RPN(VisionModule):
         pixels, size = pad_images(batch["image"], self.preprocess)
         output = self.network(pixels)
         targets = encode(batch["target"], output.anchors, size, self.crossing)
-        drawn = sample(targets.positive, targets.negative, 256, 0.5)
+        drawn = sample_balanced(targets.positive, targets.negative, 256, 0.5)
         return rpn_loss(output, targets, drawn, self.normalizer, self.box_weight)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:

@@ -18,7 +18,13 @@ from torchvision.ops import box_convert
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
-from lightning_modules.components.boxes import corners, offsets, overlaps, pad, suppress
+from lightning_modules.components.boxes import (
+    batched_box_iou,
+    decode_boxes,
+    encode_boxes,
+    non_maximum_suppression,
+    pad_targets,
+)
 from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.vgg import conv_relu, dilated_vgg16, load_dilated_vgg16
@@ -182,7 +188,7 @@ class Targets(NamedTuple):
     Attributes:
         positive: bool (B,P), has an object.
         label: int64 (B,P), 0 for background, else 1 + the object's.
-        offset: float32 (B,P,4), see `offsets`, over the variances; of the others without meaning.
+        offset: float32 (B,P,4), see `encode_boxes`, over the variances; of the others without meaning.
     """
 
     positive: Tensor
@@ -199,9 +205,9 @@ def encode(target: list[dict[str, Tensor]], priors: Tensor, least: float = 0.5) 
         priors: see `make_priors`.
         least: IoU.
     """
-    boxes, labels = pad(target)
+    boxes, labels = pad_targets(target)
     priors = box_convert(priors, "cxcywh", "xyxy")
-    overlap = overlaps(boxes, priors)
+    overlap = batched_box_iou(boxes, priors)
     best, chosen = overlap.max(1)
     owner = own_priors(overlap)
     owned = owner < labels.shape[1]
@@ -209,7 +215,7 @@ def encode(target: list[dict[str, Tensor]], priors: Tensor, least: float = 0.5) 
     positive = owned | (best >= least)
     label = torch.where(positive, labels.gather(1, chosen) + 1, 0)
     truth = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return Targets(positive, label, offsets(truth, priors, VARIANCES))
+    return Targets(positive, label, encode_boxes(truth, priors, VARIANCES))
 
 
 def own_priors(overlap: Tensor) -> Tensor:
@@ -301,11 +307,11 @@ def decode(
         size: side of the images in pixels.
         score_threshold, nms_threshold: the authors' for VOC.
     """
-    boxes = corners(location.float(), box_convert(priors, "cxcywh", "xyxy"), VARIANCES).clamp(0, size)
+    boxes = decode_boxes(location.float(), box_convert(priors, "cxcywh", "xyxy"), VARIANCES).clamp(0, size)
     scores = confidence.float().softmax(-1)[..., 1:]
     image, prior, label = (scores > score_threshold).nonzero(as_tuple=True)
     found, found_scores = boxes[image, prior], scores[image, prior, label]
-    return suppress(found, found_scores, label, image, len(boxes), nms_threshold, top=400, keep=200)
+    return non_maximum_suppression(found, found_scores, label, image, len(boxes), nms_threshold, top_k=400, keep_top_k=200)
 
 
 # --- module -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
-from lightning_modules.components.boxes import join, paired_iou, suppress
+from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
 from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.metrics import detection_metrics
@@ -182,7 +182,7 @@ def encode(target: list[dict[str, Tensor]], grid: int, height: int, width: int, 
         height, width: of the images in pixels.
         least: see above.
     """
-    boxes, label, image = join(target)
+    boxes, label, image = concatenate_targets(target)
     corners = boxes / boxes.new_tensor([width, height, width, height])
     size = corners[:, 2:] - corners[:, :2]
     center = (corners[:, :2] + corners[:, 2:]) / 2 * grid
@@ -283,7 +283,7 @@ def decode(
     scores = grid.confidence.clamp_min(0)[..., None] * grid.classes.clamp_min(0)[:, :, :, None]
     image, *cell, label = (scores > score_threshold).nonzero(as_tuple=True)
     found, boxes_found = scores[image, *cell, label], corners[image, *cell]
-    results = suppress(boxes_found, found, label, image, len(output), nms_threshold)
+    results = non_maximum_suppression(boxes_found, found, label, image, len(output), nms_threshold)
     cells = zip(corners, grid.confidence, grid.classes, strict=True)
     names = ("boxes", "confidence", "classes")
     return [{**r, "cells": dict(zip(names, cell, strict=True))} for r, cell in zip(results, cells, strict=True)]

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import resize
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
-from lightning_modules.components.boxes import join, paired_iou, suppress
+from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
 from lightning_modules.components.image_batches import require_size
 from lightning_modules.components.pretrained import find_weights
 from lightning_modules.detection.darknet19 import Darknet19, convolution, initialize, load_darknet_weights
@@ -161,7 +161,7 @@ def encode(
         size: (height, width) in pixels of the images that the boxes lie in.
         least: part of the image's side; what is narrower or lower is no object (darknet, data.c).
     """
-    boxes, label, image = join(target)
+    boxes, label, image = concatenate_targets(target)
     rows, columns = grid
     left, top, right, bottom = boxes.unbind(1)
     x, y = columns / size[1], rows / size[0]
@@ -265,7 +265,7 @@ def decode(
     corners = torch.stack(sides, dim=-1) * STRIDE
     scores = grid.confidence[..., None] * grid.classes.softmax(-1)
     image, *box, label = (scores > score_threshold).nonzero(as_tuple=True)
-    return suppress(corners[image, *box], scores[image, *box, label], label, image, len(output), nms_threshold)
+    return non_maximum_suppression(corners[image, *box], scores[image, *box, label], label, image, len(output), nms_threshold)
 
 
 # --- module -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.backbones import Backbone, Trunk, make_trunk, maps_of
-from lightning_modules.components.boxes import overlaps, pad, sample
+from lightning_modules.components.boxes import batched_box_iou, pad_targets, sample_balanced
 from lightning_modules.components.image_batches import pad_images, resize_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
@@ -126,7 +126,7 @@ def of_each_person(found: dict[str, Tensor], boxes: Tensor) -> Tensor:
     keypoints = found["keypoints"]
     joints = keypoints.new_full((len(boxes), *keypoints.shape[1:]), torch.nan)
     if len(boxes) and len(keypoints):
-        shared = overlaps(boxes[None].float(), found["boxes"][None].float())[0].cpu()
+        shared = batched_box_iou(boxes[None].float(), found["boxes"][None].float())[0].cpu()
         people, detections = linear_sum_assignment(shared.numpy(), maximize=True)
         pairs = [(p, d) for p, d in zip(people.tolist(), detections.tolist(), strict=True) if shared[p, d] > 0]
         for person, detection in pairs:
@@ -218,7 +218,7 @@ class KeypointRCNN(VisionModule):
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(target, output.anchors, size, self.crossing)
-        drawn = sample(targets.positive, targets.negative, 256, 0.5)
+        drawn = sample_balanced(targets.positive, targets.negative, 256, 0.5)
         terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
         found = propose(output, size, *self.train_proposals, least=self.least)
         share = 0.25
@@ -247,7 +247,7 @@ class KeypointRCNN(VisionModule):
         found = propose(self.network.rpn(maps), size, *self.test_proposals, least=self.least)
         logits, offset = self.network.roi(maps, found.boxes)
         detections = decode(logits, offset, found.boxes, found.there, size, self.score_threshold, self.nms_threshold)
-        boxes, _ = pad(detections)
+        boxes, _ = pad_targets(detections)
         heatmaps = self.network.keypoints(maps, boxes)
         for image, entry, heatmap, resized in zip(images, detections, heatmaps, size, strict=True):
             points, scores = heatmaps_to_keypoints(heatmap[: len(entry["boxes"])], entry["boxes"])

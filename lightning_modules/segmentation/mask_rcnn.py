@@ -21,7 +21,7 @@ from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.backbones import Backbone, Trunk, make_trunk, maps_of
-from lightning_modules.components.boxes import pad, sample
+from lightning_modules.components.boxes import pad_targets, sample_balanced
 from lightning_modules.components.image_batches import pad_images, resize_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import RegionNetwork, decode, draw_regions, fast_rcnn_loss
@@ -246,7 +246,7 @@ class MaskRCNN(VisionModule):
         maps = maps_of(self.network.trunk(pixels))
         output = self.network.rpn(maps)
         targets = rpn.encode(target, output.anchors, size, self.crossing)
-        drawn = sample(targets.positive, targets.negative, 256, 0.5)
+        drawn = sample_balanced(targets.positive, targets.negative, 256, 0.5)
         terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
         found = propose(output, size, *self.train_proposals, least=self.least)
         share = 0.25
@@ -265,7 +265,7 @@ class MaskRCNN(VisionModule):
         found = propose(self.network.rpn(maps), size, *self.test_proposals, least=self.least)
         logits, offset = self.network.roi(maps, found.boxes)
         detections = decode(logits, offset, found.boxes, found.there, size, self.score_threshold, self.nms_threshold)
-        boxes, labels = pad(detections)
+        boxes, labels = pad_targets(detections)
         masks = own_channel(self.network.masks(maps, boxes), labels + 1).sigmoid()
         for image, entry, mask, resized in zip(images, detections, masks, size, strict=True):
             height, width = image.shape[-2:]

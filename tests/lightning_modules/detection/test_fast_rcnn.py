@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, roi_pool
 
-from lightning_modules.components.boxes import corners
+from lightning_modules.components.boxes import decode_boxes
 from lightning_modules.components.roi_heads import DEVIATIONS, decode, draw_regions, fast_rcnn_loss
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from tests.lightning_modules.detection.test_rpn import NOTHING, some_boxes
@@ -117,7 +117,7 @@ def test_regions_are_drawn_by_the_papers_rules(background: float) -> None:
                 assert best[row] >= 0.5
                 truth = chosen[row]  # type: ignore[index]
                 assert u == entry["labels"][truth] + 1
-                back = corners(v, box, DEVIATIONS)
+                back = decode_boxes(v, box, DEVIATIONS)
                 torch.testing.assert_close(back, entry["boxes"][truth], atol=1e-3, rtol=1e-4)
     assert positives > 300
 

@@ -18,9 +18,9 @@ from scipy.optimize import minimize
 from torchvision.ops import box_iou
 
 import cli.parser
-from datamodules.proposals import path_of, write_boxes
+from datamodules.proposals import proposal_path, write_proposals
 from datamodules.synthetic.voc import write_voc
-from lightning_modules.components.boxes import sample
+from lightning_modules.components.boxes import sample_balanced
 from lightning_modules.components.external_proposals import fill_up_proposals, given_proposals
 from lightning_modules.components.selective_search import selective_search
 from lightning_modules.detection import rcnn
@@ -221,8 +221,8 @@ def test_the_machines_objective() -> None:
         torch.manual_seed(int(rng.integers(1000)))
         count = torch.tensor([len(p) for p in proposals])
         objects = max(1, max(len(t["boxes"]) for t in targets))
-        drawn = sample(found.own, found.there & ~found.own, 6 + objects, 1.0)
-        taken = found.take(drawn.which)
+        drawn = sample_balanced(found.own, found.there & ~found.own, 6 + objects, 1.0)
+        taken = found.take(drawn.indices)
         side, weight = sides_of(taken, drawn, count)
         scores = torch.from_numpy(rng.normal(0, 1, tuple(side.shape)))
         w, b = torch.from_numpy(rng.normal(0, 1, (3, 5))), torch.from_numpy(rng.normal(0, 1, 3))
@@ -230,7 +230,7 @@ def test_the_machines_objective() -> None:
         for c in range(3):
             total = 0.5 * float((w[c] ** 2).sum()) + 0.5 * float(b[c] / 10) ** 2
             for image in range(2):
-                there = [i for i in range(drawn.which.shape[1]) if drawn.taken[image, i]]
+                there = [i for i in range(drawn.indices.shape[1]) if drawn.valid[image, i]]
                 others = [i for i in there if not taken.own[image, i]]
                 assert len(there) - len(others) == len(targets[image]["boxes"])
                 for i in there:
@@ -439,7 +439,7 @@ def test_whitened_offsets_lead_to_the_object(monkeypatch: pytest.MonkeyPatch) ->
     with torch.inference_mode():
         _, moved = module._look(pixels, found.boxes)
     near = found.there & (found.best > 0.3)
-    truth = rcnn.corners(found.offset, found.boxes, (1.0, 1.0, 1.0, 1.0))
+    truth = rcnn.decode_boxes(found.offset, found.boxes, (1.0, 1.0, 1.0, 1.0))
     for c in range(3):
         torch.testing.assert_close(moved[:, :, c][near], truth[near], atol=1e-2, rtol=1e-3)
 
@@ -474,7 +474,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for path in sorted((folder / "VOCdevkit/VOC2007/JPEGImages").iterdir()):
         corner = rng.random((40, 2)) * 24
         boxes = np.concatenate([corner, corner + 8 + rng.random((40, 2)) * 16], 1).astype(np.float32)
-        write_boxes(path_of(str(folder / "proposals"), f"VOC2007/JPEGImages/{path.name}"), boxes, 2000)
+        write_proposals(proposal_path(str(folder / "proposals"), f"VOC2007/JPEGImages/{path.name}"), boxes, 2000)
     return ["--data.root", str(folder / "VOCdevkit"), "--data.proposals", str(folder / "proposals")]
 
 

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou, nms
 
 from lightning_modules.components.anchors import make_anchors
 from lightning_modules.components.backbones import make_trunk
-from lightning_modules.components.boxes import Sample, corners, sample
+from lightning_modules.components.boxes import Sample, decode_boxes, sample_balanced
 from lightning_modules.components.rpn import RegionProposalNetwork, RPNOutput, encode, propose, rpn_loss
 from lightning_modules.detection.rpn import RPN, RPNNetwork
 
@@ -144,7 +144,7 @@ def test_labels_are_the_papers(crossing: bool) -> None:
             positives += int((expected == 1).sum())
             ignored += int((expected == -1).sum())
             # What is learned of a positive leads to an object.
-            boxes = corners(targets.offset[i], anchors, (1, 1, 1, 1))[targets.positive[i]]
+            boxes = decode_boxes(targets.offset[i], anchors, (1, 1, 1, 1))[targets.positive[i]]
             if len(boxes):
                 assert (box_iou(boxes, entry["boxes"]).amax(1) > 0.999).all()
     assert positives > 500
@@ -173,12 +173,12 @@ def test_sampling_ratios() -> None:
         positive, negative = (torch.zeros(1, 2000, dtype=torch.bool) for _ in range(2))
         positive[0, order[:positives]] = True
         negative[0, order[positives : positives + negatives]] = True
-        drawn = sample(positive, negative, 256, 0.5)
-        assert (int(drawn.positive.sum()), int((drawn.taken & ~drawn.positive).sum())) == expected
-        assert positive.gather(1, drawn.which)[drawn.positive].all()
-        assert negative.gather(1, drawn.which)[drawn.taken & ~drawn.positive].all()
-        assert len(drawn.which.unique()) == drawn.which.numel()
-    first, second = (sample(positive | True, negative, 256, 0.5).which for _ in range(2))
+        drawn = sample_balanced(positive, negative, 256, 0.5)
+        assert (int(drawn.positive.sum()), int((drawn.valid & ~drawn.positive).sum())) == expected
+        assert positive.gather(1, drawn.indices)[drawn.positive].all()
+        assert negative.gather(1, drawn.indices)[drawn.valid & ~drawn.positive].all()
+        assert len(drawn.indices.unique()) == drawn.indices.numel()
+    first, second = (sample_balanced(positive | True, negative, 256, 0.5).which for _ in range(2))
     assert not torch.equal(first, second)
 
 
@@ -191,8 +191,8 @@ def loss_in_loops(
     logits, offset, truth = (x.double().numpy() for x in (output.objectness, output.offset, targets.offset))
     log_loss = smooth = known = 0.0
     for b in range(len(logits)):
-        for place, i in enumerate(drawn.which[b].tolist()):
-            if not drawn.taken[b, place]:
+        for place, i in enumerate(drawn.indices[b].tolist()):
+            if not drawn.valid[b, place]:
                 continue
             known += 1
             p = 1 / (1 + math.exp(-logits[b, i]))
@@ -218,7 +218,7 @@ def test_loss_is_the_papers(normalizer: Any) -> None:
         target, anchors, size = a_case(seed)
         output = output_of(seed, 2, anchors)
         targets = encode(target, anchors, size, crossing=seed % 2 == 0)
-        drawn = sample(targets.positive, targets.negative, 256, 0.5)
+        drawn = sample_balanced(targets.positive, targets.negative, 256, 0.5)
         terms = rpn_loss(output, targets, drawn, normalizer, 10.0)
         expected = loss_in_loops(output, targets, drawn, normalizer, 10.0)
         assert terms["rpn_class"].item() == pytest.approx(expected[0], rel=1e-4)
@@ -255,7 +255,7 @@ def test_proposals_are_those_of_a_loop() -> None:
             for start, count in ((0, len(fine)), (len(fine), len(coarse))):
                 scores = output.objectness[i, start : start + count].sigmoid()
                 best = scores.argsort(descending=True)[:100]
-                boxes = corners(output.offset[i, start + best], anchors[start + best], (1, 1, 1, 1))
+                boxes = decode_boxes(output.offset[i, start + best], anchors[start + best], (1, 1, 1, 1))
                 boxes = torch.minimum(boxes.clamp_min(0), size[i].repeat(2))
                 large = ((boxes[:, 2:] - boxes[:, :2]) >= 12).all(1)
                 boxes, scores = boxes[large], scores[best][large]

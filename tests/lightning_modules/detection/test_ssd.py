@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, box_iou
 
 from benchmarks.detection_fps import peer_of
-from lightning_modules.components.boxes import corners, offsets, overlaps
+from lightning_modules.components.boxes import batched_box_iou, decode_boxes, encode_boxes
 from lightning_modules.components.vgg import reduce_vgg16_weights
 from lightning_modules.detection.ssd import (
     MAPS,
@@ -84,7 +84,7 @@ def test_the_network_and_the_boxes_are_torchvisions(full: SSD) -> None:
     torch.testing.assert_close(confidence, expected["cls_logits"], atol=1e-4, rtol=1e-4)
     boxes = theirs.box_coder.decode_single(location[0], anchors)
     priors = box_convert(make_priors(300), "cxcywh", "xyxy")
-    torch.testing.assert_close(corners(location[0], priors, VARIANCES), boxes, atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(decode_boxes(location[0], priors, VARIANCES), boxes, atol=1e-2, rtol=1e-4)
 
 
 def test_biases_learn_at_twice_the_rate_and_only_weights_decay() -> None:
@@ -272,7 +272,7 @@ def test_matching_and_loss_are_the_authors() -> None:
         targets = encode(target, priors)
         match = []
         for b, entry in enumerate(target):
-            overlap = overlaps(entry["boxes"][None], box_convert(priors, "cxcywh", "xyxy"))[0].numpy()
+            overlap = batched_box_iou(entry["boxes"][None], box_convert(priors, "cxcywh", "xyxy"))[0].numpy()
             match.append(the_authors_matching(overlap))
             label = np.where(match[b] >= 0, 1 + entry["labels"].numpy()[match[b]], 0) if len(entry["labels"]) else 0
             assert (targets.label[b].numpy() == label).all(), seed
@@ -302,7 +302,7 @@ def test_matching_on_the_real_priors() -> None:
         boxes = torch.from_numpy(np.concatenate([low, low + rng.uniform(10, 80, (6, 2))], 1)).float()
         targets = encode([{"boxes": boxes, "labels": torch.arange(6)}], priors)
         iou = box_iou(boxes, box_convert(priors, "cxcywh", "xyxy"))
-        torch.testing.assert_close(overlaps(boxes[None], box_convert(priors, "cxcywh", "xyxy"))[0], iou)
+        torch.testing.assert_close(batched_box_iou(boxes[None], box_convert(priors, "cxcywh", "xyxy"))[0], iou)
         assert set(targets.label[0].tolist()) == set(range(7))
         assert targets.positive[0][(iou >= 0.5).any(0)].all()
         has = targets.label[0] - 1
@@ -405,7 +405,7 @@ def test_what_was_encoded_is_decoded() -> None:
         assert multibox_loss(targets.offset, confidence, targets)["location"] < 1e-8
     priors = box_convert(priors, "cxcywh", "xyxy")
     random = box_convert(torch.from_numpy(rng.uniform(4, 200, (len(priors), 4))).float(), "cxcywh", "xyxy")
-    there = corners(offsets(random, priors, VARIANCES), priors, VARIANCES)
+    there = decode_boxes(encode_boxes(random, priors, VARIANCES), priors, VARIANCES)
     torch.testing.assert_close(there, random, atol=1e-2, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
 from lightning_modules.components.backbones import maps_of
-from lightning_modules.components.boxes import corners
+from lightning_modules.components.boxes import decode_boxes
 from lightning_modules.components.image_batches import resize_images
 from lightning_modules.components.roi_heads import draw_regions
 from lightning_modules.components.torchvision_rcnn import from_torchvision
@@ -176,7 +176,7 @@ def test_torchvisions_weights_compute_the_same(theirs: TorchvisionMaskRCNN, ours
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
     # Its anchors' sides are rounded to whole pixels.
-    proposed = corners(output.offset[0], output.anchors, (1, 1, 1, 1))
+    proposed = decode_boxes(output.offset[0], output.anchors, (1, 1, 1, 1))
     side = (expected_boxes[:, 2:] - expected_boxes[:, :2]).amin(1)
     assert 0.05 < moves.std() < 0.5
     assert ((proposed - expected_boxes).abs().amax(1) / side).max() < 0.05
@@ -210,7 +210,7 @@ def test_torchvisions_weights_that_are_not_there(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(RuntimeError, match=r"fetch https://\S+maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth and put it at"):
+    with pytest.raises(ValueError, match=r"fetch https://\S+maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth and put it at"):
         small(**PYRAMID, weights="COCO_V1")
     with pytest.raises(ValueError, match="torchvision has no weights for maskrcnn_vgg16"):
         small(weights="COCO_V1")
