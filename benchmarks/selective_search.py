@@ -26,7 +26,7 @@ import torch
 from datamodules.detection.voc import VOCDetection
 from datamodules.images import read_image
 from errors import BrokenImageError
-from lightning_modules.components.selective_search import LEAST_SIDE, SCALES, SIGMA, at_width, selective_search
+from lightning_modules.components.selective_search import MIN_BOX_SIDE, SCALES, SIGMA, resize_to_width, selective_search
 from tools.proposals import is_found
 
 HINT = (
@@ -43,7 +43,7 @@ def opencv(image: np.ndarray, as_rcnn: bool) -> np.ndarray:
         as_rcnn: k, the segments' and the boxes' least sizes are R-CNN's; else its own "fast".
     """
     parts = cv2.ximgproc.segmentation  # type: ignore[attr-defined]
-    small = cv2.cvtColor(at_width(image), cv2.COLOR_RGB2BGR)
+    small = cv2.cvtColor(resize_to_width(image), cv2.COLOR_RGB2BGR)
     search = parts.createSelectiveSearchSegmentation()
     search.setBaseImage(small)
     search.switchToSelectiveSearchFast()
@@ -54,7 +54,7 @@ def opencv(image: np.ndarray, as_rcnn: bool) -> np.ndarray:
     boxes = search.process().astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     if as_rcnn:
-        boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1)]
+        boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE).all(1)]
     scale = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32)
     return boxes * scale
 

@@ -1,4 +1,4 @@
-"""Proposals that no network of ours makes: those that come with a batch, or Selective Search's, made on the spot."""
+"""External proposals: those of a batch, or Selective Search on the fly."""
 
 from __future__ import annotations
 
@@ -14,46 +14,49 @@ from errors import UserError
 from lightning_modules.components.selective_search import selective_search
 
 
-def given_proposals(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """A batch's proposals to train on, as one tensor: see `fill_up_proposals`.
+def training_proposals(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the proposals of a batch, see `pad_proposals`.
 
     Raises:
-        ValueError: the batch has none.
+        UserError: the batch has none.
     """
     if "proposals" not in batch:
         raise UserError(
-            "proposals: expected a batch with boxes that may hold objects, found none: compute them with "
-            "python -m tools.proposals and set --data.proposals to their folder"
+            "proposals: expected a batch with proposals, found none; compute them with python -m tools.proposals and "
+            "set --data.proposals to their folder"
         )
-    return fill_up_proposals(batch["proposals"])
+    return pad_proposals(batch["proposals"])
 
 
-def external_proposals(
+def inference_proposals(
     images: Tensor | Sequence[Tensor], proposals: Sequence[Tensor] | None = None, top: int = 2000
 ) -> tuple[Tensor, Tensor]:
-    """The proposals that are given or, where they are None, Selective Search's, as one tensor: see `fill_up_proposals`.
+    """Return the given proposals, or run Selective Search, see `pad_proposals`.
 
-    The search runs on the CPU, one image after the other, about a second each.
+    The search runs on the CPU, one image after the other, and takes about a second per image.
 
     Args:
-        images: uint8 (B,3,H,W), or a list of (3,H,W).
-        proposals: float (P,4) xyxy in pixels of each image.
-        top: boxes an image that are searched for, at most, the best.
+        images: uint8 (B, 3, H, W), or a list of (3, H, W).
+        proposals: float (P, 4), xyxy in pixels, per image; None runs Selective Search.
+        top: maximum number of boxes per image that Selective Search returns.
     """
     if proposals is None:
-        pictures = [image.permute(1, 2, 0).contiguous().cpu().numpy() for image in images]
-        proposals = [torch.from_numpy(selective_search(p, top)).to(images[0].device) for p in pictures]
-    return fill_up_proposals(proposals)
+        arrays = [image.permute(1, 2, 0).contiguous().cpu().numpy() for image in images]
+        proposals = [torch.from_numpy(selective_search(array, top)).to(images[0].device) for array in arrays]
+    return pad_proposals(proposals)
 
 
-def fill_up_proposals(proposals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Boxes float32 (B,P,4), 0 where an image has fewer, and bool (B,P), where there is one; P is at least 1.
+def pad_proposals(proposals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack proposals, padded with 0.
 
     Args:
-        proposals: float (P,4) of each image; at least one image.
+        proposals: float (P, 4), xyxy in pixels, per image; at least one image.
+
+    Returns:
+        Boxes, float32 (B, P, 4), with P at least 1, and which of them are valid, bool (B, P).
     """
     boxes = pad_sequence(list(proposals), batch_first=True).float()
     boxes = boxes if boxes.shape[1] else F.pad(boxes, (0, 0, 0, 1))
-    # The sizes of tensors are known without asking the device.
+    # Lengths are known on the host, so that no synchronization with the device is needed.
     counts = torch.tensor([[len(p)] for p in proposals]).to(boxes.device, non_blocking=True)
     return boxes, torch.arange(boxes.shape[1], device=boxes.device) < counts

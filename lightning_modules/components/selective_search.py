@@ -1,276 +1,229 @@
-"""Selective Search (Uijlings et al. 2013): regions of a segmentation are merged until one is left; each gives a box.
+"""Selective Search: object proposals from the hierarchical grouping of image regions.
 
-`selective_search` is the "fast" mode as R-CNN used it (Girshick et al. 2014, the authors' selective_search_boxes.m):
-the image 500 pixels wide, in the color spaces HSV and Lab, each segmented by Felzenszwalb and Huttenlocher's method
-with k = 50 and 100, each merged by two measures of similarity: eight hierarchies.
+Uijlings, van de Sande, Gevers and Smeulders, "Selective Search for Object Recognition", IJCV 2013.
+
+`selective_search` is the "fast" mode in the variant of R-CNN (Girshick et al. 2014, the authors'
+selective_search_boxes.m). It groups regions in eight hierarchies, for two color spaces (HSV, Lab), two scales of the
+initial segmentation (Felzenszwalb and Huttenlocher 2004, k = 50 and 100) and two similarity measures. The notation of
+the shapes is:
+
+    H x W pixels, n initial regions (2n - 1 regions in a hierarchy), M pairs of adjacent regions, N boxes
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import find_objects
 from skimage.segmentation import felzenszwalb
 
 from errors import UserError
 
-WIDTH = 500  # of the image that is segmented, in pixels
-COLOR_SPACES = (cv2.COLOR_RGB2HSV_FULL, cv2.COLOR_RGB2LAB)  # all channels 0..255
-SCALES = (50, 100)  # k of the segmentation, and the least pixels of a segment
-SIGMA = 0.8  # of the blur before the segmentation
-LEAST_SIDE = 20  # of a box, in pixels of the image that is segmented
+IMAGE_WIDTH = 500  # images are segmented at this width in pixels
+COLOR_SPACES = (cv2.COLOR_RGB2HSV_FULL, cv2.COLOR_RGB2LAB)  # all channels in 0..255
+SCALES = (50, 100)  # k of the initial segmentation, and the minimum size of its regions in pixels
+SIGMA = 0.8  # Gaussian blur before the segmentation
+MIN_BOX_SIDE = 20  # in pixels at `IMAGE_WIDTH`
 COLOR_BINS, TEXTURE_BINS, ORIENTATIONS = 25, 10, 8
+COLOR_FEATURES = 3 * COLOR_BINS
 
-# --- segments and what is known of them -------------------------------------------------------------------------------
-
-
-def segment(image: np.ndarray, k: int) -> np.ndarray:
-    """Felzenszwalb and Huttenlocher 2004: int64 (H,W), the number of each pixel's segment, 0..n-1.
-
-    scikit-image takes pixels as 0..1 and divides the scale by 255, so that it is the paper's k for pixels of 0..255.
-
-    Args:
-        image: uint8 (H,W,3).
-        k: the scale, and the least size of a segment in pixels.
-    """
-    return felzenszwalb(image, scale=k, sigma=SIGMA, min_size=k)
+# --- initial regions and their features -------------------------------------------------------------------------------
 
 
-def feature_bins(image: np.ndarray) -> np.ndarray:
-    """Which bins of its region's histogram each pixel falls in: uint16 (3 + 24,H*W), a row for each part of it.
-
-    Color: 25 bins over 0..255 a channel. Texture: 10 bins for each of the 8 orientations of each channel, over what a
-    Gaussian derivative with sigma 1 responds to a rise in that direction, 0 to its greatest response in this image.
+def segment(image: np.ndarray, scale: int) -> np.ndarray:
+    """Segment an image (Felzenszwalb and Huttenlocher 2004): region ids 0..n-1, int64 (H, W).
 
     Args:
-        image: uint8 (H,W,3).
+        image: uint8 (H, W, 3).
+        scale: k of the paper for pixels in 0..255 (scikit-image rescales both), and the minimum size in pixels.
     """
-    at = np.arange(-3, 4, dtype=np.float64)
-    gaussian = np.exp(-(at**2) / 2)
+    return felzenszwalb(image, scale=scale, sigma=SIGMA, min_size=scale)
+
+
+def histogram_bins(image: np.ndarray) -> np.ndarray:
+    """Return the histogram bins that each pixel belongs to, one row per part of the histogram: uint16 (3 + 24, H*W).
+
+    Color has 25 bins over 0..255 per channel. Texture has 10 bins for each of 8 orientations per channel, over the
+    response of a Gaussian derivative (sigma 1), from 0 to its maximum in this image.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    x = np.arange(-3, 4, dtype=np.float64)
+    gaussian = np.exp(-(x**2) / 2)
     gaussian /= gaussian.sum()
-    dx = cv2.sepFilter2D(image, cv2.CV_32F, at * gaussian, gaussian)
-    dy = cv2.sepFilter2D(image, cv2.CV_32F, gaussian, at * gaussian)
+    dx = cv2.sepFilter2D(image, cv2.CV_32F, x * gaussian, gaussian)
+    dy = cv2.sepFilter2D(image, cv2.CV_32F, gaussian, x * gaussian)
     slopes = np.stack([dx, dx + dy, dy, dy - dx]).transpose(0, 3, 1, 2).reshape(ORIENTATIONS // 2 * 3, -1)
     responses = np.concatenate([slopes, -slopes]).clip(0)
-    step = responses.max(1, keepdims=True).clip(1e-6) / TEXTURE_BINS
-    texture = np.minimum(responses / step, TEXTURE_BINS - 1).astype(np.uint16)
+    bin_width = responses.max(1, keepdims=True).clip(1e-6) / TEXTURE_BINS
+    texture = np.minimum(responses / bin_width, TEXTURE_BINS - 1).astype(np.uint16)
     color = image.reshape(-1, 3).T.astype(np.uint16) * COLOR_BINS // 256
-    first = np.r_[COLOR_BINS * np.arange(3), COLOR_BINS * 3 + TEXTURE_BINS * np.arange(len(texture))]
+    first = np.r_[COLOR_BINS * np.arange(3), COLOR_FEATURES + TEXTURE_BINS * np.arange(len(texture))]
     return np.concatenate([color, texture]) + first[:, None].astype(np.uint16)
 
 
-def histograms(bins: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """float32 (count,75 + 240): each segment's colors, which add up to 1, and textures, which do too.
+def region_histograms(bins: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Compute color and texture histograms of each region, float32 (n, 75 + 240); either part sums to 1.
 
     Args:
-        bins: see `feature_bins`.
-        labels: int (H,W), 0..count-1.
-        count: number of segments.
+        bins: see `histogram_bins`.
+        labels: region ids 0..n-1, int (H, W).
+        count: number of regions, n.
     """
-    colors, size = 3 * COLOR_BINS, 3 * COLOR_BINS + 3 * ORIENTATIONS * TEXTURE_BINS
-    at = labels.ravel() * size
+    size = COLOR_FEATURES + 3 * ORIENTATIONS * TEXTURE_BINS
+    offsets = labels.ravel() * size
     counts = np.zeros(count * size, np.int64)
     for row in bins:
-        counts += np.bincount(at + row, minlength=count * size)
+        counts += np.bincount(offsets + row, minlength=count * size)
     result = counts.reshape(count, size).astype(np.float32)
-    result[:, :colors] /= result[:, :colors].sum(1, keepdims=True)
-    result[:, colors:] /= result[:, colors:].sum(1, keepdims=True)
+    for part in (result[:, :COLOR_FEATURES], result[:, COLOR_FEATURES:]):
+        part /= part.sum(1, keepdims=True)
     return result
 
 
-def touching(labels: np.ndarray) -> np.ndarray:
-    """Pairs of segments of which a pixel touches a pixel, by a side or a corner: int64 (M,2), the lesser first."""
+def adjacent_regions(labels: np.ndarray) -> np.ndarray:
+    """Return all pairs of regions that touch by a side or a corner of a pixel: int64 (M, 2), lower id first."""
     count = int(labels.max()) + 1
-    found = []
+    pairs = []
     for one, other in (
         (labels[:, 1:], labels[:, :-1]),
         (labels[1:], labels[:-1]),
         (labels[1:, 1:], labels[:-1, :-1]),
         (labels[1:, :-1], labels[:-1, 1:]),
     ):
-        apart = one != other
-        one, other = one[apart], other[apart]
-        found.append(np.minimum(one, other) * count + np.maximum(one, other))
-    return np.stack(np.divmod(np.unique(np.concatenate(found)), count), axis=1)
+        differs = one != other
+        one, other = one[differs], other[differs]
+        pairs.append(np.minimum(one, other) * count + np.maximum(one, other))
+    return np.stack(np.divmod(np.unique(np.concatenate(pairs)), count), axis=1)
 
 
-# --- grouping ---------------------------------------------------------------------------------------------------------
+# --- hierarchical grouping --------------------------------------------------------------------------------------------
 
 
 class Hierarchy(NamedTuple):
-    """n segments and the regions that they were merged to, 2n - 1 in the order in which they came to be.
+    """The n initial regions and the n - 1 regions that result from merging, in the order of their creation.
 
     Attributes:
-        labels: int (H,W), the segment of each pixel.
-        boxes: int64 (2n-1,4) xyxy in pixels, right and lower sides excluded.
-        parts: int64 (n-1,2): region n + i was merged from these two.
+        labels: initial region of each pixel, int (H, W).
+        boxes: bounding boxes, int64 (2n - 1, 4), xyxy in pixels; right and bottom sides are exclusive.
+        children: int64 (n - 1, 2); region n + i was merged from these two.
     """
 
     labels: np.ndarray
     boxes: np.ndarray
-    parts: np.ndarray
+    children: np.ndarray
 
 
-def group(labels: np.ndarray, features: np.ndarray) -> Hierarchy:
-    """Merges the two most similar regions that touch, again and again, until one is left (algorithm 1 of the paper).
+def group_regions(labels: np.ndarray, features: np.ndarray) -> Hierarchy:
+    """Merge the two most similar adjacent regions until one region is left (algorithm 1).
 
-    The similarity is the sum of (paper, section 3.2) the histogram intersections, of the size measure
-    1 - (size(i) + size(j)) / size(image) and of the fill measure 1 - (size(box of both) - size(i) - size(j)) /
-    size(image). In the sum of the last two the regions' sizes cancel: 2 - size(box of both) / size(image).
-    A region's features are those of its two parts, weighted by their sizes; only the similarities of a new region with
-    its neighbors are computed.
+    The similarity of section 3.2 is the sum of three terms: the histogram intersection, 1 - (size(i) + size(j)) /
+    size(image), and 1 - (size(box of both) - size(i) - size(j)) / size(image). The last two add up to 2 - size(box of
+    both) / size(image); the constant is omitted. The features of a merged region are the mean of its children's,
+    weighted by size.
 
     Args:
-        labels: int (H,W), 0..n-1.
-        features: float32 (n,F), the histograms.
+        labels: region ids 0..n-1, int (H, W).
+        features: histograms, float32 (n, F).
     """
     n, area = len(features), labels.size
     size = np.bincount(labels.ravel(), minlength=n).tolist() + [0] * (n - 1)
-    known = np.concatenate([features, np.empty((n - 1, features.shape[1]), np.float32)])
-    # With its left and upper sides negated the box of two regions is a maximum.
-    reach = np.empty((2 * n - 1, 4), np.int64)
-    reach[:n] = _reach(labels)
-    pairs = touching(labels)
+    features = np.concatenate([features, np.empty((n - 1, features.shape[1]), np.float32)])
+    # Left and top are negated, so that the union of two boxes is one maximum.
+    extent = np.empty((2 * n - 1, 4), np.int64)
+    extent[:n] = [(-x.start, -y.start, x.stop, y.stop) for y, x in find_objects(labels + 1)]
+    pairs = adjacent_regions(labels)
     neighbors: list[set[int]] = [set() for _ in range(2 * n - 1)]
     for i, j in pairs.tolist():
         neighbors[i].add(j)
         neighbors[j].add(i)
 
-    def distances(i: int | np.ndarray, j: np.ndarray) -> list[float]:
-        shared = np.minimum(known[i], known[j]).sum(-1)
-        box = np.maximum(reach[i], reach[j])
-        return ((box[:, 2] + box[:, 0]) * (box[:, 3] + box[:, 1]) / area - shared).tolist()
+    def similarities(i: int | np.ndarray, j: np.ndarray) -> list[float]:
+        intersection = np.minimum(features[i], features[j]).sum(-1)
+        box = np.maximum(extent[i], extent[j])
+        return (intersection - (box[:, 2] + box[:, 0]) * (box[:, 3] + box[:, 1]) / area).tolist()
 
-    # The heap keeps pairs with regions that are gone; they are passed over. Equally similar pairs: the older first.
-    heap = [(d, i, j) for d, (i, j) in zip(distances(pairs[:, 0], pairs[:, 1]), pairs.tolist(), strict=True)]
+    # heapq pops the smallest entry, so similarities are negated; the older of two equally similar pairs comes first.
+    heap = [(-s, i, j) for s, (i, j) in zip(similarities(pairs[:, 0], pairs[:, 1]), pairs.tolist(), strict=True)]
     heapq.heapify(heap)
-    gone = bytearray(2 * n - 1)
-    parts = np.empty((n - 1, 2), np.int64)
+    merged = bytearray(2 * n - 1)
+    children = np.empty((n - 1, 2), np.int64)
     for new in range(n, 2 * n - 1):
         _, i, j = heapq.heappop(heap)
-        while gone[i] or gone[j]:
+        while merged[i] or merged[j]:  # pairs of merged regions stay in the heap and are skipped
             _, i, j = heapq.heappop(heap)
-        gone[i] = gone[j] = True
-        parts[new - n] = i, j
+        merged[i] = merged[j] = True
+        children[new - n] = i, j
         size[new] = size[i] + size[j]
-        known[new] = (size[i] * known[i] + size[j] * known[j]) / size[new]
-        reach[new] = np.maximum(reach[i], reach[j])
-        around = sorted((neighbors[i] | neighbors[j]) - {i, j})
-        neighbors[new] = set(around)
-        for other in around:
+        features[new] = (size[i] * features[i] + size[j] * features[j]) / size[new]
+        extent[new] = np.maximum(extent[i], extent[j])
+        adjacent = sorted((neighbors[i] | neighbors[j]) - {i, j})
+        neighbors[new] = set(adjacent)
+        for other in adjacent:
             neighbors[other] -= {i, j}
             neighbors[other].add(new)
-        if around:
-            for d, other in zip(distances(new, np.array(around)), around, strict=True):
-                heapq.heappush(heap, (d, other, new))
-    return Hierarchy(labels, reach * (-1, -1, 1, 1), parts)
+        if adjacent:
+            for s, other in zip(similarities(new, np.array(adjacent)), adjacent, strict=True):
+                heapq.heappush(heap, (-s, other, new))
+    return Hierarchy(labels, extent * (-1, -1, 1, 1), children)
 
 
-def _reach(labels: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Boxes of the segments with left and upper sides negated."""
-    return [(-x.start, -y.start, x.stop, y.stop) for y, x in find_objects(labels + 1)]
+def build_hierarchies(image: np.ndarray) -> list[Hierarchy]:
+    """Group the regions of an image, uint8 (H, W, 3) RGB, in eight hierarchies.
+
+    Each combination of color space and scale has two: with all features, and without color.
+    """
+    hierarchies = []
+    for space in COLOR_SPACES:
+        converted = cv2.cvtColor(image, space)
+        bins = histogram_bins(converted)
+        for scale in SCALES:
+            labels = segment(converted, scale)
+            features = region_histograms(bins, labels, int(labels.max()) + 1)
+            hierarchies += [group_regions(labels, features), group_regions(labels, features[:, COLOR_FEATURES:])]
+    return hierarchies
 
 
-# --- boxes ------------------------------------------------------------------------------------------------------------
+# --- proposals --------------------------------------------------------------------------------------------------------
+
+
+def resize_to_width(image: np.ndarray) -> np.ndarray:
+    """Resize an image to a width of 500 pixels, keeping its aspect ratio: uint8 (h, 500, 3)."""
+    height, width = image.shape[:2]
+    size = IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if width > IMAGE_WIDTH else cv2.INTER_LINEAR)
 
 
 def selective_search(image: np.ndarray, top: int | None = None) -> np.ndarray:
-    """Boxes that may hold objects: float32 (N,4) xyxy in pixels, continuous, about 2,100 of an image of 500x375.
+    """Propose boxes that may contain objects; an image of 500x375 pixels gets about 2,100.
 
-    The order is that of the paper's section 4.3: a region's place in its hierarchy, the whole image being 1, times a
-    random number, rising. The numbers are the same for every image, so that the result is a function of the image.
-    Of boxes that occur twice the first stays; those narrower or lower than 20 pixels at a width of 500 are left out.
+    The order follows section 4.3: boxes are sorted by their rank in the hierarchy, of which the whole image is the
+    first, times a random number. The random numbers are the same for every image, so the result depends on the image
+    alone. Of duplicate boxes the first is kept. Boxes narrower or lower than 20 pixels at a width of 500 are dropped.
 
     Args:
-        image: uint8 (H,W,3) RGB.
-        top: how many to give at most, the best; None for all.
+        image: uint8 (H, W, 3) RGB.
+        top: maximum number of boxes; None for all.
+
+    Returns:
+        Boxes, float32 (N, 4), xyxy in pixels, best first.
 
     Raises:
-        ValueError: not such an image.
+        UserError: the image has another type or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(f"image: expected uint8 (H,W,3), found {image.dtype} {image.shape}")
+        raise UserError(f"image: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
     height, width = image.shape[:2]
-    hierarchies = build_hierarchies(at_width(image))
+    hierarchies = build_hierarchies(resize_to_width(image))
     random = np.random.default_rng(0)
     rank = np.concatenate([np.arange(len(h.boxes), 0, -1) * random.random(len(h.boxes)) for h in hierarchies])
     boxes = np.concatenate([h.boxes for h in hierarchies])[np.argsort(rank, kind="stable")]
-    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1)]
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE).all(1)]
     _, first = np.unique(boxes, axis=0, return_index=True)
     boxes = boxes[np.sort(first)[:top]]
     rows, columns = hierarchies[0].labels.shape
     return (boxes * np.array([width / columns, height / rows] * 2)).astype(np.float32)
-
-
-def at_width(image: np.ndarray) -> np.ndarray:
-    """The image 500 pixels wide, its aspect kept: uint8 (h,500,3)."""
-    height, width = image.shape[:2]
-    size = WIDTH, max(1, round(height * WIDTH / width))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if width > WIDTH else cv2.INTER_LINEAR)
-
-
-def build_hierarchies(image: np.ndarray) -> list[Hierarchy]:
-    """The eight hierarchies of an image, uint8 (H,W,3) RGB: for each color space and k, by all four measures of
-    similarity and by all but color."""
-    result = []
-    for space in COLOR_SPACES:
-        converted = cv2.cvtColor(image, space)
-        bins = feature_bins(converted)
-        for k in SCALES:
-            labels = segment(converted, k)
-            features = histograms(bins, labels, int(labels.max()) + 1)
-            result += [group(labels, features), group(labels, features[:, 3 * COLOR_BINS :])]
-    return result
-
-
-# --- image ----------------------------------------------------------------------------------------------------------
-
-
-def draw_growth(image: np.ndarray, counts: Sequence[int] = (400, 150, 60, 25, 10)) -> np.ndarray:
-    """The first hierarchy of an image as it grows: uint8 (h,w,3) RGB, a column for each number of regions.
-
-    Above are the regions in their mean colors, below the image with their boxes.
-
-    Args:
-        image: uint8 (H,W,3) RGB.
-        counts: numbers of regions, falling; an image of fewer segments shows those.
-    """
-    small = at_width(image)
-    converted = cv2.cvtColor(small, COLOR_SPACES[0])
-    labels = segment(converted, SCALES[0])
-    n = int(labels.max()) + 1
-    hierarchy = group(labels, histograms(feature_bins(converted), labels, n))
-    columns = []
-    for count in counts:
-        count = min(count, n)
-        owner = np.arange(2 * n - count)
-        # From the newest region down, so that a part's owner is known when its own parts are met.
-        for i in range(n - count - 1, -1, -1):
-            owner[hierarchy.parts[i]] = owner[n + i]
-        region = owner[labels]
-        size = np.bincount(region.ravel(), minlength=len(owner)).clip(1)
-        mean = np.stack(
-            [np.bincount(region.ravel(), c.ravel(), len(owner)) / size for c in np.moveaxis(small, 2, 0)], 1
-        )
-        above = mean[region].astype(np.uint8)
-        edge = np.zeros(region.shape, bool)
-        edge[:, 1:] |= region[:, 1:] != region[:, :-1]
-        edge[1:] |= region[1:] != region[:-1]
-        above[edge] = 255
-        below = small // 5 * 3
-        for number in np.unique(owner):
-            hue = np.array([[[number * 67 % 256, 200, 255]]], np.uint8)  # numbers that follow are far apart in hue
-            left, top, right, bottom = hierarchy.boxes[number].tolist()
-            color = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB_FULL)[0, 0].tolist()
-            cv2.rectangle(below, (left, top), (right - 1, bottom - 1), color, 2 if count <= 60 else 1)
-        title = Image.new("RGB", (WIDTH, 36), (255, 255, 255))
-        plural = "region" if count == 1 else "regions"
-        ImageDraw.Draw(title).text((6, 6), f"{count} {plural}", (28, 30, 34), ImageFont.load_default(22))
-        columns.append(np.concatenate([np.asarray(title), above, below]))
-    gap = np.full((len(columns[0]), 8, 3), 255, np.uint8)
-    return np.concatenate([part for column in columns for part in (column, gap)][:-1], axis=1)

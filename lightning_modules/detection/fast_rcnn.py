@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
-from lightning_modules.components.external_proposals import external_proposals, given_proposals
+from lightning_modules.components.external_proposals import inference_proposals, training_proposals
 from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
@@ -107,7 +107,7 @@ class FastRCNN(VisionModule):
             load_backbone(self.network, backbone, batch_norm, weights)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        proposals, there = given_proposals(batch)
+        proposals, there = training_proposals(batch)
         regions = draw_regions(proposals, there, batch["target"], self.regions, background=self.background)
         pixels, _ = pad_images(batch["image"], self.preprocess)
         logits, offset = self.network(pixels, regions.boxes)
@@ -116,7 +116,7 @@ class FastRCNN(VisionModule):
     def predict(
         self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None
     ) -> list[dict[str, Tensor]]:
-        boxes, there = external_proposals(images, proposals)
+        boxes, there = inference_proposals(images, proposals)
         pixels, size = pad_images(images, self.preprocess)
         logits, offset = self.network(pixels, boxes)
         return decode(logits, offset, boxes, there, size, self.score_threshold, self.nms_threshold)

@@ -30,7 +30,7 @@ from lightning_modules.components.boxes import (
     pad_targets,
     sample_balanced,
 )
-from lightning_modules.components.external_proposals import external_proposals, given_proposals
+from lightning_modules.components.external_proposals import inference_proposals, training_proposals
 from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
@@ -268,7 +268,7 @@ class RCNN(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         pixels, _ = pad_images(batch["image"], self.preprocess)
-        proposals, there = given_proposals(batch)
+        proposals, there = training_proposals(batch)
         found = encode(proposals, there, batch["target"], self.num_classes)
         self.network.train(self.stage == 0)
         if self.stage == 1:
@@ -414,7 +414,7 @@ class RCNN(VisionModule):
     ) -> list[dict[str, Tensor]]:
         """See `VisionModule`; proposals float (P,4) xyxy of each image, or None to search for them."""
         pixels, size = pad_images(images, self.preprocess)
-        boxes, there = external_proposals(images, proposals)
+        boxes, there = inference_proposals(images, proposals)
         parts = [self._look(pixels, part) for part in self._parts(boxes)]
         scores, moved = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         return decode(scores, moved, there, size, self.score_threshold, self.nms_threshold)

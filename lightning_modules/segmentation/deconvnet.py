@@ -19,14 +19,14 @@ from torchvision.models.vgg import make_layers
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.external_proposals import external_proposals
+from lightning_modules.components.external_proposals import inference_proposals
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.upsampling import max_unpooling
 from lightning_modules.components.vgg import conv_relu, vgg16_plan
 from lightning_modules.segmentation.crf import DenseCRF
-from lightning_modules.segmentation.fcn import FCN, from_vgg16
+from lightning_modules.segmentation.fcn import FCN, convert_vgg16_weights
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, resize, sizes_of
 
@@ -244,7 +244,7 @@ class DeconvNet(VisionModule):
             name = "vgg16_bn" if batch_norm else "vgg16"
             free = ["fc6", "fc7", "fc6_deconv", "decoder", "score"]
             free += ["score_fr", "up", "upscore"]  # an FCN's own
-            load_weights(self.network, find_weights(name, weights), name, *free, convert=from_vgg16)
+            load_weights(self.network, find_weights(name, weights), name, *free, convert=convert_vgg16_weights)
         # In a list it is no part of this module: neither trained nor written to checkpoints.
         self.others = [] if ensemble is None else [load_fcn(ensemble, num_classes)]
 
@@ -271,7 +271,7 @@ class DeconvNet(VisionModule):
         if self.inference == "image":
             found = list(self.network(torch.cat([to_side(p, self.side) for p in pixels])))
         else:
-            boxes, there = external_proposals(images, proposals)
+            boxes, there = inference_proposals(images, proposals)
             chosen = [windows(b[t], self.proposals, self.least_side) for b, t in zip(boxes, there, strict=True)]
             pairs = zip(pixels, chosen, strict=True)
             found = [

@@ -1,4 +1,4 @@
-"""Selective Search: the grouping against the paper's algorithm written down plainly, and what its boxes are."""
+"""Selective Search: the grouping against a plain form of algorithm 1, and properties of its boxes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import numpy as np
 import pytest
 
 from datamodules.synthetic.voc import draw_scene
-from lightning_modules.components import selective_search as search
 from lightning_modules.components.selective_search import (
-    draw_growth,
-    feature_bins,
-    group,
-    histograms,
+    adjacent_regions,
+    group_regions,
+    histogram_bins,
+    region_histograms,
     segment,
     selective_search,
-    touching,
 )
 
 
-def group_plainly(labels: np.ndarray, bins: np.ndarray, first: int) -> list[tuple[int, int, int, int]]:
-    """Boxes of all regions in the order in which they come to be: everything from the pixels, for every pair, anew.
+def group_regions_plain(labels: np.ndarray, bins: np.ndarray, first: int) -> list[tuple[int, int, int, int]]:
+    """Return the boxes of all regions in the order of their creation; every similarity is computed from the pixels.
 
     Args:
-        labels: (H,W).
-        bins: (P,H*W), see `feature_bins`.
-        first: the first row of the histograms that counts: 0 for color and texture, 3 for texture alone.
+        labels: int (H, W).
+        bins: (27, H*W), see `histogram_bins`.
+        first: first row of the bins to use: 0 for color and texture, 3 for texture alone.
     """
     height, width = labels.shape
     regions = [
@@ -64,7 +62,7 @@ def group_plainly(labels: np.ndarray, bins: np.ndarray, first: int) -> list[tupl
 
 
 def random_labels(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
-    """Each pixel belongs to the nearest of some points: regions of all shapes."""
+    """Assign each pixel to the nearest of some random points."""
     points = rng.random((count, 2)) * (height, width)
     at = np.stack(np.mgrid[:height, :width], 2)[:, :, None]
     nearest = ((at - points) ** 2 * rng.uniform(0.5, 2, (count, 1))).sum(3).argmin(2)
@@ -77,13 +75,13 @@ def test_the_grouping_is_the_papers(first: int) -> None:
     for _ in range(12):
         height, width = rng.integers(6, 14, 2)
         labels = random_labels(rng, height, width, int(rng.integers(2, 9)))
-        bins = feature_bins(rng.integers(0, 256, (height, width, 3), np.uint8))
-        features = histograms(bins, labels, labels.max() + 1)
-        hierarchy = group(labels, features if first == 0 else features[:, 75:])
-        assert [tuple(b) for b in hierarchy.boxes.tolist()] == group_plainly(labels, bins, first)
+        bins = histogram_bins(rng.integers(0, 256, (height, width, 3), np.uint8))
+        features = region_histograms(bins, labels, labels.max() + 1)
+        hierarchy = group_regions(labels, features if first == 0 else features[:, 75:])
+        assert [tuple(b) for b in hierarchy.boxes.tolist()] == group_regions_plain(labels, bins, first)
 
 
-def test_regions_touch_by_sides_and_corners_and_not_by_their_boxes() -> None:
+def test_regions_are_adjacent_by_sides_and_corners_and_not_by_their_boxes() -> None:
     labels = np.array(
         [
             [0, 0, 0, 0, 0],
@@ -94,43 +92,43 @@ def test_regions_touch_by_sides_and_corners_and_not_by_their_boxes() -> None:
         ]
     )
     # The boxes of 0 and 2 overlap; 1 and 3 share a corner.
-    assert touching(labels).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3]]
+    assert adjacent_regions(labels).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3]]
 
 
-def test_each_region_is_its_two_parts() -> None:
+def test_each_region_is_its_two_children() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 60, 3), np.uint8)
     labels = random_labels(rng, 40, 60, 30)
     n = labels.max() + 1
-    hierarchy = group(labels, histograms(feature_bins(image), labels, n))
-    assert sorted(hierarchy.parts.ravel().tolist()) == list(range(2 * n - 2))  # each is merged once, but for the last
+    hierarchy = group_regions(labels, region_histograms(histogram_bins(image), labels, n))
+    assert sorted(hierarchy.children.ravel().tolist()) == list(range(2 * n - 2))  # each is merged once, except the last
     assert hierarchy.boxes[-1].tolist() == [0, 0, 60, 40]
-    for new, (i, j) in enumerate(hierarchy.parts.tolist(), start=n):
+    for new, (i, j) in enumerate(hierarchy.children.tolist(), start=n):
         a, b = hierarchy.boxes[i], hierarchy.boxes[j]
         expected = np.r_[np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])]
         assert max(i, j) < new
         np.testing.assert_array_equal(hierarchy.boxes[new], expected)
 
 
-def test_histograms_hold_the_whole_range_of_colors_and_eight_directions() -> None:
+def test_histograms_cover_the_range_of_colors_and_eight_directions() -> None:
     image = np.zeros((20, 20, 3), np.uint8)
     image[:, 10:] = 255
     labels = (np.arange(400).reshape(20, 20) % 20 >= 10).astype(int)
-    h = histograms(feature_bins(image), labels, 2)
+    h = region_histograms(histogram_bins(image), labels, 2)
     color, texture = h[:, :75].reshape(2, 3, 25), h[:, 75:].reshape(2, 8, 3, 10)
     np.testing.assert_allclose(color[0, :, 0], 1 / 3)
     np.testing.assert_allclose(color[1, :, 24], 1 / 3)
     np.testing.assert_allclose(h[:, :75].sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(h[:, 75:].sum(1), 1, rtol=1e-6)
-    # It rises to the right: in that direction and the two beside it, by 45 degrees, and in none of the others.
+    # The image rises to the right: in that direction and the two that differ by 45 degrees.
     rises = (texture[..., 1:].sum(3) > 0).all((0, 2))
     assert rises.tolist() == [True, True, False, False, False, False, False, True]
-    falls = histograms(feature_bins(image[:, ::-1]), labels, 2)[:, 75:].reshape(2, 8, 3, 10)
+    falls = region_histograms(histogram_bins(image[:, ::-1]), labels, 2)[:, 75:].reshape(2, 8, 3, 10)
     assert (falls[..., 1:].sum(3) > 0).all((0, 2)).tolist() == [False, False, False, True, True, True, False, False]
 
 
-def test_the_segmentations_scale_is_the_papers_k_for_pixels_of_0_to_255() -> None:
-    """One gray level in three channels is a weight of 0.8 across a blurred edge, against k / 400 pixels."""
+def test_the_scale_is_the_papers_k_for_pixels_of_0_to_255() -> None:
+    """An edge of one gray level in three channels weighs 0.8 after the blur, compared with k / 400 pixels."""
     image = np.full((20, 40, 3), 100, np.uint8)
     image[:, 20:] = 101
     assert len(np.unique(segment(image, 100))) == 2
@@ -139,7 +137,7 @@ def test_the_segmentations_scale_is_the_papers_k_for_pixels_of_0_to_255() -> Non
 
 @pytest.fixture(scope="module")
 def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image of 294x200, its objects and its proposals."""
+    """Return an image of 294x200, its objects and its proposals."""
     image, objects, _ = draw_scene(4, 200, np.random.default_rng(4))
     boxes = np.array([[x0 - 1, y0 - 1, x1, y1] for _, (x0, y0, x1, y1), _ in objects], np.float32)
     return image, boxes, selective_search(image)
@@ -150,7 +148,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / ((a[:, 2:] - a[:, :2]).prod(1)[:, None] + (b[:, 2:] - b[:, :2]).prod(1) - shared)
 
 
-def test_boxes_are_within_the_picture_large_enough_and_different(scene: tuple) -> None:
+def test_boxes_are_inside_the_image_large_enough_and_unique(scene: tuple) -> None:
     image, _, boxes = scene
     height, width = image.shape[:2]
     assert boxes.dtype == np.float32
@@ -162,7 +160,7 @@ def test_boxes_are_within_the_picture_large_enough_and_different(scene: tuple) -
     assert (boxes == np.float32([0, 0, width, height])).all(1).any()
 
 
-def test_the_same_picture_gives_the_same_boxes_and_top_the_first_of_them(scene: tuple) -> None:
+def test_the_search_is_deterministic_and_top_keeps_the_first_boxes(scene: tuple) -> None:
     image, _, boxes = scene
     np.testing.assert_array_equal(selective_search(image, top=50), boxes[:50])
 
@@ -180,7 +178,7 @@ def test_objects_are_found(scene: tuple) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 200), (150, 800)], ids=["enlarged", "reduced"])
-def test_boxes_are_in_the_pictures_own_pixels(height: int, width: int) -> None:
+def test_boxes_are_in_pixels_of_the_input(height: int, width: int) -> None:
     image = np.full((height, width, 3), (40, 80, 160), np.uint8)
     box = np.array([width // 4, height // 3, width // 2, height * 3 // 4])
     image[box[1] : box[3], box[0] : box[2]] = (220, 60, 30)
@@ -188,28 +186,15 @@ def test_boxes_are_in_the_pictures_own_pixels(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 200), (20, 50)])
-def test_a_picture_of_one_color_has_one_box_at_most(shape: tuple[int, int]) -> None:
+def test_an_image_of_one_color_has_at_most_one_box(shape: tuple[int, int]) -> None:
     boxes = selective_search(np.full((*shape, 3), 90, np.uint8))
     whole = [[0, 0, shape[1], shape[0]]]
-    # 3 pixels of 200 become 8 of 500, which is too low for a box.
+    # A height of 3 pixels becomes 8 at a width of 500, below the minimum.
     assert boxes.tolist() == (whole if shape != (3, 200) else [])
     assert boxes.shape[1:] == (4,)
 
 
-def test_what_is_no_picture_is_named() -> None:
+def test_other_types_and_shapes_raise() -> None:
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
-        with pytest.raises(ValueError, match=r"image: expected uint8 \(H,W,3\), found"):
+        with pytest.raises(ValueError, match=r"image: expected uint8 \(H, W, 3\), found"):
             selective_search(wrong)
-
-
-def test_the_picture_of_the_growth(scene: tuple) -> None:
-    image = scene[0]
-    drawn = draw_growth(image, counts=(40, 5))
-    rows = search.at_width(image).shape[0]
-    assert drawn.dtype == np.uint8
-    assert drawn.shape == (36 + 2 * rows, 2 * 500 + 8, 3)
-    many, few = (
-        len(np.unique(part.reshape(-1, 3), axis=0))
-        for part in (drawn[36 : 36 + rows, :500], drawn[36 : 36 + rows, 508:])
-    )
-    assert few <= 5 + 1 < many <= 40 + 1  # a color a region, and the white between them

@@ -21,7 +21,7 @@ import cli.parser
 from datamodules.proposals import proposal_path, write_proposals
 from datamodules.synthetic.voc import write_voc
 from lightning_modules.components.boxes import sample_balanced
-from lightning_modules.components.external_proposals import fill_up_proposals, given_proposals
+from lightning_modules.components.external_proposals import pad_proposals, training_proposals
 from lightning_modules.components.selective_search import selective_search
 from lightning_modules.detection import rcnn
 from lightning_modules.detection.crop_network import CropNetwork, from_imagenet, warp
@@ -62,7 +62,7 @@ def random_candidates(rng: np.random.Generator, images: int = 2) -> tuple[Candid
         near = near + torch.from_numpy(rng.normal(0, 3, tuple(near.shape))).float()
         near = torch.cat([near[:, :2], torch.maximum(near[:, 2:], near[:, :2] + 2)], 1)
         proposals.append(torch.cat([near, random_boxes(rng, int(rng.integers(0, 9)))]))
-    return encode(*fill_up_proposals(proposals), targets, 3), proposals, targets
+    return encode(*pad_proposals(proposals), targets, 3), proposals, targets
 
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_nothing_to_learn_from(stage: int, proposals: int, objects: int) -> None
 
 def test_a_batch_without_proposals_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a batch with boxes.*--data\.proposals"):
-        given_proposals({"image": torch.zeros(1, 3, 8, 8)})
+        training_proposals({"image": torch.zeros(1, 3, 8, 8)})
     with pytest.raises(ValueError, match="stages: expected three parts"):
         RCNN("small", width=0.1, crop_size=32, context=4, stages=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="context: expected 0 or more and less than half of a crop of 32"):

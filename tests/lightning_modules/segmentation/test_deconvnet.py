@@ -143,7 +143,7 @@ def test_the_second_stage_begins_where_the_first_ended(tmp_path: Path) -> None:
         assert torch.equal(second.state_dict()[key], value)
     other = EncoderDecoder(num_classes=3, channels=(8, 8))
     torch.save({"state_dict": other.state_dict()}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="is not of vgg16_bn"):
+    with pytest.raises(ValueError, match="expected weights of vgg16_bn"):
         small(weights=str(tmp_path / "other.ckpt"))
 
 
@@ -236,7 +236,7 @@ def test_proposals_of_the_batch_or_searched_for(monkeypatch: pytest.MonkeyPatch)
         asked.append(proposals)
         return torch.stack([boxes[0]] * 2), torch.ones(2, 3, dtype=torch.bool)
 
-    monkeypatch.setattr(deconvnet, "external_proposals", search)
+    monkeypatch.setattr(deconvnet, "inference_proposals", search)
     with torch.inference_mode():
         found = module.scores(images)
     assert asked == [None]
@@ -299,7 +299,7 @@ def test_it_can_begin_with_what_an_fcn_has_learned(fcn: Path, capsys: pytest.Cap
         assert torch.equal(module.network.state_dict()[name], state[f"network.{name}"])
     printed = capsys.readouterr().out
     assert "newly initialized: fc6_deconv.0.weight" in printed
-    assert "left out: score_fr.weight" in printed
+    assert "skipped: score_fr.weight" in printed
 
 
 def test_what_can_be_wrong_with_an_ensemble(fcn: Path, tmp_path: Path) -> None:
