@@ -1,0 +1,256 @@
+"""Every config trains for two steps on generated data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import cli.parser
+from callbacks.metrics_file import read_metrics
+from datamodules.synthetic.mpii import write_mpii
+from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.style_images import write_style_images
+from lightning_modules.components.networks import build_network
+from tests.command import CELLS, QUICK, ROOT
+from tests.datamodules.pose.test_lsp import write as write_lsp
+
+# The networks that refuse 64 pixels, and the least that they take.
+SMALL_INPUTS = {"inception_v3_imagenet": "299", "alexnet2012_imagenet": "227", "inception_v3_food101": "299"}
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "classification").glob("*.yaml")))
+def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Path], tmp_path: Path) -> None:
+    text = yaml.safe_load((ROOT / "configs" / "classification" / f"{config}.yaml").read_text())
+    assert text["experiment"] == config
+    own_size = "cifar" in config or "fer2013" in config or config == "demo"
+    side = SMALL_INPUTS.get(config, "64")
+    size = [] if own_size else ["--data.image_size", side, "--data.eval_crop", side, "--data.resize", "320"]
+    weights: list[str] = []
+    if text["model"]["init_args"].get("weights"):  # in place of torchvision's: the same network, for 1000 classes
+        weights = ["--model.weights", str(tmp_path / "weights.pth")]
+        torch.save(build_network(text["model"]["init_args"]["network"], 1000).state_dict(), weights[1])
+    cli.parser.run([
+        "fit", "--config", str(ROOT / "configs" / "classification" / f"{config}.yaml"), *QUICK, *size, *weights,
+        "--data.root", str(roots[text["data"]["class_path"]]), "--data.batch_size", "4",
+        "--data.eval_batch_size", "4", "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
+        "--trainer.log_every_n_steps", "1", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
+    assert any(("val/mean_macro_f1" if "yummly" in config else "val/top1") in row for row in rows)
+
+
+# What makes the full networks small; a narrow variant for real data is small as it is.
+SMALL_PICTURES = ["--data.image_size", "[96, 160]"]
+
+
+FEW_REGIONS = [
+    "--model.train_proposals", "[200, 50]", "--model.test_proposals", "[200, 20]", "--model.regions", "8",
+]  # fmt: skip
+
+
+SMALL_DETECTORS = {
+    "yolo_v1_voc": ["--model.hidden", "64"],
+    # Untrained, every window is an object, and merging takes its time.
+    "overfeat_bccd": ["--model.top", "20"],
+    "overfeat_voc": ["--model.top", "20"],
+    "sliding_window_bccd": ["--model.keep", "20"],
+    **{f"faster_rcnn_{name}": [*SMALL_PICTURES, *FEW_REGIONS] for name in ("voc", "resnet101_voc", "fpn_voc")},
+    "fast_rcnn_voc": [*SMALL_PICTURES, "--model.regions", "8"],
+}
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "detection").glob("*.yaml")))
+def test_every_detector_trains_on_generated_data(config: str, devkit: Path, request: pytest.FixtureRequest) -> None:
+    path = ROOT / "configs" / "detection" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    narrow = ["--model.width", "0.1", *CELLS] if config.endswith("_voc") else []
+    weights = ["--model.weights", "null"] if text["model"]["init_args"].get("weights") else []
+    if config.startswith(("fast_rcnn", "rcnn")):
+        narrow += ["--data.proposals", request.getfixturevalue("proposals")]
+    cli.parser.run([
+        "fit", "--config", str(path), *QUICK, *narrow, *SMALL_DETECTORS.get(config, []), *weights,
+        "--data.root", str(devkit), "--data.batch_size", "4", "--data.eval_batch_size", "4",
+        "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
+        "--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1",
+        "--trainer.accumulate_grad_batches", "1",
+        "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)
+    assert list(run.glob("pictures/val_step=*.png"))
+    if text["model"]["class_path"] == "RPN":
+        assert any("val/recall_300" in row for row in rows)
+        return
+    assert any("val/map" in row for row in rows)
+    assert (run / "per_class_val.csv").read_text().count("\n") == 4
+    assert list(run.glob("pictures/val_precision_recall_step=*.png"))
+
+
+# What makes the full networks small; a narrow variant for real data is small as it is.
+UNTRAINED = ["--model.weights", "null", "--model.width", "0.1"]
+
+
+SMALL_SEGMENTERS = {
+    "deconvnet_camvid": ["--data.crop_size", "160"],
+    "deconvnet_stage1_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224"],
+    "deconvnet_stage2_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224",
+                             "--model.inference", "image", "--data.crops", "objects", "--data.proposals", "null"],
+    "patch_classifier_voc": [*UNTRAINED, "--model.patch", "32"],
+    "deeplab_largefov_voc": UNTRAINED,
+    "deeplab_v2_resnet101_voc": UNTRAINED,
+    "deeplab_v3_voc": UNTRAINED,
+    "fcn32s_voc": UNTRAINED,
+    "fcn16s_voc": UNTRAINED,
+    "fcn8s_voc": UNTRAINED,
+    "fcn8s_atonce_voc": UNTRAINED,
+    "mask_rcnn_voc": [*UNTRAINED, "--model.frozen", "false", "--model.eval_size", "[96, 160]",
+                      "--data.image_size", "[96, 160]", "--model.train_proposals", "[200, 50]",
+                      "--model.test_proposals", "[200, 20]"],
+    "mask_rcnn_synthetic": ["--model.test_proposals", "[200, 20]"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A devkit with masks, 12 training and 4 validation images with the ids 0 to 3."""
+    folder = tmp_path_factory.mktemp("masks")
+    write_voc_segmentation(str(folder), classes=3, train=12, val=4, size=64)
+    (folder / "classes.txt").write_text("sky\nbuilding\npole\nroad\n")
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "segmentation").glob("*.yaml")))
+def test_every_segmentation_config_trains_on_generated_data(config: str, masks: Path) -> None:
+    path = ROOT / "configs" / "segmentation" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    instances = text["data"]["class_path"] == "VOCInstance"
+    options = SMALL_SEGMENTERS.get(config, [])
+    if instances:
+        options = [*options, "--data.classes", "[disc, square, triangle]"]
+    else:
+        options = ["--data.crop_size", "64", *options, "--data.classes", str(masks / "classes.txt")]
+    cli.parser.run([
+        "fit", "--config", str(path), *QUICK, *options, "--data.root", str(masks / "VOCdevkit"),
+        "--data.train", "[VOC2012/train]", "--data.batch_size", "4", "--data.eval_batch_size", "4",
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+        "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)
+    assert any(("val/apr_50" if instances else "val/miou") in row for row in rows)
+    assert list(run.glob("pictures/val_step=*.png"))
+    table = "per_class_val.csv" if instances else "per_class_iou_val.csv"
+    assert (run / table).read_text().count("\n") == (4 if instances else 5)
+
+
+NARROW_REGRESSORS = ["--model.width", "0.02", "--model.input_size", "64", "--data.image_size", "72",
+                     "--model.stage_epochs", "[1, 1, 1]", "--trainer.max_epochs", "3"]  # fmt: skip
+
+
+SMALL_POSES = {
+    "orientation_solids": ["--data.train", "64", "--data.val", "32"],
+    "stacked_hourglass_mpii": ["--model.features", "8", "--model.stacks", "2", "--data.image_size", "64"],
+    "deeppose_mpii": NARROW_REGRESSORS,
+    "deeppose_lsp": NARROW_REGRESSORS,
+    "deeppose_synthetic": NARROW_REGRESSORS,
+    "keypoint_rcnn_mpii": [*UNTRAINED, "--model.frozen", "false", "--model.eval_size", "[96, 160]",
+                           "--data.image_size", "[96, 160]", "--model.train_proposals", "[200, 50]",
+                           "--model.test_proposals", "[200, 20]"],
+    "keypoint_rcnn_synthetic": ["--model.test_proposals", "[200, 20]"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn people in MPII's layout, and in that of LSP and LSPET."""
+    folder = tmp_path_factory.mktemp("people")
+    write_mpii(str(folder), train=8, val=4, size=64)
+    joints = np.random.default_rng(0).uniform(1, 40, (2000, 14, 3))
+    for name, count, extended in (("lsp", 300, False), ("lsp_dataset", 2000, False), ("lspet_dataset", 4, True)):
+        write_lsp(folder / name, joints[:count], extended)
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "pose").glob("*.yaml")))
+def test_every_pose_config_trains_on_generated_data(config: str, people: Path) -> None:
+    path = ROOT / "configs" / "pose" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    options = ["--trainer.max_epochs", "1", *SMALL_POSES.get(config, []), "--data.batch_size", "4"]
+    if text["data"]["class_path"] != "RenderedSolids":
+        options += ["--data.root", str(people)]
+    cli.parser.run([
+        "fit", "--config", str(path), *QUICK, *options, "--data.eval_batch_size", "4",
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+        "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    stages = len(text["model"]["init_args"].get("stage_epochs", [1]))
+    assert len(losses) == 2 * stages
+    assert all(loss == loss for loss in losses)
+    metric = text["model"]["init_args"].get("metric", "pckh")
+    of = "val/median_error" if config.startswith("orientation") else f"val/{metric}/total"
+    assert any(of in row for row in rows)
+    assert list(run.glob("pictures/val_step=*.png"))
+    assert (run / f"per_joint_{metric}_val.csv").exists() or config.startswith("orientation")
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("styles")
+    write_style_images(str(folder), contents=4, styles=2, size=64)
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "style").glob("*.yaml")))
+def test_every_style_config_trains_on_generated_data(config: str, styles: Path) -> None:
+    path = ROOT / "configs" / "style" / f"{config}.yaml"
+    text = yaml.safe_load(path.read_text())
+    assert text["experiment"] == config
+    content, style = (str(min((styles / name).iterdir())) for name in ("content", "style"))
+    folders = text["data"]["class_path"] == "StyleImages"
+    options = ["--data.content", str(styles / "content") if folders else content, "--data.image_size", "96"]
+    if config == "neural_style":
+        options += ["--data.style", style]
+    elif config.startswith(("adain", "style_prediction")):
+        options += ["--data.style", str(styles / "style"), "--data.image_size", "32", "--data.resize", "null"]
+        options += ["--data.batch_size", "2"]
+        if config == "style_prediction":
+            options += ["--model.predictor_weights", "null"]
+    elif config == "inversion_network":
+        options += ["--data.batch_size", "2"]
+    elif config.startswith("fast_style"):
+        options += ["--model.style", style, "--model.width", "0.1", "--data.batch_size", "2", "--data.resize", "null"]
+    cli.parser.run([
+        "fit", "--config", str(path), *QUICK, "--model.weights", "random", *options, "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1",
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.num_sanity_val_steps", "0",
+        "--trainer.enable_checkpointing", "false",
+    ])  # fmt: skip
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)
+    assert any("val/loss" in row or "val/psnr" in row for row in rows)
+    assert list(run.glob("pictures/val_step=*.png"))

@@ -1,0 +1,125 @@
+"""``train.py predict`` from a checkpoint alone: images, videos, faces and attributes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from PIL import Image
+
+import cli.parser
+from datamodules.classification.fer2013 import EMOTIONS
+from tests.command import CELLS, QUICK, ROOT, TINY, refusal
+from tests.datamodules.test_video import write_video
+
+
+def test_predict_needs_only_the_checkpoint(trained: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
+    cli.parser.run(
+        ["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--data.images", str(data / "val")]
+    )
+    (run,) = Path("runs").glob("*/*_predict")
+    assert (run / "predictions.json").is_file()
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 12
+    assert "disk" in (run / "predictions.csv").read_text()
+
+
+def test_detections_of_pictures_and_of_a_video(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the checkpoint alone; boxes lie in the images' own pixels."""
+    cli.parser.run([
+        "fit", "--model", "YOLOv1", "--model.grid", "2", "--model.input_size", "128", "--model.width", "0.05",
+        "--model.hidden", "16", "--model.batch_norm", "true", "--data", "VOCDetection", "--data.image_size", "128",
+        "--data.root", str(devkit), *CELLS, *QUICK, "--trainer.max_epochs", "2", "--experiment", "cells",
+    ])  # fmt: skip
+    (best,) = Path("runs/cells").glob("*/checkpoints/best.ckpt")
+    shutil.copy(best, tmp_path / "alone.ckpt")
+    pictures = devkit / "VOC2007" / "JPEGImages"
+    # No cell is sure of itself after six steps: everything is taken.
+    alone = ["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--model.score_threshold", "-1"]
+    cli.parser.run([*alone, "--data.images", str(pictures), "--experiment", "pictures"])
+    (run,) = Path("runs/pictures").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert [record["file"] for record in records] == sorted(str(path) for path in pictures.iterdir())
+    found = [(item, record["file"]) for record in records for item in record["detections"]]
+    assert {item["class"] for item, _ in found} <= {"WBC", "RBC", "Platelets"}
+    corners = torch.tensor([item["box"][2:] for item, _ in found])
+    sizes = torch.tensor([Image.open(path).size for _, path in found])
+    assert (corners <= sizes + 0.1).all()
+    assert (corners > 128).any() or sizes.max() <= 128
+    assert len(list((run / "predictions").iterdir())) == len(records)
+
+    write_video(tmp_path / "film.avi", frames=5)
+    cli.parser.run([*alone, "--data.images", "film.avi", "--experiment", "film"])
+    (run,) = Path("runs/film").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert [record["file"] for record in records] == [f"film.avi#{k}" for k in range(5)]
+    capture = cv2.VideoCapture(str(run / records[0]["annotated"]))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (5, 10)
+    assert capture.get(cv2.CAP_PROP_FRAME_WIDTH) == 48
+    capsys.readouterr()
+    assert "expected a video, found nothing there" in refusal([*alone, "--data.images", "nowhere.mp4"], capsys)
+
+
+def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that was trained on gray faces is given photographs of two people, of one and of nobody."""
+    config = str(ROOT / "configs" / "classification" / "mini_xception_fer2013.yaml")
+    data = roots["FER2013"]
+    cli.parser.run([
+        "fit", "--config", config, *QUICK, "--data.root", str(data), "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "1", "--trainer.num_sanity_val_steps", "0",
+    ])  # fmt: skip
+    (best,) = Path("runs/mini_xception_fer2013").glob("*/checkpoints/best.ckpt")
+    assert list(best.parent.parent.glob("pictures/val_step=*.png"))
+    cli.parser.run(["predict", *QUICK, "--ckpt_path", str(best), "--data.images", str(data / "photographs")])
+    (run,) = Path("runs/mini_xception_fer2013").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert [len(record["faces"]) for record in records] == [0, 0, 1, 1, 2, 2]
+    assert all(face["aligned"] for record in records for face in record["faces"])
+    assert records[-1]["faces"][0]["predictions"][0]["class"] in EMOTIONS
+    assert "no face found in 2 of 6 images" in capsys.readouterr().out
+
+
+def test_attributes_are_predicted_from_the_checkpoint_alone(
+    roots: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The names of attributes, classes and ingredients come from the data in training, from the checkpoint after it."""
+    cli.parser.run([
+        "fit", "--model", "AttributeClassifier", "--model.network", "resnet20_cifar", "--model.width", "2",
+        "--model.channels", "4", "--data", "Yummly28K", "--data.image_size", "16", "--data.ingredients", "5", *QUICK,
+        "--data.root", str(roots["Yummly28K"]), "--trainer.max_epochs", "1", "--experiment", "attributes",
+    ])  # fmt: skip
+    (best,) = Path("runs/attributes").glob("*/checkpoints/best.ckpt")
+    assert list(best.parent.parent.glob("pictures/val_step=*.png"))
+    shutil.copy(best, tmp_path / "alone.ckpt")
+    pictures = str(roots["Yummly28K"] / "Yummly28K" / "images27638")
+    cli.parser.run(["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--data.images", pictures])
+    (run,) = Path("runs").glob("*/*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    assert len(records) == 42
+    assert {name: len(items) for name, items in records[0]["attributes"].items()} == {
+        "cuisine": 3, "course": 4, "taste": 5,
+    }  # fmt: skip
+    assert {item["class"] for item in records[0]["attributes"]["cuisine"]} == {"American", "Chinese", "Mexican"}
+    assert all(set(record) == {"file", "annotated", "attributes", "ingredients"} for record in records)
+    line = refusal(
+        [
+            "fit",
+            "--model",
+            "AttributeClassifier",
+            "--data",
+            "ImageFolder",
+            "--data.root",
+            str(roots["ImageFolder"]),
+            *QUICK,
+        ],
+        capsys,
+    )
+    assert "attributes: expected one or more" in line
+    line = refusal(["fit", *TINY, "--data", "Yummly28K", "--data.root", str(roots["Yummly28K"]), *QUICK], capsys)
+    assert "num_classes: expected 1 or more, found 0" in line
