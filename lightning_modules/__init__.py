@@ -1,8 +1,8 @@
-"""The systems of the five case studies, one a file."""
+"""The systems of the five case studies, one per file."""
 
 
 def import_all() -> None:
-    """Imports every system, so that ``--model NAME`` finds it by its short name."""
+    """Import every system, so that ``--model NAME`` finds it by its short name."""
     import lightning_modules.classification.attributes
     import lightning_modules.classification.emotion
     import lightning_modules.classification.image_classifier
