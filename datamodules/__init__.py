@@ -1,8 +1,8 @@
-"""The data of the five case studies: one datamodule a dataset, in the layout in which it is published."""
+"""Datamodules of the five case studies: one per dataset, in the layout in which it is published."""
 
 
 def import_all() -> None:
-    """Imports every datamodule, so that ``--data NAME`` finds it by its short name."""
+    """Import every datamodule, so that ``--data NAME`` finds it by its class name."""
     import datamodules.classification.fer2013
     import datamodules.classification.food101
     import datamodules.classification.image_folder
@@ -14,5 +14,6 @@ def import_all() -> None:
     import datamodules.pose.mpii
     import datamodules.pose.rendered_solids
     import datamodules.segmentation.instance_crops
-    import datamodules.segmentation.voc
+    import datamodules.segmentation.voc_instance
+    import datamodules.segmentation.voc_semantic
     import datamodules.style.style_images  # noqa: F401

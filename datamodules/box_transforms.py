@@ -1,4 +1,4 @@
-"""Images with boxes: every crop, expansion and jitter is one rectangle of the image that fills the result."""
+"""Transforms of images with boxes: every crop, expansion and jitter is one window that is resized to the result."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
-from datamodules.transforms import FILL, fitted, is_size, to_tensor
+from datamodules.transforms import FILL_COLOR, is_valid_size, output_size, to_tensor
 from errors import UserError
 
 Photometric = Literal["none", "ssd", "yolo", "yolo2"]
-View = tuple[int, int, int, int]  # left, top, right, bottom in the image's pixels; it may reach beyond the image
+Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image; it may extend beyond the image
 
-# SSD's samplers: no crop at all, a least overlap with some object, or any crop.
-LEAST_OVERLAPS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
+# Minimum IoU of each of SSD's samplers: None does not crop, 0.0 accepts any crop.
+MIN_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
 class BoxTransform:
-    """Reads an image and moves its boxes along: path and boxes to uint8 (3,H,W), boxes and which of them are left.
+    """Read an image and transform its boxes: from a path and boxes to an image, boxes and the indices of kept boxes.
 
-    With the defaults nothing is random: evaluation.
+    The defaults are deterministic (evaluation).
 
     Args:
-        size: side in pixels of the square that the image is warped to, which changes its aspect (YOLO, SSD);
-            (shorter side, longest side), which keeps it (Fast and Faster R-CNN: 600, 1000); or None for the image's.
+        image_size: side of the square in pixels that the image is resized to, which changes the aspect ratio (YOLO,
+            SSD); (shorter side, maximum of the longer side), which keeps it (Fast and Faster R-CNN: 600, 1000); None
+            keeps the image's size.
         photometric: ``ssd`` (Liu et al. 2016, section 2.2, with the constants of the authors' code: brightness +-32,
-            contrast and saturation .5-1.5, hue +-18 of OpenCV's 180, each for half of the images), ``yolo`` (Redmon
-            et al. 2016: saturation and exposure up to 1.5 times more or less) or ``yolo2`` (Redmon and Farhadi 2017,
-            the authors' yolov2-voc.cfg: hue by up to a tenth of a turn too).
-        expand: half of the images lie somewhere on a canvas up to this many times as large (SSD: 4); 1 is off.
-        iou_crop: SSD's crops: of 0.3 to 1 of the sides, that overlap some object enough. Objects stay whose center does.
-        jitter: each side moves by up to this part of the image's (YOLO: 0.2). Objects stay of which a pixel does.
+            contrast and saturation 0.5 to 1.5, hue +-18 of OpenCV's 180, each with probability 0.5), ``yolo`` (Redmon
+            et al. 2016: saturation and exposure scaled by up to 1.5 or 1/1.5) or ``yolo2`` (Redmon and Farhadi 2017,
+            the authors' yolov2-voc.cfg: also hue +-0.1 of a full turn).
+        expand: with probability 0.5, place the image on a canvas up to this many times as large (SSD: 4); 1 is off.
+        iou_crop: SSD's crops of 0.3 to 1 of the sides with a minimum IoU with an object. Objects whose center is
+            outside are dropped.
+        jitter: each side moves by up to this fraction of the image's side (YOLO: 0.2). Objects with less than a pixel
+            inside are dropped.
         hflip: probability of a horizontal flip.
-        exif_orientation: turn the image as its camera says; for prediction, since annotations are of stored pixels.
+        exif_orientation: apply the EXIF orientation. For prediction only: annotations refer to the stored pixels.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an argument is out of range.
         BrokenImageError: when called, the image cannot be read.
     """
 
     def __init__(
         self,
-        size: int | tuple[int, int] | None,
+        image_size: int | tuple[int, int] | None,
         photometric: Photometric = "none",
         expand: float = 1.0,
         iou_crop: bool = False,
@@ -54,115 +57,132 @@ class BoxTransform:
         hflip: float = 0.0,
         exif_orientation: bool = False,
     ) -> None:
-        for name, right, expected, found in (
-            ("size", is_size(size), "1 or more", size),
+        for name, valid, expected, found in (
+            ("image_size", is_valid_size(image_size), "1 or more", image_size),
             ("photometric", photometric in ("none", "ssd", "yolo", "yolo2"), "none, ssd, yolo or yolo2", photometric),
             ("expand", expand >= 1, "1 or more", expand),
             ("jitter", 0 <= jitter < 0.5, "0 to 0.5", jitter),
             ("hflip", 0 <= hflip <= 1, "a probability", hflip),
         ):
-            if not right:
+            if not valid:
                 raise UserError(f"{name}: expected {expected}, found {found}")
-        self.size, self.photometric, self.expand = size, photometric, expand
+        self.image_size, self.photometric, self.expand = image_size, photometric, expand
         self.iou_crop, self.jitter, self.hflip = iou_crop, jitter, hflip
         self.exif_orientation = exif_orientation
 
     def __call__(
-        self, path: str, boxes: np.ndarray, objects: int | None = None
+        self, path: str, boxes: np.ndarray, num_objects: int | None = None
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Boxes are float32 (N,4) xyxy in the image's pixels.
+        """Read and transform an image.
 
-        ``objects`` of them, the first, are what crops look for; None for all. The others (proposals) are moved along.
+        Args:
+            path: the image.
+            boxes: float32 (N, 4), xyxy in pixels.
+            num_objects: how many of the first boxes are objects, which crops depend on; None: all. The others
+                (proposals) are transformed too.
 
         Returns:
-            The image, uint8 (3,H,W); the boxes that are left, float32 (M,4) xyxy in its pixels; their indices among
-            those given, int64 (M,), rising.
+            The image, uint8 (3, H, W); the kept boxes, float32 (M, 4), xyxy in its pixels; their indices in ``boxes``,
+            int64 (M,), ascending.
         """
-        return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes, objects)
+        return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes, num_objects)
+
+    def image_only(self, path: str) -> Tensor:
+        """Read and transform an image without boxes: uint8 (3, H, W)."""
+        return self(path, np.zeros((0, 4), np.float32))[0]
 
     def apply(
-        self, pixels: np.ndarray, boxes: np.ndarray, objects: int | None = None
+        self, pixels: np.ndarray, boxes: np.ndarray, num_objects: int | None = None
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """The same of an image that was read, uint8 (H,W,3) RGB."""
+        """Transform a decoded image, RGB uint8 (H, W, 3). See `__call__`."""
         if self.photometric == "ssd":
             pixels = distort_ssd(pixels)
         elif self.photometric == "yolo":
             pixels = distort_yolo(pixels)
         elif self.photometric == "yolo2":
             pixels = distort_yolo(pixels, hue=0.1)
-        view = self._view(pixels.shape[0], pixels.shape[1], boxes[:objects])
+        window = self._sample_window(pixels.shape[0], pixels.shape[1], boxes[:num_objects])
         flip = random.random() < self.hflip
-        size = fitted(view[3] - view[1], view[2] - view[0], self.size)
-        image = render(pixels, view, size)
-        moved, kept = move(boxes, view, size, by_center=self.iou_crop)
+        size = output_size(window[3] - window[1], window[2] - window[0], self.image_size)
+        image = render_window(pixels, window, size)
+        boxes, kept = transform_boxes(boxes, window, size, by_center=self.iou_crop)
         if flip:
             image = cv2.flip(image, 1)
-            moved[:, [0, 2]] = size[1] - moved[:, [2, 0]]
-        return to_tensor(image), moved, kept
+            boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
+        return to_tensor(image), boxes, kept
 
-    def _view(self, height: int, width: int, boxes: np.ndarray) -> View:
-        view = (0, 0, width, height)
+    def _sample_window(self, height: int, width: int, boxes: np.ndarray) -> Window:
+        window = (0, 0, width, height)
         if self.expand > 1 and random.random() < 0.5:
             ratio = random.uniform(1, self.expand)
             w, h = round(width * ratio), round(height * ratio)
             left, top = random.randint(0, w - width), random.randint(0, h - height)
-            view = (-left, -top, w - left, h - top)
+            window = (-left, -top, w - left, h - top)
         if self.iou_crop:
-            view = iou_crop(view, boxes)
+            window = iou_crop(window, boxes)
         if self.jitter:
-            dx, dy = self.jitter * (view[2] - view[0]), self.jitter * (view[3] - view[1])
+            dx, dy = self.jitter * (window[2] - window[0]), self.jitter * (window[3] - window[1])
             left, top, right, bottom = (
-                round(side + random.uniform(-d, d)) for side, d in zip(view, (dx, dy, dx, dy), strict=True)
+                round(side + random.uniform(-d, d)) for side, d in zip(window, (dx, dy, dx, dy), strict=True)
             )
-            view = (left, top, max(right, left + 1), max(bottom, top + 1))
-        return view
+            window = (left, top, max(right, left + 1), max(bottom, top + 1))
+        return window
 
 
-def iou_crop(view: View, boxes: np.ndarray) -> View:
-    """A part of the view as SSD samples it (the authors' sampler.cpp), or all of it.
+def iou_crop(window: Window, boxes: np.ndarray) -> Window:
+    """Sample a part of a window as SSD does (the authors' sampler.cpp), or return the window.
 
-    A sampler is drawn, then up to 50 crops: sides of scale * sqrt(aspect) and scale / sqrt(aspect) of the view's, scale
-    0.3 to 1, aspect 0.5 to 2. The first one that overlaps some object by the sampler's least IoU, and holds the center of
-    one, is taken; where none does, another sampler is drawn.
+    Draw a sampler, then up to 50 crops. Accept the first crop that reaches the sampler's minimum IoU with an object and
+    contains the center of one. If none does, draw another sampler. A crop has sides of scale * sqrt(aspect) and
+    scale / sqrt(aspect) relative to the window, scale 0.3 to 1, aspect 0.5 to 2.
 
     Args:
-        view: what is cropped.
-        boxes: float (N,4) xyxy in the same pixels.
+        window: what is cropped.
+        boxes: float (N, 4), xyxy in the same pixels.
     """
-    width, height = view[2] - view[0], view[3] - view[1]
+    width, height = window[2] - window[0], window[3] - window[1]
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     while True:
-        least = random.choice(LEAST_OVERLAPS)
-        if least is None:
-            return view
+        min_iou = random.choice(MIN_IOUS)
+        if min_iou is None:
+            return window
         for _ in range(50):
             scale = random.uniform(0.3, 1)
             aspect = random.uniform(max(0.5, scale**2), min(2, 1 / scale**2))
             w, h = max(1, round(width * scale * math.sqrt(aspect))), max(1, round(height * scale / math.sqrt(aspect)))
-            left, top = view[0] + random.randint(0, max(0, width - w)), view[1] + random.randint(0, max(0, height - h))
+            left = window[0] + random.randint(0, max(0, width - w))
+            top = window[1] + random.randint(0, max(0, height - h))
             crop = (left, top, left + w, top + h)
             if not len(boxes):
                 return crop
-            inner = np.minimum(boxes[:, 2:], crop[2:]) - np.maximum(boxes[:, :2], crop[:2])
-            shared = inner.clip(0).prod(1)
-            if (shared / (areas + w * h - shared)).max() < least:
+            sides = np.minimum(boxes[:, 2:], crop[2:]) - np.maximum(boxes[:, :2], crop[:2])
+            intersection = sides.clip(0).prod(1)
+            if (intersection / (areas + w * h - intersection)).max() < min_iou:
                 continue
             if ((centers > crop[:2]) & (centers < crop[2:])).all(1).any():
                 return crop
 
 
-def render(pixels: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
-    """The view, resized: uint8 (height, width, 3); what lies beyond the image has the color `FILL`."""
+def render_window(pixels: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
+    """Resize a window of an image. Pixels beyond the image have the color `FILL_COLOR`.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+        window: see `Window`.
+        size: (height, width) of the result.
+
+    Returns:
+        New memory, uint8 (height, width, 3).
+    """
     height, width = size
-    left, top, right, bottom = view
+    left, top, right, bottom = window
     inner = max(0, left), max(0, top), min(pixels.shape[1], right), min(pixels.shape[0], bottom)
     part = pixels[inner[1] : inner[3], inner[0] : inner[2]]
-    if inner == view:
-        # A copy of its own where nothing was resized: the image may be used again.
+    if inner == window:
         return part.copy() if part.shape[:2] == size else resize(part, size)
     canvas = np.empty((height, width, 3), np.uint8)
-    canvas[:] = FILL
+    canvas[:] = FILL_COLOR
     x, y = width / (right - left), height / (bottom - top)
     x0, x1 = round((inner[0] - left) * x), round((inner[2] - left) * x)
     y0, y1 = round((inner[1] - top) * y), round((inner[3] - top) * y)
@@ -171,33 +191,40 @@ def render(pixels: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
-def move(
-    boxes: np.ndarray, view: View, size: tuple[int, int], by_center: bool = False
+def transform_boxes(
+    boxes: np.ndarray, window: Window, size: tuple[int, int], by_center: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as they lie in the resized view, clipped to it: float32 (M,4), and their indices, int64 (M,).
+    """Map boxes from the image to a resized window, clip them to it, and drop those outside.
 
     Args:
-        boxes: float (N,4) xyxy in the image's pixels.
-        view: see `View`.
-        size: (height, width) that the view is resized to.
-        by_center: leave out boxes whose center lies outside; else those of which less than a pixel is left.
+        boxes: float (N, 4), xyxy in pixels of the image.
+        window: see `Window`.
+        size: (height, width) that the window is resized to.
+        by_center: drop boxes whose center is outside; else boxes with less than a pixel inside.
+
+    Returns:
+        The kept boxes, float32 (M, 4), and their indices, int64 (M,).
     """
-    scale = np.array([size[1] / (view[2] - view[0]), size[0] / (view[3] - view[1])] * 2, np.float32)
+    scale = np.array([size[1] / (window[2] - window[0]), size[0] / (window[3] - window[1])] * 2, np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
-    moved = (boxes.astype(np.float32) - np.array([view[0], view[1]] * 2, np.float32)) * scale
-    clipped = moved.clip(0, limit)
+    mapped = (boxes.astype(np.float32) - np.array([window[0], window[1]] * 2, np.float32)) * scale
+    clipped = mapped.clip(0, limit)
     if by_center:
-        centers = (moved[:, :2] + moved[:, 2:]) / 2
+        centers = (mapped[:, :2] + mapped[:, 2:]) / 2
         inside = ((centers > 0) & (centers < limit[:2])).all(1)
     else:
-        # A box that was smaller than a pixel all along is no worse for being moved.
-        inside = (clipped[:, 2:] - clipped[:, :2] >= np.minimum(1, moved[:, 2:] - moved[:, :2])).all(1)
+        # Keep a box that was smaller than a pixel before clipping.
+        inside = (clipped[:, 2:] - clipped[:, :2] >= np.minimum(1, mapped[:, 2:] - mapped[:, :2])).all(1)
     kept = np.flatnonzero(inside)
     return clipped[kept], kept
 
 
 def distort_ssd(pixels: np.ndarray) -> np.ndarray:
-    """SSD's photometric distortion of uint8 (H,W,3) RGB: brightness, contrast, hue, saturation, each for one in two."""
+    """Apply SSD's photometric distortion: brightness, contrast, hue and saturation, each with probability 0.5.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+    """
     values: np.ndarray = np.arange(256, dtype=np.float32)
     contrast_last = random.random() < 0.5
     if random.random() < 0.5:
@@ -209,21 +236,30 @@ def distort_ssd(pixels: np.ndarray) -> np.ndarray:
         values = values.clip(0, 255) * contrast
     pixels = cv2.LUT(pixels, _table(values))
     if saturation != 1 or hue:
-        pixels = change_hsv(pixels, hue, saturation, 1.0)
+        pixels = adjust_hsv(pixels, hue, saturation, 1.0)
     return cv2.LUT(pixels, _table(np.arange(256) * contrast)) if contrast_last and contrast != 1 else pixels
 
 
 def distort_yolo(pixels: np.ndarray, hue: float = 0.0) -> np.ndarray:
-    """YOLO's of uint8 (H,W,3) RGB: saturation and exposure times or divided by a factor uniform in 1 to 1.5.
+    """Apply YOLO's photometric distortion: multiply or divide saturation and exposure by a factor uniform in 1 to 1.5.
 
-    YOLOv2 turns the hue too (darknet, random_distort_image), uniformly by up to ``hue`` of a full turn each way.
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+        hue: maximum hue shift of YOLOv2 in full turns, uniform in both directions (darknet, random_distort_image).
     """
     saturation, exposure = (random.uniform(1, 1.5) ** random.choice((-1, 1)) for _ in range(2))
-    return change_hsv(pixels, 180 * random.uniform(-hue, hue) if hue else 0.0, saturation, exposure)
+    return adjust_hsv(pixels, 180 * random.uniform(-hue, hue) if hue else 0.0, saturation, exposure)
 
 
-def change_hsv(pixels: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Hue plus ``hue`` (OpenCV's, a full turn is 180), saturation and value times a factor, of uint8 (H,W,3) RGB."""
+def adjust_hsv(pixels: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
+    """Shift the hue and scale saturation and value.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+        hue: shift in OpenCV's units: 180 is a full turn.
+        saturation: factor.
+        value: factor.
+    """
     steps = np.arange(256, dtype=np.float32)
     tables = np.stack([_table((steps + hue) % 180), _table(steps * saturation), _table(steps * value)], axis=-1)
     return cv2.cvtColor(cv2.LUT(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV), tables[None]), cv2.COLOR_HSV2RGB)

@@ -1,75 +1,85 @@
-"""Folders of images: listings, a dataset over them, and descriptions for error messages."""
+"""List folders of images, compare them to lists, and describe them in error messages."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-import numpy as np
-from torch.utils.data import Dataset
+from errors import DatasetError
 
-from datamodules.images import is_image, walk_files
-from datamodules.transforms import EvalTransform, TrainTransform
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 
 
-class PackedStrings:
-    """An immutable list of strings in two arrays.
-
-    A list of a million str objects is copied into every loader process, page by page, as reference counts are
-    touched; an array has one count for all.
-    """
-
-    def __init__(self, strings: Sequence[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+def is_image(name: str) -> bool:
+    """Return whether a file name has the extension of an image, in any letter case."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-class FolderDataset(Dataset):
-    """Images with their class: ``{"image": uint8 (3,H,W), "label": int, "id": path relative to the root}``.
+def walk_files(folder: str, base: str = "") -> Iterator[str]:
+    """Yield all files below a folder, sorted within each folder, without hidden files.
+
+    Symbolic links are followed, but no folder is entered below itself.
 
     Args:
-        root: folder that the names are relative to.
-        names: the images.
-        labels: one an image; None leaves ``label`` out.
-        transform: path to tensor.
+        folder: where to start.
+        base: prefix of the yielded paths, which are relative to ``folder``.
+    """
+    yield from _walk(folder, base, (os.path.realpath(folder),))
+
+
+def _walk(folder: str, base: str, ancestors: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as scan:
+        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        name = f"{base}/{entry.name}" if base else entry.name
+        if not entry.is_dir():
+            yield name
+        elif (real := os.path.realpath(entry.path)) not in ancestors:
+            yield from _walk(entry.path, name, (*ancestors, real))
+
+
+def list_images(folder: str) -> list[str]:
+    """List the paths of all images below a folder, sorted; each path begins with ``folder``.
 
     Raises:
-        BrokenImageError: when indexed, the image cannot be read.
+        DatasetError: the folder does not exist or contains no image.
     """
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing there"
+        raise DatasetError(f"{folder}: expected a folder of images, found {found}; check the path")
+    files = list(walk_files(folder))
+    images = [os.path.join(folder, name) for name in files if is_image(name)]
+    if not images:
+        found = f"{len(files)} other files such as {files[0]}" if files else "an empty folder"
+        raise DatasetError(f"{folder}: expected images ({', '.join(IMAGE_EXTENSIONS)}), found {found}")
+    return sorted(images)
 
-    def __init__(
-        self,
-        root: str,
-        names: PackedStrings,
-        labels: np.ndarray | None,
-        transform: TrainTransform | EvalTransform,
-    ) -> None:
-        self.root, self.names, self.labels, self.transform = root, names, labels, transform
 
-    def __len__(self) -> int:
-        return len(self.names)
+def list_prediction_images(images: str | None) -> list[str]:
+    """List the images to predict: one file, or all images below a folder.
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name = self.names[index]
-        sample: dict[str, Any] = {"image": self.transform(os.path.join(self.root, name)), "id": name}
-        if self.labels is not None:
-            sample["label"] = int(self.labels[index])
-        return sample
+    Args:
+        images: the option ``--data.images``.
+
+    Raises:
+        DatasetError: the option is not set, or the folder does not exist or contains no image.
+    """
+    if images is None:
+        raise DatasetError("images: expected an image or a folder to predict, found none; set --data.images FOLDER")
+    return [images] if os.path.isfile(images) else list_images(images)
 
 
 def compare_to_list(root: str, folder: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(names that are not there, images below ``root/folder`` that are not named), sorted, relative to ``root``."""
+    """Compare the images below ``root/folder`` to a list.
+
+    Args:
+        root: folder that all names are relative to.
+        folder: the part of it to compare, relative to ``root``.
+        names: the list.
+
+    Returns:
+        The listed names that do not exist and the images that are not listed, both sorted.
+    """
     missing, unlisted = set(names), []
     if os.path.isdir(os.path.join(root, folder)):
         for name in walk_files(os.path.join(root, folder), folder):
@@ -80,32 +90,37 @@ def compare_to_list(root: str, folder: str, names: Iterable[str]) -> tuple[list[
     return sorted(missing), unlisted
 
 
-def some(names: list[str], one: str, many: str = "") -> str:
-    """How many there are, and the first of them."""
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} {one if len(names) == 1 else many or one + 's'} ({shown})"
+def summarize_names(names: list[str], singular: str, plural: str = "") -> str:
+    """Count names and give the first five: ``7 images (a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ...)``.
+
+    Args:
+        names: at least one.
+        singular: noun for one of them.
+        plural: noun for several; empty appends an "s".
+    """
+    first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} {singular if len(names) == 1 else plural or singular + 's'} ({first})"
 
 
-def tree(root: str) -> str:
-    """Two levels of a folder, a few entries each."""
+def draw_tree(root: str) -> str:
+    """Draw two levels of a folder, a few entries each, as indented lines for an error message."""
     if not os.path.isdir(root):
-        there = "a file, not a folder" if os.path.exists(root) else "no such folder"
-        return f"  {root}: {there}"
+        return f"  {root}: {'a file, not a folder' if os.path.exists(root) else 'no such folder'}"
+    names = _visible_names(root)
     lines = [f"  {root}/"]
-    names = _visible(root)
     for name in names[:8]:
         path = os.path.join(root, name)
         if not os.path.isdir(path):
             lines.append(f"    {name}")
             continue
-        inner = _visible(path)
-        shown = [x + "/" if os.path.isdir(os.path.join(path, x)) else x for x in inner[:3]]
-        more = f", ... ({len(inner)} in all)" if len(inner) > 3 else ""
-        lines.append(f"    {name}/  {', '.join(shown) or '(empty)'}{more}")
+        inner = _visible_names(path)
+        first = [x + "/" if os.path.isdir(os.path.join(path, x)) else x for x in inner[:3]]
+        more = f", ... ({len(inner)} in total)" if len(inner) > 3 else ""
+        lines.append(f"    {name}/  {', '.join(first) or '(empty)'}{more}")
     if len(names) > 8:
-        lines.append(f"    ... ({len(names)} in all)")
+        lines.append(f"    ... ({len(names)} in total)")
     return "\n".join(lines if names else [*lines, "    (empty)"])
 
 
-def _visible(folder: str) -> list[str]:
+def _visible_names(folder: str) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))

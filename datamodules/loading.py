@@ -1,4 +1,12 @@
-"""Sampling, seeding and loading: the order of samples is a pure function of (seed, epoch)."""
+"""Sampling, seeding and loading: exact resume without stored state.
+
+A resumed run sees the same samples as an uninterrupted one, because nothing depends on the history:
+
+- the order of samples is a function of (seed, epoch), see `EpochSampler`;
+- each sample's augmentation is seeded by (seed, epoch, index, repetition), also inside workers, see `SeededDataset`;
+- the loader reads its start from the trainer's own progress, see `ResumingLoader`. Lightning restores that progress
+  from the checkpoint before the generator body of the loader first runs.
+"""
 
 from __future__ import annotations
 
@@ -18,68 +26,66 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_col
 
 from errors import BrokenImageError, DatasetError, UserError
 
-# (epoch, index, how often the index came before in this epoch): it travels to the worker, so that persistent workers
-# know the epoch, and a rare sample that is drawn again is augmented anew.
-Key = tuple[int, int, int]
+# (epoch, index, number of earlier occurrences of the index in the epoch). It travels to the worker, so that persistent
+# workers know the epoch and a repeated sample is augmented differently each time.
+SampleKey = tuple[int, int, int]
 
-
-# Kept as lists even where the sizes happen to agree, so that a batch's type does not depend on its content.
+# Always lists, even if the sizes agree, so that the type of a batch does not depend on its content.
 LIST_KEYS = ("target", "proposals", "original_mask")
 
 
 class EpochSampler(SequentialSampler):
-    """Yields `Key`s for one rank, from position ``start``; the order depends on (seed, epoch) alone.
+    """Yield the `SampleKey`s of one rank from position ``start``; the order depends on (seed, epoch) only.
 
-    In training the order is padded by its own beginning to a multiple of ``world``, so that all ranks take as many
-    steps. In evaluation it is not: each sample is seen exactly once, on any number of ranks.
+    In training the order is padded with its own beginning to a multiple of ``world``, so that all ranks take the same
+    number of steps. In evaluation it is not padded: each sample occurs exactly once, on any number of ranks.
 
-    Balanced, an epoch is as long as ever, but holds every class equally often (give or take one), and of a class every
-    sample equally often (give or take one). Samples without a class are not drawn.
+    Balanced sampling keeps the length of the epoch. All classes occur equally often (+-1), and within a class all
+    samples occur equally often (+-1). Samples without a class are not drawn.
 
-    It is a SequentialSampler only by name: Lightning replaces every other sampler under ``overfit_batches``.
+    It subclasses SequentialSampler only because Lightning replaces every other sampler under ``overfit_batches``.
 
     Args:
         size: number of samples in the dataset.
-        seed: the run's seed.
+        seed: seed of the run.
         shuffle: permute in every epoch.
-        pad: repeat samples so that all ranks have equally many (training).
-        labels: int (N,), each sample's class, -1 where it has none: draw balanced. Takes effect with ``shuffle``.
+        pad: repeat samples so that all ranks have the same number (training).
+        labels: each sample's class, int (N,), -1 for none; enables balanced sampling. Requires ``shuffle``.
     """
 
     def __init__(self, size: int, seed: int, shuffle: bool, pad: bool, labels: np.ndarray | None = None) -> None:
         self.size, self.seed, self.shuffle, self.pad = size, seed, shuffle, pad
         self.epoch, self.start, self.rank, self.world = 0, 0, 0, 1
-        self.members: list[torch.Tensor] = []
+        self.class_indices: list[torch.Tensor] = []
         if labels is not None:
             labels = np.asarray(labels)
-            self.members = [torch.from_numpy(np.flatnonzero(labels == c)) for c in np.unique(labels[labels >= 0])]
+            self.class_indices = [torch.from_numpy(np.flatnonzero(labels == c)) for c in np.unique(labels[labels >= 0])]
 
     def order(self) -> torch.Tensor:
-        """The indices of the whole epoch, all ranks together: int64 (N,)."""
+        """Return the indices of the epoch over all ranks, int64 (N,)."""
         if not self.shuffle:
             return torch.arange(self.size)
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        if not self.members:
+        if not self.class_indices:
             return torch.randperm(self.size, generator=generator)
-        share, rest = divmod(self.size, len(self.members))
+        per_class, remainder = divmod(self.size, len(self.class_indices))
         drawn = []
-        for place, c in enumerate(torch.randperm(len(self.members), generator=generator).tolist()):
-            members, count = self.members[c], share + (place < rest)
-            rounds = [torch.randperm(len(members), generator=generator) for _ in range(-(-count // len(members)))]
-            drawn.append(members[torch.cat(rounds)[:count]] if rounds else members[:0])
+        for position, c in enumerate(torch.randperm(len(self.class_indices), generator=generator).tolist()):
+            indices, count = self.class_indices[c], per_class + (position < remainder)
+            rounds = [torch.randperm(len(indices), generator=generator) for _ in range(-(-count // len(indices)))]
+            drawn.append(indices[torch.cat(rounds)[:count]] if rounds else indices[:0])
         order = torch.cat(drawn)
         return order[torch.randperm(len(order), generator=generator)]
 
-    def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[SampleKey]:  # type: ignore[override]
         order = self.order()
-        repetition = _repetitions(order) if self.members else torch.zeros_like(order)
+        repetition = _count_earlier(order) if self.class_indices else torch.zeros_like(order)
         if self.pad and len(order) % self.world:
-            missing = self.world - len(order) % self.world
-            padding = torch.arange(missing) % len(order)
+            padding = torch.arange(self.world - len(order) % self.world) % len(order)
             order, repetition = torch.cat([order, order[padding]]), torch.cat([repetition, repetition[padding]])
-        mine = slice(self.rank, None, self.world)
-        order, repetition = order[mine][self.start :], repetition[mine][self.start :]
+        of_rank = slice(self.rank, None, self.world)
+        order, repetition = order[of_rank][self.start :], repetition[of_rank][self.start :]
         return iter([(self.epoch, i, k) for i, k in zip(order.tolist(), repetition.tolist(), strict=True)])
 
     def __len__(self) -> int:
@@ -88,8 +94,8 @@ class EpochSampler(SequentialSampler):
         return len(range(self.rank, self.size, self.world))
 
 
-def _repetitions(order: torch.Tensor) -> torch.Tensor:
-    """How often each element came before: [7, 3, 7, 7] gives [0, 0, 1, 2]."""
+def _count_earlier(order: torch.Tensor) -> torch.Tensor:
+    """Count the earlier occurrences of each element: [7, 3, 7, 7] gives [0, 0, 1, 2]."""
     by_value = torch.argsort(order, stable=True)
     _, counts = torch.unique_consecutive(order[by_value], return_counts=True)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -97,16 +103,20 @@ def _repetitions(order: torch.Tensor) -> torch.Tensor:
 
 
 class SeededDataset(Dataset):
-    """Wraps a dataset of dicts so that sample i of epoch e is always the same, whichever process makes it.
+    """Make sample i of epoch e a function of the seed, in whichever process it is read.
 
-    Before ``dataset[index]`` it seeds ``random``, ``numpy.random``, torch's CPU generator and, where the dataset has a
-    ``transform`` with ``set_random_state`` (albumentations), that too: albumentations otherwise repeats itself in
-    workers and over epochs.
+    Before ``dataset[index]`` it seeds ``random``, ``numpy.random``, torch's CPU generator and, if it exists,
+    ``dataset.transform.set_random_state`` (albumentations repeats itself in workers and epochs otherwise).
 
-    A dataset raises `BrokenImageError` for an image that cannot be read. With ``replace`` (training) the next readable
-    sample takes its place, else the sample is left out; either way the batch carries the messages under ``skipped``,
-    and the loader, in the main process, counts and prints them or stops. A `DatasetError` goes the same way, under
-    ``refused``, and always stops: a worker's own exception would be lost in the text of its traceback.
+    If the dataset raises `BrokenImageError`, training (``replace``) uses the next readable sample and evaluation skips
+    the sample. The batch carries the messages under ``skipped``; the loader, in the main process, reports them or
+    stops. The message of any other `UserError` travels under ``refused`` and always stops the loader: an exception of
+    a worker would be lost in the text of its traceback.
+
+    Args:
+        dataset: map-style, one dict per sample.
+        seed: seed of the run.
+        replace: replace unreadable samples (training).
     """
 
     def __init__(self, dataset: Dataset, seed: int, replace: bool) -> None:
@@ -115,10 +125,10 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         if torch.utils.data.get_worker_info() is not None:
             return self._get(*key)
-        # In the main process the generators belong to the training step too.
+        # In the main process, the training step uses the same generators.
         states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
         try:
             return self._get(*key)
@@ -142,7 +152,7 @@ class SeededDataset(Dataset):
                 return {"refused": str(error)}
             else:
                 return {**sample, "skipped": skipped} if skipped else sample
-        raise UserError(f"not one of the {len(self)} images could be read; the last: {skipped[-1]}")
+        raise UserError(f"expected a readable image, found none among {len(self)}; the last: {skipped[-1]}")
 
     def _seed(self, epoch: int, index: int, repetition: int) -> None:
         state = np.random.SeedSequence((self.seed, epoch, index, repetition)).generate_state(4)
@@ -155,12 +165,14 @@ class SeededDataset(Dataset):
 
 
 class ResumingLoader(DataLoader):
-    """A DataLoader that starts where the trainer's restored progress says, and that counts what could not be read.
+    """A DataLoader that starts at the trainer's restored progress and counts unreadable images.
 
     Args:
-        trainer: the trainer whose progress decides epoch, start and rank; None outside of a trainer.
-        training: follow the training progress; an evaluation loader always starts at the beginning of epoch 0.
-        stop_on_broken: raise at the first image that cannot be read, instead of counting it.
+        *args: see DataLoader.
+        trainer: its progress determines epoch and start; None outside a trainer.
+        training: follow the training progress. An evaluation loader always starts at the beginning of epoch 0.
+        stop_on_broken: raise at the first unreadable image instead of counting it.
+        **kwargs: see DataLoader.
     """
 
     def __init__(
@@ -193,23 +205,23 @@ class ResumingLoader(DataLoader):
     def _report(self, skipped: Sequence[str]) -> None:
         for line in skipped:
             if self.stop_on_broken:
-                raise UserError(f"{line}; to leave such images out of the evaluation: --data.broken_images skip")
+                raise UserError(f"{line}; to skip such images in evaluation: --data.broken_images skip")
             if line not in self.skipped:
                 self.skipped.add(line)
                 print(f"skipped, {len(self.skipped)} so far: {line}", file=sys.stderr, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: having it tells Lightning that this loader resumes by itself."""
+        """Return an empty dict. The method tells Lightning that this loader resumes by itself."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: see the module's docstring."""
+        """Do nothing: there is no state."""
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins samples into a batch by the contract: tensors stack, numbers become tensors, strings and targets list.
+    """Join samples into a batch: stack tensors, convert numbers to tensors, and list everything else.
 
-    Images of different sizes stay a list. The dict ``labels`` is joined attribute by attribute.
+    Images of different sizes and the keys `LIST_KEYS` stay lists. The dict ``labels`` is joined per attribute.
     """
     for sample in samples:
         if "refused" in sample:
@@ -230,7 +242,7 @@ def _join(key: str, values: list[Any]) -> Any:
     if key == "labels":
         return {name: _join(name, [value[name] for value in values]) for name in first}
     if isinstance(first, torch.Tensor):
-        # In a worker default_collate stacks straight into shared memory, which saves a copy of the batch.
+        # In a worker, default_collate stacks into shared memory, which saves a copy of the batch.
         return default_collate(values) if all(value.shape == first.shape for value in values) else values
     if isinstance(first, (bool, int, float)):
         return torch.tensor(values, dtype=torch.float32 if isinstance(first, float) else None)
@@ -238,21 +250,21 @@ def _join(key: str, values: list[Any]) -> Any:
 
 
 def init_worker(worker_id: int) -> None:
-    """One thread a worker, and signals are the main process's business: it saves, then ends its workers.
+    """Limit a worker to one thread, and leave signals to the main process, which saves and then ends its workers.
 
-    A batch system sends SIGTERM to every process of the job, so a worker obeys it from its parent alone: the loader and
-    multiprocessing's exit end workers that way. Where the sender cannot be known (macOS) SIGTERM keeps its meaning.
+    Batch systems send SIGTERM to every process of a job, so a worker obeys SIGTERM from its parent only: the loader and
+    multiprocessing's exit handler end workers that way. Where the sender is unknown (macOS), SIGTERM is unchanged.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Blocked before any thread is started, since threads inherit the mask.
+        # Block the signal before any thread starts, because threads inherit the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
 
 
-def _obey_parent(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int) -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
             os._exit(0)

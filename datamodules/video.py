@@ -1,4 +1,4 @@
-"""Frames of a video, for prediction."""
+"""Video frames for prediction."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".m
 
 
 def is_video(name: str | None) -> bool:
-    """Whether a file's name ends like a video's, in any case of letters."""
+    """Return whether a file name has the extension of a video, in any letter case."""
     return name is not None and name.lower().endswith(VIDEO_EXTENSIONS)
 
 
-class Transform(Protocol):
-    """What makes a frame, uint8 (H,W,3), and its boxes (N,4) what the model takes."""
+class FrameTransform(Protocol):
+    """A transform of a frame, uint8 (H, W, 3), and its boxes (N, 4). Its first result is the image for the model."""
 
     def apply(self, pixels: np.ndarray, boxes: np.ndarray) -> tuple[Any, ...]: ...
 
 
 class VideoDataset(Dataset):
-    """All frames of a video in turn. A sample: ``image``, ``id`` (path#frame), ``original``, ``fps``.
+    """All frames of a video: ``image``, ``id`` (path#frame), ``original``, ``fps``.
 
-    ``original`` is the frame at its full size, uint8 (3,H,W) RGB. The length is what the file's header says; where the
-    file ends before, the frames that it lacks are broken images.
+    ``original`` is the frame at full size, RGB uint8 (3, H, W). The length comes from the file header. If the file
+    contains fewer frames, the missing ones are broken images.
 
     Args:
-        path: of the video.
-        transform: makes a frame what the model takes.
+        path: the video.
+        transform: makes the model's input from a frame.
 
     Raises:
-        DatasetError: OpenCV cannot read it, or its header names no number of frames.
-        BrokenImageError: a frame cannot be read.
+        DatasetError: OpenCV cannot read the file, or its header has no frame count.
+        BrokenImageError: when indexed, the frame cannot be read.
     """
 
-    def __init__(self, path: str, transform: Transform) -> None:
+    def __init__(self, path: str, transform: FrameTransform) -> None:
         self.path, self.transform = path, transform
         if not os.path.isfile(path):
-            raise DatasetError(f"{path}: expected a video, found nothing there")
+            raise DatasetError(f"{path}: expected a video, found nothing there; check the path")
         capture = cv2.VideoCapture(path)
         self.frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         self.fps = float(capture.get(cv2.CAP_PROP_FPS)) or 25.0
         capture.release()
         if self.frames < 1:
-            raise DatasetError(f"{path}: expected a video that OpenCV reads, found no frame in it")
+            raise DatasetError(f"{path}: expected a video that OpenCV can read, found no frame; convert it to MP4")
         self._capture: cv2.VideoCapture | None = None
         self._next = 0
 
@@ -58,7 +58,7 @@ class VideoDataset(Dataset):
         return self.frames
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # Loader workers take frames in rising order: reading on is exact, where seeking depends on the codec.
+        # Loader workers request frames in ascending order. Reading on is exact; seeking depends on the codec.
         if self._capture is None or index < self._next:
             self._capture, self._next = cv2.VideoCapture(self.path), 0
         while self._next < index and self._capture.grab():

@@ -1,11 +1,13 @@
-"""FER2013 (Goodfellow et al. 2013): one csv of 35,887 gray faces of 48x48 pixels with one of seven emotions each."""
+"""FER2013: 35,887 gray faces of 48x48 pixels with one of seven emotions each, in one CSV file.
+
+Goodfellow et al., "Challenges in Representation Learning: A Report on Three Machine Learning Contests", ICONIP 2013.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,23 +17,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Split, VisionDataModule
-from datamodules.folders import PackedStrings, some, tree
-from datamodules.images import predicted_images, read_image
+from datamodules.folders import draw_tree, list_prediction_images, summarize_names
+from datamodules.image_dataset import ImageDataset
+from datamodules.images import read_image
 from datamodules.transforms import FaceTransform, to_tensor
 from errors import DatasetError
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
-FILES = ("fer2013.csv", "icml_face_data.csv")  # the second is the other public copy's, whose headers have spaces
+FILES = ("fer2013.csv", "icml_face_data.csv")  # the header of the second, another public copy, has spaces
 SIDE = 48
-CHUNK = 256  # rows parsed at a time: 2 MB of text, which stay in the cache
+
+_EMOTION_IDS = {str(i).encode(): i for i in range(len(EMOTIONS))}
+_USAGE_IDS = {usage.encode(): i for i, usage in enumerate(USAGES.values())}
 
 
 class Faces(NamedTuple):
-    """What a csv holds, in its order.
+    """All faces of a CSV file, in its order.
 
     Attributes:
-        pixels: uint8 (N,48,48). A tensor, since loader processes share its memory however they are started.
+        pixels: uint8 (N, 48, 48). A tensor, because loader processes share its memory however they are started.
         labels: int64 (N,), indices in `EMOTIONS`.
         usages: uint8 (N,), indices in `USAGES`.
         lines: int64 (N,), each face's line in the file, counted from 1.
@@ -44,10 +49,10 @@ class Faces(NamedTuple):
 
 
 def read_fer2013(path: str) -> Faces:
-    """Reads and checks the csv: columns emotion, pixels (2304 numbers of 0..255) and Usage, in any order.
+    """Read and check the CSV file: columns emotion, pixels (2304 numbers of 0 to 255) and Usage, in any order.
 
     Raises:
-        DatasetError: the file is not of this form; one line names the file, the line and what is wrong with it.
+        DatasetError: the file has another format; the message names the line and the problem.
     """
     name = os.path.basename(path)
     pixels, labels, usages, lines = [], [], [], []
@@ -56,94 +61,64 @@ def read_fer2013(path: str) -> Faces:
         columns = [column.strip(' "\r\n').lower() for column in header.split(",")]
         if sorted(columns) != ["emotion", "pixels", "usage"]:
             raise DatasetError(f"{path}: expected the columns emotion,pixels,Usage, found {header.strip()[:80]!r}")
-        places = [columns.index(column) for column in ("emotion", "pixels", "usage")]
-        rows = enumerate(file, start=2)
-        while chunk := list(islice(rows, CHUNK)):
-            texts = []
-            for line, row in chunk:
-                if not row.strip():
-                    continue
-                fields = row.split(b",")
-                if len(fields) != 3:
-                    raise DatasetError(f"{name}, line {line}: expected 3 fields, found {len(fields)}{_CUT_OFF}")
-                emotion, text, usage = (fields[place].strip(b' "\r\n') for place in places)
-                if emotion not in _EMOTION_IDS:
-                    known = ", ".join(f"{i} {emotion}" for i, emotion in enumerate(EMOTIONS))
-                    raise DatasetError(f"{name}, line {line}: expected an emotion of {known}, found {_shown(emotion)}")
-                if usage not in _USAGE_IDS:
-                    known = " or ".join(USAGES.values())
-                    raise DatasetError(f"{name}, line {line}: expected Usage {known}, found {_shown(usage)}")
-                labels.append(_EMOTION_IDS[emotion])
-                usages.append(_USAGE_IDS[usage])
-                lines.append(line)
-                texts.append(text)
-            parsed = parse_pixels(texts)
-            if parsed is None:
-                first, wrong = next((i, p) for i, text in enumerate(texts) if (p := _problem(text)))
-                raise DatasetError(f"{name}, line {lines[first - len(texts)]}: {wrong}")
-            pixels.append(parsed)
+        order = [columns.index(column) for column in ("emotion", "pixels", "usage")]
+        for line, row in enumerate(file, start=2):
+            if not row.strip():
+                continue
+            fields = row.split(b",")
+            if len(fields) != 3:
+                found = f"{len(fields)}; is the file complete?"
+                raise DatasetError(f"{name}, line {line}: expected 3 fields, found {found}")
+            emotion, text, usage = (fields[column].strip(b' "\r\n') for column in order)
+            if emotion not in _EMOTION_IDS:
+                known = ", ".join(f"{i} {emotion}" for i, emotion in enumerate(EMOTIONS))
+                raise DatasetError(f"{name}, line {line}: expected an emotion of {known}, found {_excerpt(emotion)}")
+            if usage not in _USAGE_IDS:
+                known = " or ".join(USAGES.values())
+                raise DatasetError(f"{name}, line {line}: expected Usage {known}, found {_excerpt(usage)}")
+            try:
+                pixels.append(parse_pixels(text))
+            except ValueError as error:
+                raise DatasetError(f"{name}, line {line}: {error}") from None
+            labels.append(_EMOTION_IDS[emotion])
+            usages.append(_USAGE_IDS[usage])
+            lines.append(line)
     if not lines:
         raise DatasetError(f"{path}: expected faces below the header, found none")
     faces = torch.from_numpy(np.concatenate(pixels)).view(-1, SIDE, SIDE)
     return Faces(faces, np.array(labels, np.int64), np.array(usages, np.uint8), np.array(lines, np.int64))
 
 
-_EMOTION_IDS = {str(i).encode(): i for i in range(len(EMOTIONS))}
-_USAGE_IDS = {usage.encode(): i for i, usage in enumerate(USAGES.values())}
-_CUT_OFF = ": is the file complete?"
+def parse_pixels(text: bytes) -> np.ndarray:
+    """Parse 2304 decimal numbers of 0 to 255, separated by spaces: uint8 (2304,).
+
+    Raises:
+        ValueError: the text is anything else; the message describes the first problem.
+    """
+    if text.translate(None, b"0123456789 "):
+        invalid = next(number for number in text.split(b" ") if number and not number.isdigit())
+        raise ValueError(f"expected pixels of 0 to 255 with spaces between them, found {_excerpt(invalid)}")
+    values = np.fromstring(text, np.int64, sep=" ") if text.strip() else np.zeros(0, np.int64)
+    if len(values) != SIDE * SIDE:
+        found = f"{len(values)}; is the file complete?"
+        raise ValueError(f"expected {SIDE * SIDE} pixels ({SIDE}x{SIDE}), found {found}")
+    if values.max() > 255:
+        raise ValueError(f"expected pixels of 0 to 255, found {_excerpt(max(text.split(), key=int))}")
+    return values.astype(np.uint8)
 
 
-def _shown(text: bytes) -> str:
+def _excerpt(text: bytes) -> str:
     return repr(text[:40].decode(errors="replace"))
 
 
-def parse_pixels(texts: Sequence[bytes]) -> np.ndarray | None:
-    """Rows of 2304 numbers between spaces, all at once: uint8 (N,2304). None where a row is anything else."""
-    joined = np.frombuffer(b" ".join(texts) + b" ", np.uint8)
-    digits = joined - ord("0")  # unsigned: what lies before "0" becomes large
-    digit = digits < 10
-    if not (digit | (joined == ord(" "))).all():
-        return None
-    # A number's last digit is one that no digit follows. What lies before the first byte is the last one, a space.
-    last = np.flatnonzero(digit[:-1] & ~digit[1:])
-    if len(last) != len(texts) * SIDE * SIDE:
-        return None
-    bounds = np.cumsum([len(text) + 1 for text in texts])
-    by_row = last.reshape(len(texts), SIDE * SIDE)
-    if (by_row[:, -1] >= bounds).any() or (by_row[1:, 0] < bounds[:-1]).any():
-        return None
-    has_tens = digit[last - 1]
-    has_hundreds = has_tens & digit[last - 2]
-    if (has_hundreds & digit[last - 3]).any():
-        return None
-    values = digits[last].astype(np.uint16)
-    values += np.where(has_tens, digits[last - 1], 0) * np.uint16(10)
-    values += np.where(has_hundreds, digits[last - 2], 0) * np.uint16(100)
-    return values.astype(np.uint8).reshape(by_row.shape) if values.max(initial=0) <= 255 else None
-
-
-def _problem(text: bytes) -> str:
-    """What is wrong with a row of pixels, or nothing."""
-    numbers = text.split()
-    odd = next((number for number in numbers if not number.isdigit()), None)
-    if odd is not None:
-        return f"expected pixels of 0 to 255 with spaces between them, found {_shown(odd)}"
-    if len(numbers) != SIDE * SIDE:
-        return f"expected {SIDE * SIDE} pixels ({SIDE}x{SIDE}), found {len(numbers)}{_CUT_OFF}"
-    largest = max(numbers, key=int)
-    if len(largest) > 3 or int(largest) > 255:
-        return f"expected pixels of 0 to 255, found {_shown(largest)}"
-    return "" if parse_pixels([text]) is not None else "expected pixels with one space between them"
-
-
 class FaceDataset(Dataset):
-    """Faces of one usage: ``{"image": uint8 (1,48,48), "label": int, "id": "<file>:<line>"}``.
+    """Faces of one usage: ``image`` uint8 (1, 48, 48), ``label`` int, ``id`` "<file>:<line>".
 
     Args:
         faces: all faces of a file.
-        indices: int64 (N,), those of the usage.
-        name: the file's.
-        transform: uint8 (48,48) to the same; None leaves faces as they are.
+        indices: int64 (N,), the faces of the usage.
+        name: name of the file.
+        transform: from uint8 (48, 48) to uint8 (48, 48); None changes nothing.
     """
 
     def __init__(self, faces: Faces, indices: np.ndarray, name: str, transform: FaceTransform | None) -> None:
@@ -160,42 +135,32 @@ class FaceDataset(Dataset):
         return {"image": face[None], "label": int(self.faces.labels[i]), "id": f"{self.name}:{self.faces.lines[i]}"}
 
 
-class Photographs(Dataset):
-    """A user's photographs, whole and turned as their camera says: ``{"image": uint8 (3,H,W), "id": path}``."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = PackedStrings(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
-        return {"image": to_tensor(read_image(path, exif_orientation=True)), "id": path}
+def read_photo(path: str) -> Tensor:
+    """Read a photo at full size with EXIF orientation applied: uint8 (3, H, W)."""
+    return to_tensor(read_image(path, exif_orientation=True))
 
 
 class FER2013(VisionDataModule):
-    """FER2013's csv: Training is train, PublicTest is val, PrivateTest is test. They are never mixed.
+    """FER2013's CSV file: Training is train, PublicTest is val, PrivateTest is test. The usages are never mixed.
 
-    Published figures are on PrivateTest, or on both test sets after selection on them, which is another thing.
+    Published accuracies refer to PrivateTest. Some refer to both test sets after model selection on them, which is not
+    comparable.
 
     Args:
-        root: folder with ``fer2013.csv`` (or ``icml_face_data.csv``, the other public copy), or such a file. Only
-            prediction can do without.
-        rotation: training faces are turned by up to this many degrees to either side.
-        shift: and moved by up to this part of their side in both directions,
-        zoom: and scaled by factors of 1 +- this in both directions, each by its own,
-        hflip: and reflected with this probability. The defaults are the reference's; the border is repeated beyond.
-        images: for prediction, a folder of photographs or one photograph; they are turned as their camera says.
+        root: folder of ``fer2013.csv`` (or of the copy ``icml_face_data.csv``), or the file. Optional for prediction.
+        rotation: maximum rotation of training faces to either side, in degrees.
+        shift: maximum translation of training faces in each direction, relative to their side.
+        zoom: height and width of training faces are scaled by independent factors of 1 +- this.
+        hflip: probability of a horizontal flip in training.
+        images: for prediction, a photo or a folder of photos; EXIF orientation is applied.
         **kwargs: see `VisionDataModule`.
 
     Raises:
-        DatasetError: there is no such file, or it is not as described.
-        ValueError: an argument is out of its range.
+        DatasetError: the file is missing or has another format.
+        UserError: an argument is out of range.
     """
 
-    # Photographs are of any size, and faces are looked for in one at a time.
-    predict_batch_size = 1
+    predict_batch_size = 1  # photos have any size, and the face detector takes one
 
     def __init__(
         self,
@@ -208,7 +173,6 @@ class FER2013(VisionDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # The frame is given, since Lightning would look for it and leave a cycle of frames, which keeps loaders alive.
         self.root, self.images = root, images
         self.transform = FaceTransform(rotation, shift, zoom, hflip)
 
@@ -218,9 +182,9 @@ class FER2013(VisionDataModule):
 
     @cached_property
     def path(self) -> str:
-        """The csv."""
+        """The CSV file."""
         if self.root is None:
-            raise DatasetError("FER2013: no dataset given: --data.root FOLDER")
+            raise self.no_root_error()
         if os.path.isfile(self.root):
             return self.root
         for name in FILES:
@@ -228,7 +192,7 @@ class FER2013(VisionDataModule):
             if os.path.isfile(path):
                 return path
         expected = f"expected\n  {self.root}/\n    fer2013.csv  (columns emotion,pixels,Usage)"
-        raise DatasetError(f"FER2013: there is no {' or '.join(FILES)}\n{expected}\nfound\n{tree(self.root)}")
+        raise DatasetError(f"FER2013: there is no {' or '.join(FILES)}\n{expected}\nfound\n{draw_tree(self.root)}")
 
     @cached_property
     def faces(self) -> Faces:
@@ -236,37 +200,32 @@ class FER2013(VisionDataModule):
         return read_fer2013(self.path)
 
     def indices(self, split: Split) -> np.ndarray:
-        """int64 (N,): which of all faces belong to a split."""
+        """Return the indices of a split's faces, int64 (N,)."""
         return np.flatnonzero(self.faces.usages == list(USAGES).index(split))
 
     def labels(self, split: Split) -> np.ndarray | None:
         return None if split == "predict" else self.faces.labels[self.indices(split)]
 
     def dataset(self, split: Split) -> Dataset:
-        """The faces of one split; for ``predict``, the photographs.
+        """Return the faces of a split; for ``predict``, the photos.
 
         Raises:
-            DatasetError: the csv has no faces of that split, or there are no photographs.
+            DatasetError: the file has no faces of the split, or there are no photos.
         """
         if split == "predict":
-            return Photographs(predicted_images(self.images, "photographs"))
+            return ImageDataset(list_prediction_images(self.images), read_photo)
         indices = self.indices(split)
         if not len(indices):
-            raise DatasetError(
-                f"FER2013: {self.path} has no {USAGES[split]} rows, which {split} takes alone "
-                f"(found {', '.join(self._found())}): give the whole file{_ADVICE.get(split, '')}"
-            )
-        without = [name for i, name in enumerate(EMOTIONS) if not (self.faces.labels[indices] == i).any()]
-        if without:
-            rank_zero_warn(f"{USAGES[split]} has no faces of {some(without, 'emotion')}")
-        return FaceDataset(
-            self.faces, indices, os.path.basename(self.path), self.transform if split == "train" else None
-        )
+            advice = "; use the complete file" + (", or run validate on PublicTest" if split == "test" else "")
+            found = ", ".join(self._count_usages())
+            raise DatasetError(f"{self.path}: expected {USAGES[split]} rows for {split}, found {found}{advice}")
+        missing = [name for i, name in enumerate(EMOTIONS) if not (self.faces.labels[indices] == i).any()]
+        if missing:
+            rank_zero_warn(f"{USAGES[split]} has no faces of {summarize_names(missing, 'emotion')}")
+        transform = self.transform if split == "train" else None
+        return FaceDataset(self.faces, indices, os.path.basename(self.path), transform)
 
-    def _found(self) -> Iterator[str]:
+    def _count_usages(self) -> Iterator[str]:
         for i, usage in enumerate(USAGES.values()):
             if count := int((self.faces.usages == i).sum()):
                 yield f"{count} {usage}"
-
-
-_ADVICE = {"test": ", or measure PublicTest with train.py validate"}

@@ -1,5 +1,7 @@
-"""Places365-Standard: Zhou, Lapedriza, Khosla, Oliva and Torralba, "Places: A 10 Million Image Database for Scene
-Recognition", TPAMI 2018. 365 scenes, 1.8 million training images, 50 validation images of each scene."""
+"""Places365-Standard: 365 scenes, 1.8 million training images, 50 validation images per scene.
+
+Zhou, Lapedriza, Khosla, Oliva and Torralba, "Places: A 10 Million Image Database for Scene Recognition", TPAMI 2018.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +13,43 @@ import numpy as np
 
 from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing, list_classes
-from datamodules.folders import PackedStrings, compare_to_list, some
+from datamodules.folders import compare_to_list, summarize_names
+from datamodules.image_dataset import PackedStrings
 from errors import DatasetError
 
 CATEGORIES = "categories_places365.txt"
-# The authors' file, which lies in the archive filelist_places365-standard.tar as well, and its MD5.
+# The authors' file and its MD5. It is also in the archive filelist_places365-standard.tar.
 CATEGORIES_URL = "https://raw.githubusercontent.com/CSAILVision/places365/master/categories_places365.txt"
 CATEGORIES_MD5 = "06c963b85866bd0649f97cb43dd16673"
 
 
 class Places365(ClassificationData):
-    """Places365-Standard in either of the two public layouts, whichever is found.
+    """Places365-Standard in either of its two public layouts, whichever exists.
 
     ::
 
         standard                                      easy
-        categories_places365.txt                      categories_places365.txt (the archive has none: add it)
+        categories_places365.txt                      categories_places365.txt (not in the archive: add it)
         places365_train_standard.txt                  places365_standard/train/<class>/<image>.jpg
         places365_val.txt                             places365_standard/val/<class>/<image>.jpg
         data_256_standard/a/airfield/00000001.jpg
         val_256/Places365_val_00000001.jpg
 
-    Labels are those of ``categories_places365.txt`` (``/a/airfield 0``) and never the order of folders: sorted, folders
-    "0" to "364" come as 0, 1, 10, ..., and ``desert_sand`` comes after ``desert_road``, while ``/d/desert/sand`` comes
-    before it. In the easy layout a class's folder is its category without the letter, where ``/`` is ``-`` (as in the
-    archive) or ``_``, or its number. ``train.txt`` and ``val.txt`` beside them are not read.
+    Labels come from ``categories_places365.txt`` (``/a/airfield 0``), never from the order of folders. Sorted folders
+    "0" to "364" start with 0, 1, 10, and ``desert_sand`` follows ``desert_road``, while ``/d/desert/sand`` precedes
+    ``/d/desert_road``. In the easy layout a class folder is the category without its letter, with ``-`` (as in the
+    archive) or ``_`` for ``/``, or the label. ``train.txt`` and ``val.txt`` next to the folders are not read.
 
-    The labels of the test images are not public. Testing measures val; ``predict --data.images ROOT/test_256`` labels
-    the test images.
+    The test labels are not public: testing uses val. ``predict --data.images ROOT/test_256`` predicts the test images.
 
-    In evaluation ``resize: auto`` does not keep the aspect, as in the authors' code: both sides become 8/7 of
+    In evaluation, ``resize: auto`` changes the aspect ratio, as in the authors' code: both sides become 8/7 of
     image_size (256 for 224).
 
     Args:
-        root: the folder that holds the above; of the easy layout also ``places365_standard``. Only prediction can do
-            without.
-        large: take the images in ``data_large_standard`` and ``val_large``, whose shorter side is 512 or less, in
-            place of those of 256x256 pixels.
+        root: the folder that contains the above; for the easy layout also ``places365_standard``. Optional for
+            prediction.
+        large: use the images in ``data_large_standard`` and ``val_large``, whose shorter side is at most 512, instead
+            of those of 256x256 pixels.
         **kwargs: see `ClassificationData`.
     """
 
@@ -59,37 +61,40 @@ class Places365(ClassificationData):
 
     @property
     def standard(self) -> bool:
-        """Whether the images lie in the standard layout."""
+        """Whether the dataset has the standard layout."""
         folders = (f"{part}_{size}" for part in ("data", "val") for size in ("256", "large"))
         names = {name for folder in folders for name in (folder, f"{folder}_standard")}
         return any(os.path.isdir(os.path.join(self.root or "", name)) for name in names)
 
     @property
     def folder(self) -> str:
-        """The folder that holds the splits."""
+        """The folder that contains the splits."""
         inside = os.path.join(self.root or "", "places365_standard")
         return inside if os.path.isdir(inside) and not self.standard else self.root or ""
 
     @property
     def class_names(self) -> list[str] | None:
-        """The scenes in label order, ``apartment building, outdoor``; None when predicting without a root."""
+        """The scenes in label order, ``apartment building, outdoor``; None for prediction without ``root``."""
         return None if self.classes is None else [scene_name(category) for category in self.classes]
 
     def read_classes(self) -> list[str]:
-        """The categories in label order, ``/a/airfield``."""
+        """Read the categories in label order, ``/a/airfield``."""
         paths = [os.path.join(folder, CATEGORIES) for folder in (self.root or "", self.folder)]
-        there = [path for path in paths if os.path.isfile(path)]
-        if not there:
-            raise self.refusal(f"there is no {CATEGORIES}, which labels come from")
+        existing = [path for path in paths if os.path.isfile(path)]
+        if not existing:
+            raise self.layout_error(f"there is no {CATEGORIES}, which defines the labels")
         if self.large and not self.standard:
-            raise self.refusal("there are no large images; the easy layout has none", "train")
-        return read_categories(there[0])
+            raise self.layout_error(
+                "large: expected the standard layout, found the easy one, which has no large images", "train"
+            )
+        return read_categories(existing[0])
 
-    def label_of(self) -> dict[str, int]:
-        """The label of a category and of each folder that can only mean it."""
+    def class_to_label(self) -> dict[str, int]:
+        """Return the label of each category and of each folder name that stands for one category only."""
         return {name: labels[0] for name, labels in self._meanings().items() if len(labels) == 1}
 
     def _meanings(self) -> dict[str, list[int]]:
+        """Return the labels that each category or folder name may stand for."""
         meanings: dict[str, set[int]] = defaultdict(set)
         for label, category in enumerate(self.classes or ()):
             plain = category.split("/", 2)[2]
@@ -97,42 +102,43 @@ class Places365(ClassificationData):
                 meanings[name].add(label)
         return {name: sorted(labels) for name, labels in meanings.items()}
 
-    def title(self, split: Split) -> str:
+    def source_name(self, split: Split) -> str:
         training = split == "train"
         if self.standard:
             return "places365_train_standard.txt" if training else "places365_val.txt"
         return "train/" if training else "val/"
 
-    def absent(self, split: Split) -> str:
-        parts = (self.title(split), f"{self._pictures(split)}/") if self.standard else (self.title(split),)
-        absent = [name for name in parts if not os.path.exists(os.path.join(self.folder, name))]
-        return f"there is no {' and no '.join(absent)}" if absent else ""
+    def missing_source(self, split: Split) -> str:
+        source = self.source_name(split)
+        parts = (source, f"{self._image_folder(split)}/") if self.standard else (source,)
+        missing = [name for name in parts if not os.path.exists(os.path.join(self.folder, name))]
+        return f"there is no {' and no '.join(missing)}" if missing else ""
 
-    def _pictures(self, split: Split) -> str:
-        """The standard layout's folder of a split. The training archives unpack without ``_standard``."""
+    def _image_folder(self, split: Split) -> str:
+        """Return the standard layout's folder of a split. The training archives unpack without ``_standard``."""
         size = "large" if self.large else "256"
         if split != "train":
             return f"val_{size}"
         plain, renamed = f"data_{size}", f"data_{size}_standard"
-        there = [name for name in (renamed, plain) if os.path.isdir(os.path.join(self.folder, name))]
-        return there[0] if there else renamed
+        existing = [name for name in (renamed, plain) if os.path.isdir(os.path.join(self.folder, name))]
+        return existing[0] if existing else renamed
 
     def read_listing(self, split: Split) -> Listing:
         if not self.standard:
-            return list_classes(self.folder, self.title(split).rstrip("/"))
+            return list_classes(self.folder, self.source_name(split).rstrip("/"))
         classes = self.classes or []
-        if self.absent(split):
+        if self.missing_source(split):
             return Listing(classes, PackedStrings([]), np.zeros(0, np.int32))
-        pictures = self._pictures(split)
-        names, labels = self._read_list(os.path.join(self.folder, self.title(split)), pictures)
-        missing, unlisted = compare_to_list(self.folder, pictures, names)
+        folder = self._image_folder(split)
+        names, labels = self._read_list(os.path.join(self.folder, self.source_name(split)), folder)
+        missing, unlisted = compare_to_list(self.folder, folder, names)
         return Listing(classes, PackedStrings(names), labels, missing=missing, unlisted=unlisted)
 
-    def _read_list(self, path: str, pictures: str) -> tuple[list[str], np.ndarray]:
-        """The images that a list names, in the folder ``images``, and their labels: int32 (N,).
+    def _read_list(self, path: str, folder: str) -> tuple[list[str], np.ndarray]:
+        """Read the listed images, each prefixed with ``folder``, and their labels, int32 (N,).
 
         Raises:
-            DatasetError: a line is not ``image label``, or its label is not that of the category that it lies in.
+            DatasetError: a line is not ``image label``, or the label is not that of the image's category.
         """
         label_of = {category: label for label, category in enumerate(self.classes or ())}
         names: list[str] = []
@@ -149,27 +155,27 @@ class Places365(ClassificationData):
                     raise DatasetError(
                         f"{path}, line {number}: expected {expected} by {CATEGORIES}, found {line.strip()!r}"
                     )
-                names.append(f"{pictures}/{name.lstrip('/')}")
+                names.append(f"{folder}/{name.lstrip('/')}")
                 labels.append(int(label))
         return names, np.array(labels, np.int32)
 
     def problems(self, split: Split) -> list[str]:
-        """As ever, and folders that are no category, or may be several."""
+        """See `ClassificationData`; also folders that stand for no category, or for several."""
         lines = super().problems(split)
         if lines or self.standard:
             return lines
-        meanings = self._meanings()
+        meanings, source = self._meanings(), self.source_name(split)
         folders = self.listing(split).classes
         unknown = [name for name in folders if name not in meanings]
         if unknown:
-            lines.append(f"{self.title(split)} has {some(unknown, 'folder')} that {CATEGORIES} does not name")
+            lines.append(f"{source} has {summarize_names(unknown, 'folder')} that {CATEGORIES} does not list")
         for name in folders:
             if len(meanings.get(name, ())) > 1:
                 several = " or ".join((self.classes or [])[label] for label in meanings[name])
-                lines.append(f"{self.title(split)}{name} may be {several}: rename it by its number")
+                lines.append(f"{source}{name} may be {several}; rename it to its label")
         return lines
 
-    def expected(self) -> str:
+    def expected_layout(self) -> str:
         size = "large" if self.large else "256"
         return (
             f"  {self.folder}/\n    {CATEGORIES}\n    places365_train_standard.txt, places365_val.txt\n"
@@ -177,27 +183,27 @@ class Places365(ClassificationData):
             f"or\n  {self.folder}/\n    {CATEGORIES}\n    train/<class>/<image>.jpg\n    val/<class>/<image>.jpg"
         )
 
-    def advice(self, split: Split | None) -> str:
+    def hint(self, split: Split | None) -> str:
         archives = "The archives are at http://places2.csail.mit.edu/download.html."
         if split is None:
-            return f"Fetch {CATEGORIES_URL} (MD5 {CATEGORIES_MD5}) and put it in {self.root}. {archives}"
+            return f"Download {CATEGORIES_URL} (MD5 {CATEGORIES_MD5}) to {self.root}. {archives}"
         other = "val_256" if self.large else "val_large"
         if self.standard and os.path.isdir(os.path.join(self.root or "", other)):
-            return f"{other}/ is there: --data.large {str(not self.large).lower()} takes images of that size."
+            return f"Use {other}/ with --data.large {str(not self.large).lower()}."
         return archives
 
 
 def scene_name(category: str) -> str:
-    """A category as people read it: ``/a/apartment_building/outdoor`` is ``apartment building, outdoor``."""
+    """Format a category: ``/a/apartment_building/outdoor`` becomes ``apartment building, outdoor``."""
     return category.split("/", 2)[2].replace("/", ", ").replace("_", " ")
 
 
 def read_categories(path: str) -> list[str]:
-    """The categories in the order of their labels.
+    """Read the categories in the order of their labels.
 
     Raises:
-        DatasetError: a line is not ``/a/airfield 0``; a category occurs twice; the labels are not 0, 1, 2 and so on,
-            each once.
+        DatasetError: a line is not ``/a/airfield 0``, a category or label occurs twice, or the labels are not 0, 1,
+            2 and so on.
     """
     categories: dict[int, str] = {}
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -1,5 +1,8 @@
-"""Yummly-28K: Min, Jiang, Sang, Wang, Liu and Herranz, "Being a Supercook: Joint Food Attributes and Multimodal Content
-Modeling for Recipe Retrieval and Exploration", IEEE Transactions on Multimedia 2017. 27,638 recipes of 16 cuisines."""
+"""Yummly-28K: 27,638 recipes of 16 cuisines, with an image, courses, flavors and ingredients.
+
+Min, Jiang, Sang, Wang, Liu and Herranz, "Being a Supercook: Joint Food Attributes and Multimodal Content Modeling for
+Recipe Retrieval and Exploration", IEEE Transactions on Multimedia 2017.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,19 @@ import torch
 
 from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing
-from datamodules.folders import FolderDataset, PackedStrings, some
+from datamodules.folders import summarize_names
+from datamodules.image_dataset import ImageDataset, PackedStrings
 from errors import DatasetError, UserError
 
 Attribute = Literal["cuisine", "course", "taste"]
 
-MISSING = -100  # the label of an attribute that a recipe does not have
+MISSING = -100  # label of an attribute that a recipe lacks
 TASTES = ["Bitter", "Meaty", "Piquant", "Salty", "Sour", "Sweet"]
 IMAGES, METADATA = "images27638", "metadata27638"
-READERS = 16  # threads: on a cold disk a small file takes longer to come than to parse
+READERS = 16  # threads: on a cold disk, reading a small file takes longer than parsing it
 
-# Words of an ingredient line that name no ingredient: amounts, containers, what is done to it, and what joins words.
-_OTHER_WORDS = """
+# Words of an ingredient line that name no ingredient: amounts, containers, preparations and function words.
+_NON_INGREDIENTS = """
 a about additional adjust all also an and any approx approximately as at bag ball beaten bite boiled boneless bottle
 bowl box bunch c can canned carton chilled chopped chunk clove coarse coarsely cold cooked cored crosswise crumbled
 crushed cube cubed cup cut dash deveined diagonally diced divided drained dried dry each envelope extra fat few fillet
@@ -42,17 +46,18 @@ slightly small softened split sprig squeezed stalk stem stick strip t tablespoon
 thawed the thick thickly thin thinly to toasted torn trimmed tsp uncooked unpeeled unsalted until use very virgin warm
 washed well whole with yield you your
 """
-NO_INGREDIENTS = frozenset(_OTHER_WORDS.split())
+NON_INGREDIENTS = frozenset(_NON_INGREDIENTS.split())
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is kept of a recipe's json.
+    """The used fields of a recipe's JSON file.
 
     Attributes:
-        cuisines, courses: all that it names.
-        taste: the strongest of its flavours, None where it has none.
-        words: its ingredients, None where it lists none.
+        cuisines: all cuisines of the recipe.
+        courses: all courses of the recipe.
+        taste: the strongest flavor; None without flavors.
+        words: the ingredients; None without a list of them.
     """
 
     cuisines: list[str]
@@ -61,19 +66,17 @@ class Recipe:
     words: frozenset[str] | None
 
 
-class RecipeDataset(FolderDataset):
-    """Images with ``labels`` {attribute: int, -100 where missing} and ``ingredients`` uint8 (V,), 255 where missing.
+class RecipeDataset(ImageDataset):
+    """Images with ``labels`` {attribute: int, -100 if missing} and ``ingredients`` uint8 (V,), 255 if missing.
 
     Args:
         images: the images.
         attributes: {attribute: int64 (N,)}.
-        ingredients: uint8 (N,V); None leaves them out.
+        ingredients: uint8 (N, V); None omits them.
     """
 
-    def __init__(
-        self, pictures: FolderDataset, attributes: dict[str, np.ndarray], ingredients: np.ndarray | None
-    ) -> None:
-        super().__init__(pictures.root, pictures.names, None, pictures.transform)
+    def __init__(self, images: ImageDataset, attributes: dict[str, np.ndarray], ingredients: np.ndarray | None) -> None:
+        super().__init__(images.names, images.transform, images.root)
         self.attributes, self.ingredients = attributes, ingredients
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -85,40 +88,42 @@ class RecipeDataset(FolderDataset):
 
 
 class Yummly28K(ClassificationData):
-    """Recipes of Yummly: an image each, with cuisine, course, taste and ingredients.
+    """Recipes of Yummly-28K: one image each, with cuisine, course, taste and ingredients.
 
     ::
 
         Yummly28K/images27638/img00001.jpg          numbers 1 to 27638, or some of them
         Yummly28K/metadata27638/meta00001.json      {"attributes": {"cuisine": [...], "course": [...]},
-                                                     "flavors": {"Salty": 0.3, ...} or {}, "ingredientLines": [...], ...}
+                                                     "flavors": {"Salty": 0.3, ...} or {}, "ingredientLines": [...]}
 
-    Images and metadata belong together by their number. A recipe with several cuisines (or courses) counts as the
-    first of them; where ``cuisines`` are given, as the first of those. Its taste is the strongest of its flavours, the
-    first by name of equals; one without flavours, or with zeros alone, has none. What a recipe lacks is no label.
+    Images and JSON files are paired by number. Of several cuisines (or courses) the first is the label, or the first in
+    ``cuisines`` if that is given. The taste is the strongest flavor, the first by name on ties. A recipe without
+    flavors, or with zeros only, has no taste label.
 
-    There is no official split: a recipe belongs to test, val or train by a hash of its number and ``split_seed``, so
-    that it stays where it is when others come or go.
+    There is no official split. A hash of a recipe's number and ``split_seed`` selects its split, so that the split does
+    not depend on the other recipes.
 
-    Ingredients are words: the lines in lower case, without numbers, plural endings, amounts and what is done to a thing
-    (`NO_INGREDIENTS`). The vocabulary are the words that the most recipes of train contain.
+    Ingredients are words: the lines in lower case without numbers, plural endings, amounts and preparations
+    (`NON_INGREDIENTS`). The vocabulary contains the words that occur in most training recipes.
 
     Args:
-        root: the folder ``Yummly28K``, or the one that it lies in. Only prediction can do without.
-        ingredients: V, size of the vocabulary; 0 leaves ingredients out.
-        cuisines, courses: the classes, in this order; None takes all that the metadata name, sorted.
+        root: the folder ``Yummly28K`` or its parent. Optional for prediction.
+        vocabulary_size: number of ingredients V; 0 omits ingredients.
+        cuisines: the cuisine classes, in this order; null uses all cuisines of the metadata, sorted.
+        courses: the course classes, in this order; null uses all courses of the metadata, sorted.
         balance: the attribute whose classes ``sampling: balanced`` draws equally often.
-        val_fraction, test_fraction: parts of the recipes, about; the rest is train.
-        split_seed: another one splits otherwise.
-        unpaired: what to do about an image without its json and a json without its image: ``error``, or ``skip``,
-            which leaves it out and says how many.
+        val_fraction: approximate fraction of recipes for validation.
+        test_fraction: approximate fraction of recipes for testing. The rest is for training.
+        split_seed: another seed gives another split.
+        unpaired: what to do with an image without JSON file or vice versa: ``error``, or ``skip``, which ignores and
+            counts it.
         **kwargs: see `ClassificationData`.
     """
 
     def __init__(
         self,
         root: str | None = None,
-        ingredients: int = 100,
+        vocabulary_size: int = 100,
         cuisines: list[str] | None = None,
         courses: list[str] | None = None,
         balance: Attribute = "cuisine",
@@ -129,17 +134,18 @@ class Yummly28K(ClassificationData):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
-        if ingredients < 0:
-            raise UserError(f"ingredients: expected 0 or more, found {ingredients}")
+        if vocabulary_size < 0:
+            raise UserError(f"vocabulary_size: expected 0 or more, found {vocabulary_size}")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             found = f"{val_fraction} and {test_fraction}"
             raise UserError(f"val_fraction, test_fraction: expected 0 or more, together less than 1, found {found}")
-        self.vocabulary_size, self.given = ingredients, {"cuisine": cuisines, "course": courses, "taste": TASTES}
+        self.vocabulary_size = vocabulary_size
+        self.given_classes = {"cuisine": cuisines, "course": courses, "taste": TASTES}
         self.balance, self.unpaired = balance, unpaired
         self.fractions: dict[Split, float] = {"val": val_fraction, "test": test_fraction}
         self.split_seed = split_seed
 
-    # --- what is on disk ------------------------------------------------------------------------------------------
+    # --- files -------------------------------------------------------------------------------------------------
 
     @property
     def folder(self) -> str:
@@ -149,44 +155,44 @@ class Yummly28K(ClassificationData):
         return root if os.path.isdir(os.path.join(root, METADATA)) or not os.path.isdir(inside) else inside
 
     @cached_property
-    def pictures(self) -> dict[int, str]:
-        """Names of the images by their numbers."""
+    def image_files(self) -> dict[int, str]:
+        """File names of the images by number."""
         return self._numbered(IMAGES, r"img(\d+)\.jpe?g")
 
     @cached_property
-    def metadata(self) -> dict[int, str]:
-        """Names of the json files by their numbers."""
+    def json_files(self) -> dict[int, str]:
+        """File names of the metadata by number."""
         return self._numbered(METADATA, r"meta(\d+)\.json")
 
     def _numbered(self, folder: str, pattern: str) -> dict[int, str]:
         path = os.path.join(self.folder, folder)
         if not os.path.isdir(path):
-            raise self.refusal(f"there is no {folder}/")
+            raise self.layout_error(f"there is no {folder}/")
         found: dict[int, str] = {}
         with os.scandir(path) as scan:
             matches = [(name, re.fullmatch(pattern, name, re.IGNORECASE)) for name in sorted(e.name for e in scan)]
         for name, match in matches:
             if match and (first := found.setdefault(int(match[1]), name)) != name:
-                raise DatasetError(f"{path}: expected one file a number, found {first} and {name}: remove one")
+                raise DatasetError(f"{path}: expected one file per number, found {first} and {name}; remove one")
         if not found:
-            raise self.refusal(f"{folder}/ holds no {pattern[: pattern.index('(')]}<number>")
+            raise self.layout_error(f"{folder}/ contains no {pattern[: pattern.index('(')]}<number>")
         return found
 
     @cached_property
     def recipes(self) -> dict[int, Recipe]:
-        """The recipes that have an image, by their numbers, ascending."""
-        numbers = sorted(self.pictures.keys() & self.metadata.keys())
+        """The recipes with an image, by ascending number."""
+        numbers = sorted(self.image_files.keys() & self.json_files.keys())
         with ThreadPoolExecutor(READERS) as pool:
-            paths = [os.path.join(self.folder, METADATA, self.metadata[n]) for n in numbers]
+            paths = [os.path.join(self.folder, METADATA, self.json_files[n]) for n in numbers]
             return dict(zip(numbers, pool.map(read_recipe, paths), strict=True))
 
     def split_of(self, number: int) -> Split:
-        """The split that a recipe belongs to."""
+        """Return the split of a recipe."""
         digest = hashlib.blake2b(f"{self.split_seed}/{number}".encode(), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64
-        if place < self.fractions["test"]:
+        position = int.from_bytes(digest, "big") / 2**64
+        if position < self.fractions["test"]:
             return "test"
-        return "val" if place < self.fractions["test"] + self.fractions["val"] else "train"
+        return "val" if position < self.fractions["test"] + self.fractions["val"] else "train"
 
     @cached_property
     def _splits(self) -> dict[Split, list[int]]:
@@ -199,53 +205,48 @@ class Yummly28K(ClassificationData):
 
     @cached_property
     def attributes(self) -> dict[str, list[str]] | None:
-        """{attribute: class names in label order}, of those that have classes; None when predicting without a root."""
+        """{attribute: class names in label order}, without empty ones; None for prediction without ``root``."""
         if self.classes is None:
             return None
-        names = {name: given or self._named(name) for name, given in self.given.items()}
+        names = {name: given or self._all_classes(name) for name, given in self.given_classes.items()}
         return {name: classes for name, classes in names.items() if classes}
 
-    def _named(self, attribute: str) -> list[str]:
-        """All classes of an attribute that the metadata name, sorted."""
-        lists = [recipe.cuisines if attribute == "cuisine" else recipe.courses for recipe in self.recipes.values()]
-        return sorted({name for names in lists for name in names})
+    def _all_classes(self, attribute: str) -> list[str]:
+        """Return all classes of an attribute in the metadata, sorted."""
+        return sorted({name for recipe in self.recipes.values() for name in _recipe_classes(recipe, attribute)})
 
     @cached_property
     def ingredient_names(self) -> list[str] | None:
-        """The vocabulary, most frequent first; None when predicting without a root."""
+        """The vocabulary, most frequent first; None for prediction without ``root``."""
         if self.classes is None:
             return None
         counts = Counter(word for n in self._splits["train"] for word in self.recipes[n].words or ())
         return sorted(counts, key=lambda word: (-counts[word], word))[: self.vocabulary_size]
 
     def read_classes(self) -> list[str]:
-        """Those of the attribute ``balance``."""
+        """Return the classes of the attribute ``balance``."""
         if not self.recipes:
-            raise self.refusal(self._unpaired()[0])
-        return self.given[self.balance] or self._named(self.balance)
+            raise self.layout_error(self._unpaired()[0])
+        return self.given_classes[self.balance] or self._all_classes(self.balance)
 
     @property
     def class_names(self) -> None:
-        """None: an image has several labels; see ``attributes``."""
+        """None: an image has several labels, see ``attributes``."""
         return None
 
     def attribute_labels(self, split: Split) -> dict[str, np.ndarray]:
-        """{attribute: int64 (N,)}, -100 where missing, in the dataset's order."""
+        """Return {attribute: int64 (N,)}, -100 if missing, in the dataset's order."""
         return {name: self._label(name, classes, split) for name, classes in (self.attributes or {}).items()}
 
     def _label(self, attribute: str, classes: list[str], split: Split) -> np.ndarray:
-        number = {name: i for i, name in enumerate(classes)}
-        named = [self._names_of(attribute, self.recipes[n]) for n in self._splits[split]]
-        return np.array([next((number[n] for n in names if n in number), MISSING) for names in named], np.int64)
-
-    @staticmethod
-    def _names_of(attribute: str, recipe: Recipe) -> list[str]:
-        if attribute == "taste":
-            return [recipe.taste] if recipe.taste else []
-        return recipe.cuisines if attribute == "cuisine" else recipe.courses
+        label = {name: i for i, name in enumerate(classes)}
+        recipes = [_recipe_classes(self.recipes[number], attribute) for number in self._splits[split]]
+        return np.array(
+            [next((label[name] for name in names if name in label), MISSING) for names in recipes], np.int64
+        )
 
     def _multi_hot(self, split: Split) -> np.ndarray:
-        """uint8 (N,V)."""
+        """Return the ingredients of a split, uint8 (N, V)."""
         column = {word: i for i, word in enumerate(self.ingredient_names or ())}
         table = np.zeros((len(self._splits[split]), len(column)), np.uint8)
         for row, number in zip(table, self._splits[split], strict=True):
@@ -258,98 +259,101 @@ class Yummly28K(ClassificationData):
 
     # --- splits ---------------------------------------------------------------------------------------------------
 
-    def title(self, split: Split) -> str:
+    def source_name(self, split: Split) -> str:
         return split
 
-    def absent(self, split: Split) -> str:
-        return "" if split == "train" or self.fractions[split] else f"{split}_fraction is 0, so there is nothing"
+    def missing_source(self, split: Split) -> str:
+        return "" if split == "train" or self.fractions[split] else f"{split}_fraction is 0, so there are no recipes"
 
     def read_listing(self, split: Split) -> Listing:
         labels = self._label(self.balance, self.classes or [], split)
         classes = [*(self.classes or []), *([f"(no {self.balance})"] if (labels < 0).any() else [])]
-        names = [f"{IMAGES}/{self.pictures[n]}" for n in self._splits[split]]
+        names = [f"{IMAGES}/{self.image_files[n]}" for n in self._splits[split]]
         labels = np.where(labels < 0, len(classes) - 1, labels).astype(np.int32)
         missing: list[str] = []
         if self.unpaired == "error":
-            missing += [f"{IMAGES}/img{n:05d}.jpg" for n in sorted(self.metadata.keys() - self.pictures.keys())]
-            missing += [f"{METADATA}/meta{n:05d}.json" for n in sorted(self.pictures.keys() - self.metadata.keys())]
+            missing += [f"{IMAGES}/img{n:05d}.jpg" for n in sorted(self.json_files.keys() - self.image_files.keys())]
+            missing += [
+                f"{METADATA}/meta{n:05d}.json" for n in sorted(self.image_files.keys() - self.json_files.keys())
+            ]
         return Listing(classes, PackedStrings(names), labels, missing=missing)
 
-    def dataset(self, split: Split) -> FolderDataset:
-        """The images of one split. See `RecipeDataset`; for ``predict`` there are no labels.
+    def dataset(self, split: Split) -> ImageDataset:
+        """Return the images of a split, see `RecipeDataset`; without labels for ``predict``.
 
         Raises:
             DatasetError: see `problems`; for ``predict``, there are no images.
         """
-        pictures = super().dataset(split)
+        images = super().dataset(split)
         if split == "predict":
-            return pictures
+            return images
         ingredients = self._multi_hot(split) if self.ingredient_names else None
-        return RecipeDataset(pictures, self.attribute_labels(split), ingredients)
+        return RecipeDataset(images, self.attribute_labels(split), ingredients)
 
     def problems(self, split: Split) -> list[str]:
-        """As ever, and what has no partner, of all splits."""
+        """See `ClassificationData`; also unpaired files of all splits."""
         lines = self._unpaired() if self.unpaired == "error" else []
-        advice = "complete the set, or leave out what is alone: --data.unpaired skip"
-        return [f"{line}: {advice}" for line in lines] or super().problems(split)
+        advice = "complete the dataset, or ignore them with --data.unpaired skip"
+        return [f"{line}; {advice}" for line in lines] or super().problems(split)
 
     def _unpaired(self) -> list[str]:
-        """A line on the images without metadata, and one on the metadata without an image."""
+        """Describe the images without JSON file and the JSON files without image, one line each."""
         lines = []
-        for have, other, kinds, lacks in (
-            (self.pictures, self.metadata, ("picture", "pictures"), "json"),
-            (self.metadata, self.pictures, ("json", "jsons"), "picture"),
+        for files, partners, noun, partner in (
+            (self.image_files, self.json_files, "image", "JSON file"),
+            (self.json_files, self.image_files, "JSON file", "image"),
         ):
-            if alone := [have[number] for number in sorted(have.keys() - other.keys())]:
-                lines.append(f"{some(alone, *kinds)} without a {lacks} of that number")
+            if unpaired := [files[number] for number in sorted(files.keys() - partners.keys())]:
+                lines.append(f"{summarize_names(unpaired, noun)} without {partner} of that number")
         return lines
 
-    def oddities(self, split: Split) -> list[str]:
-        """As ever, and how many recipes, of all splits, lack a label or name several."""
-        recipes, lines = self.recipes.values(), super().oddities(split)
-        lacking, several = [], []
-        for name in self.given:
-            known, named = (
-                set((self.attributes or {}).get(name, ())),
-                [self._names_of(name, recipe) for recipe in recipes],
-            )
-            without = sum(known.isdisjoint(names) for names in named)
-            lacking += [f"{without} without {'flavours' if name == 'taste' else name}"] if without else []
-            many = sum(len(known.intersection(names)) > 1 for names in named)
-            several += [f"{many} with several {name}s"] if many else []
-        if self.vocabulary_size and (without := sum(recipe.words is None for recipe in recipes)):
-            lacking.append(f"{without} without ingredients")
-        if lacking or several:
-            told = [
-                ", ".join(part) + what
-                for part, what in ((lacking, " (no label)"), (several, " (the first counts)"))
-                if part
-            ]
-            lines.append(f"of {len(recipes)} recipes {', '.join(told)}")
+    def notes(self, split: Split) -> list[str]:
+        """See `ClassificationData`; also how many recipes of all splits lack a label or have several."""
+        recipes, lines = self.recipes.values(), super().notes(split)
+        counts = []
+        for name in self.given_classes:
+            known = set((self.attributes or {}).get(name, ()))
+            found = [known.intersection(_recipe_classes(recipe, name)) for recipe in recipes]
+            noun = "flavors" if name == "taste" else name
+            counts.append((sum(not names for names in found), f"without {noun} (no label)"))
+            counts.append((sum(len(names) > 1 for names in found), f"with several {name}s (the first is the label)"))
+        if self.vocabulary_size:
+            counts.append((sum(recipe.words is None for recipe in recipes), "without ingredients (no label)"))
+        if parts := [f"{count} {text}" for count, text in counts if count]:
+            lines.append(f"of {len(recipes)} recipes {', '.join(parts)}")
         if self.unpaired == "skip":
-            lines += [f"left out {line}" for line in self._unpaired()]
+            lines += [f"ignored {line}" for line in self._unpaired()]
         return lines
 
-    def expected(self) -> str:
+    def expected_layout(self) -> str:
         return f"  {self.folder}/\n    {IMAGES}/img00001.jpg, ...\n    {METADATA}/meta00001.json, ..."
 
 
 # --- metadata -----------------------------------------------------------------------------------------------------
 
 
+def _recipe_classes(recipe: Recipe, attribute: str) -> list[str]:
+    """Return the classes of an attribute that a recipe lists."""
+    if attribute == "taste":
+        return [recipe.taste] if recipe.taste else []
+    return recipe.cuisines if attribute == "cuisine" else recipe.courses
+
+
 def read_recipe(path: str) -> Recipe:
-    """Reads a recipe's json.
+    """Read a recipe's JSON file.
 
     Raises:
-        DatasetError: it is not valid json, or not a recipe's.
+        DatasetError: the file is not valid JSON or not a recipe.
     """
     try:
         with open(path, "rb") as file:
             content = json.loads(file.read())
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: expected a recipe's json, found invalid json ({error}): get it anew") from None
+        raise DatasetError(
+            f"{path}: expected a recipe's JSON, found invalid JSON ({error}); download the file again"
+        ) from None
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected a recipe's json, an object, found {str(content)[:40]}")
+        raise DatasetError(f"{path}: expected a recipe's JSON object, found {str(content)[:40]}")
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise DatasetError(f"{path}: attributes: expected an object, found {str(attributes)[:40]}")
@@ -357,13 +361,13 @@ def read_recipe(path: str) -> Recipe:
     return Recipe(
         cuisines=_strings(path, attributes, "cuisine"),
         courses=_strings(path, attributes, "course"),
-        taste=strongest(path, content.get("flavors")),
+        taste=strongest_flavor(path, content.get("flavors")),
         words=ingredient_words(lines) if lines else None,
     )
 
 
 def _strings(path: str, content: dict[str, Any], key: str) -> list[str]:
-    """The strings under a key, stripped, none of them empty or twice; one alone counts as a list."""
+    """Return the strings of a key, stripped, without empty ones and duplicates; a string counts as a list of one."""
     values = content.get(key) or []
     values = [values] if isinstance(values, str) else values
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
@@ -371,13 +375,15 @@ def _strings(path: str, content: dict[str, Any], key: str) -> list[str]:
     return list(dict.fromkeys(value.strip() for value in values if value.strip()))
 
 
-def strongest(path: str, flavors: Any) -> str | None:
-    """The flavour with the largest value, whatever the case of its name; the first by name of equals.
+def strongest_flavor(path: str, flavors: Any) -> str | None:
+    """Return the flavor with the largest value, the first by name on ties; None without flavors or if all are 0.
 
-    None where there are no flavours, or where all are 0.
+    Args:
+        path: the file, for messages.
+        flavors: {flavor: number or null}, in any letter case.
 
     Raises:
-        DatasetError: not an object of Yummly's six flavours and numbers; the message names ``path``.
+        DatasetError: ``flavors`` is not an object of Yummly's six flavors and numbers.
     """
     known = {name.lower(): name for name in TASTES}
     expected = f"{path}: flavors: expected numbers for {', '.join(TASTES)}"
@@ -393,12 +399,12 @@ def strongest(path: str, flavors: Any) -> str | None:
 
 
 def ingredient_words(lines: list[str]) -> frozenset[str]:
-    """The words of ingredient lines that may name an ingredient: ``2 large eggs, beaten`` gives ``egg``.
+    """Extract the words that may name an ingredient: ``2 large eggs, beaten`` gives ``egg``.
 
-    A plural loses its ending: berries, tomatoes, eggs become berry, tomato, egg; hummus and watercress stay.
+    Plural endings are removed: berries, tomatoes, eggs become berry, tomato, egg; hummus and watercress stay.
     """
     words = {_singular(word) for line in lines for word in re.findall(r"[^\W\d_]+", line.lower())}
-    return frozenset(word for word in words if len(word) > 1 and word not in NO_INGREDIENTS)
+    return frozenset(word for word in words if len(word) > 1 and word not in NON_INGREDIENTS)
 
 
 def _singular(word: str) -> str:

@@ -1,9 +1,8 @@
-"""Images to be changed and images whose style they are to have: folders of both, or one of each."""
+"""Content images and style images: folders of both, or one of each."""
 
 from __future__ import annotations
 
 import os
-import random
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,67 +13,68 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Split, VisionDataModule
-from datamodules.folders import PackedStrings
-from datamodules.images import EncodedImage, list_images, predicted_images, resize
-from datamodules.transforms import EvalTransform, to_tensor
+from datamodules.folders import list_images, list_prediction_images
+from datamodules.image_dataset import ImageDataset, PackedStrings
+from datamodules.images import EncodedImage, resize
+from datamodules.transforms import EvalTransform, scale_jitter_box, to_tensor
 from datamodules.video import VideoDataset, is_video
 from errors import DatasetError, UserError
 
-SHARE = 10  # one of so many images is held out where nothing says which
+HELD_OUT_ONE_IN = 10  # fraction of the images that is held out for validation if no folder is given
 
 
-class CropTransform:
-    """Reads a random square of an image, in training: path to uint8 (3,crop,crop).
+class RandomCropTransform:
+    """Read a random square crop of a resized image, for training: from a path to uint8 (3, S, S).
 
     Args:
-        crop: side of the square in pixels.
-        shorter: length that the image's shorter side is resized to first.
+        crop_size: side of the square S.
+        shorter: length of the image's shorter side after resizing.
     """
 
-    def __init__(self, crop: int, shorter: int) -> None:
-        self.crop, self.shorter = crop, shorter
+    def __init__(self, crop_size: int, shorter: int) -> None:
+        self.crop_size, self.shorter = crop_size, shorter
 
     def __call__(self, path: str) -> Tensor:
         image = EncodedImage(path)
-        part = max(1, round(min(image.height, image.width) * self.crop / self.shorter))
-        top, left = random.randint(0, image.height - part), random.randint(0, image.width - part)
-        return to_tensor(image.crop((top, left, part, part), (self.crop, self.crop)))
+        box = scale_jitter_box(image.height, image.width, self.crop_size, self.shorter)
+        return to_tensor(image.crop(box, (self.crop_size, self.crop_size)))
 
 
-class WholeTransform:
-    """Reads a whole image: path to uint8 (3,H,W).
+class FullImageTransform:
+    """Read a full image with EXIF orientation applied: from a path to uint8 (3, H, W).
 
     Args:
-        longest: pixels of its longer side at most; None: as it is.
+        max_size: maximum of the longer side in pixels; None does not resize.
     """
 
-    def __init__(self, longest: int | None = None) -> None:
-        self.longest = longest
+    def __init__(self, max_size: int | None = None) -> None:
+        self.max_size = max_size
 
     def __call__(self, path: str) -> Tensor:
         image = EncodedImage(path, exif_orientation=True)
         size = self._size(image.height, image.width)
-        return to_tensor(resize(image.decode(at_least=size), size))
+        return to_tensor(resize(image.decode(min_size=size), size))
 
     def apply(self, pixels: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Of a video's frame, uint8 (H,W,3); boxes are handed on."""
+        """Resize a video frame, uint8 (H, W, 3); return the boxes unchanged."""
         return to_tensor(resize(pixels, self._size(*pixels.shape[:2]))), boxes
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        scale = min(1.0, (self.longest or max(height, width)) / max(height, width))
+        scale = min(1.0, (self.max_size or max(height, width)) / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class PairedDataset(Dataset):
-    """A content image a sample, and an image of style: ``image``, ``style`` uint8 (3,S,S), ``id``.
+    """Content images, each with a style image: ``image`` and ``style`` uint8 (3, S, S), ``id``.
 
-    In training the style is drawn by the generator that the loader has seeded for this content of this epoch, so that
-    the pairs are a function of (seed, epoch, index); else content i has style i modulo their number.
+    In training the style is random, drawn from the generator that the loader seeds by (seed, epoch, index). In
+    evaluation, content i has style i modulo their number.
 
     Args:
-        contents, styles: paths; no styles: ``image`` alone.
-        transform: path to uint8 (3,S,S).
-        training: see above.
+        contents: paths of the content images.
+        styles: paths of the style images; empty omits ``style``.
+        transform: from a path to uint8 (3, S, S).
+        training: draw random styles.
     """
 
     def __init__(self, contents: Sequence[str], styles: Sequence[str], transform: Any, training: bool) -> None:
@@ -88,35 +88,38 @@ class PairedDataset(Dataset):
         path = self.contents[index]
         sample = {"image": self.transform(path), "id": path}
         if len(self.styles):
-            drawn = np.random.randint(len(self.styles)) if self.training else index % len(self.styles)
-            sample["style"] = self.transform(self.styles[drawn])
+            style = np.random.randint(len(self.styles)) if self.training else index % len(self.styles)
+            sample["style"] = self.transform(self.styles[style])
         return sample
 
 
 class StyleImages(VisionDataModule):
-    """Folders of content and of style, flat or nested::
+    """Folders of content and style images, flat or nested::
 
         root/content/**/<image>
         root/style/**/<image>
 
-    Where no folder for validation is given, contents the CRC-32 of whose name is a multiple of ten are held out; with
-    fewer than ten images all of them do both, and a line says so. Styles are the same, unless ``val_style`` differs.
+    Without a validation folder, content images are held out if the CRC-32 of their name is a multiple of ten. With
+    fewer than ten images, all of them are used for both, with a warning. Styles are the same in both, unless
+    ``val_style`` differs.
 
     Args:
-        root: folder of both. Only prediction can do without.
-        content, style: other folders than root's; a system that takes one style for itself leaves ``style`` out.
-        val_content, val_style: folders for validation and test.
-        styled: give an image of style with each content.
-        image_size: side of the squares in pixels.
-        resize: pixels of the shorter side before a square is cut, in training at random, in evaluation in the middle,
-            so that strokes are as large in both; None: a quarter more than ``image_size``.
+        root: folder of both. Optional for prediction.
+        content: another folder of content images than root's.
+        style: another folder of style images than root's.
+        val_content: folder of content images for validation and testing.
+        val_style: folder of style images for validation and testing.
+        with_style: load a style image with each content image. Systems with one fixed style set it to false.
+        image_size: side of the square crops in pixels.
+        resize: length of the shorter side before the crop, which is random in training and central in evaluation, so
+            that strokes have the same size in both; null uses 1.25 times image_size.
         images: for prediction, an image, a folder or a video.
-        longest: in prediction, pixels of the longer side at most; None: images are taken as they are.
+        max_size: in prediction, maximum of the longer side in pixels; null does not resize.
         **kwargs: see `VisionDataModule`.
 
     Raises:
-        DatasetError: there is no such folder, or no image in it.
-        ValueError: an argument is out of its range.
+        DatasetError: a folder does not exist or contains no image.
+        UserError: an argument is out of range.
     """
 
     predict_batch_size = 1
@@ -128,40 +131,39 @@ class StyleImages(VisionDataModule):
         style: str | None = None,
         val_content: str | None = None,
         val_style: str | None = None,
-        styled: bool = True,
+        with_style: bool = True,
         image_size: int = 256,
         resize: int | None = None,
         images: str | None = None,
-        longest: int | None = None,
+        max_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         resize = resize or round(1.25 * image_size)
         if image_size < 1 or resize < image_size:
             raise UserError(f"image_size: expected 1 to resize ({resize}), found {image_size}")
-        if longest is not None and longest < 1:
-            raise UserError(f"longest: expected 1 or more, found {longest}")
-        self.root, self.styled, self.images = root, styled, images
+        if max_size is not None and max_size < 1:
+            raise UserError(f"max_size: expected 1 or more, found {max_size}")
+        self.root, self.with_style, self.images = root, with_style, images
         self.folders = {"content": content, "style": style, "val_content": val_content, "val_style": val_style}
-        self.train_transform = CropTransform(image_size, resize)
+        self.train_transform = RandomCropTransform(image_size, resize)
         self.eval_transform = EvalTransform(image_size, resize)
-        self.predict_transform = WholeTransform(longest)
+        self.predict_transform = FullImageTransform(max_size)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            if is_video(self.images):
-                assert self.images is not None
+            if self.images is not None and is_video(self.images):
                 return VideoDataset(self.images, self.predict_transform)
-            return PairedDataset(predicted_images(self.images), [], self.predict_transform, training=False)
+            return ImageDataset(list_prediction_images(self.images), self.predict_transform)
         training = split == "train"
-        styles = list_images(self._folder("style" if training else "val_style")) if self.styled else []
+        styles = list_images(self._folder("style" if training else "val_style")) if self.with_style else []
         transform = self.train_transform if training else self.eval_transform
         return PairedDataset(self._contents(training), styles, transform, training)
 
     def _folder(self, name: str) -> str:
         given = self.folders[name] or (self.folders[name[4:]] if name.startswith("val_") else None)
         if given is None and self.root is None:
-            raise DatasetError(f"{type(self).__name__}: no images given: --data.root FOLDER, with content/ and style/")
+            raise DatasetError("root: expected a folder with content/ and style/, found none; set --data.root FOLDER")
         return given or os.path.join(str(self.root), name.removeprefix("val_"))
 
     def _contents(self, training: bool) -> list[str]:
@@ -171,20 +173,23 @@ class StyleImages(VisionDataModule):
         paths = list_images(folder)
         if self.folders["val_content"] is not None:
             return paths
-        held_out = {path for path in paths if zlib.crc32(os.path.relpath(path, folder).encode()) % SHARE == 0}
-        if len(paths) < SHARE or not held_out:
+        names = {path: os.path.relpath(path, folder).encode() for path in paths}
+        held_out = {path for path, name in names.items() if zlib.crc32(name) % HELD_OUT_ONE_IN == 0}
+        if len(paths) < HELD_OUT_ONE_IN or not held_out:
             if not training:
-                rank_zero_warn(f"{folder}: with {len(paths)} images none is held out: validation sees the training's")
+                rank_zero_warn(f"{folder}: {len(paths)} images are too few to hold out some; validation uses them all")
             return paths
         return [path for path in paths if (path in held_out) != training]
 
 
 class RepeatedPair(Dataset):
-    """The same images ``count`` times: ``image`` and, where given, ``style``, uint8 (3,H,W), and ``id``."""
+    """The same image pair ``count`` times: ``image`` and, if given, ``style``, uint8 (3, H, W), and ``id``."""
 
-    def __init__(self, content: str, style: str | None, content_size: int | None, style_size: int | None, count: int):
+    def __init__(
+        self, content: str, style: str | None, content_size: int | None, style_size: int | None, count: int
+    ) -> None:
         self.content, self.style, self.count = content, style, count
-        self.content_view, self.style_view = WholeTransform(content_size), WholeTransform(style_size)
+        self.content_transform, self.style_transform = FullImageTransform(content_size), FullImageTransform(style_size)
         self._sample: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -192,25 +197,25 @@ class RepeatedPair(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self._sample is None:
-            self._sample = {"image": self.content_view(self.content), "id": self.content}
+            self._sample = {"image": self.content_transform(self.content), "id": self.content}
             if self.style is not None:
-                self._sample["style"] = self.style_view(self.style)
+                self._sample["style"] = self.style_transform(self.style)
         return self._sample
 
 
 class ImagePair(VisionDataModule):
-    """One image, or one and another whose style it is to have, for systems that learn an image.
+    """One content image and optionally one style image, for systems that optimize an image.
 
     Args:
-        content: the image: what is inverted, whose texture is taken, or what is painted anew.
-        style: the other, where there is one.
-        image_size: pixels of the content's longer side at most; None: as it is.
-        style_size: the same of the style; its strokes come out as large as they are in these pixels. None: as content.
-        steps: of an epoch, after each of which the image is drawn.
+        content: the image to invert, to stylize, or to take the texture of.
+        style: the style image, if the system uses one.
+        image_size: maximum of the content image's longer side in pixels; null does not resize.
+        style_size: maximum of the style image's longer side in pixels, which scales its strokes; null uses image_size.
+        steps: steps per epoch. The image is drawn after each epoch.
         num_workers: see `VisionDataModule`. A batch is the one pair, read once.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -224,7 +229,7 @@ class ImagePair(VisionDataModule):
     ) -> None:
         super().__init__(batch_size=1, num_workers=num_workers)
         if steps < 1:
-            raise UserError(f"steps: expected 1 or more an epoch, found {steps}")
+            raise UserError(f"steps: expected 1 or more, found {steps}")
         for name, size in (("image_size", image_size), ("style_size", style_size)):
             if size is not None and size < 1:
                 raise UserError(f"{name}: expected 1 or more, found {size}")
@@ -233,5 +238,5 @@ class ImagePair(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if self.content is None:
-            raise DatasetError(f"{type(self).__name__}: no image given: --data.content PICTURE")
+            raise DatasetError("content: expected an image, found none; set --data.content IMAGE")
         return RepeatedPair(self.content, self.style, *self.sizes, self.steps if split == "train" else 1)

@@ -11,12 +11,12 @@ import pytest
 
 from datamodules.box_transforms import (
     BoxTransform,
-    change_hsv,
+    adjust_hsv,
     distort_ssd,
     distort_yolo,
     iou_crop,
-    move,
-    render,
+    render_window,
+    transform_boxes,
 )
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
@@ -50,7 +50,7 @@ def where(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float,
     [
         {},
         {"hflip": 1.0},
-        {"size": (300, 500)},
+        {"image_size": (300, 500)},
         {"expand": 4.0},
         {"iou_crop": True},
         {"jitter": 0.2, "hflip": 0.5},
@@ -59,7 +59,7 @@ def where(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float,
     ids=str,
 )
 def test_boxes_stay_on_their_objects(picture: str, options: dict) -> None:
-    transform = BoxTransform(**{"size": 300, **options})
+    transform = BoxTransform(**{"image_size": 300, **options})
     seen = 0
     for seed in range(30):
         random.seed(seed)
@@ -131,21 +131,21 @@ def test_a_picture_without_objects_is_cropped_too(picture: str) -> None:
 
 def test_boxes_are_clipped_or_left_out() -> None:
     boxes = np.array([[-5, -5, 10, 10], [95, 40, 130, 60], [200, 0, 220, 20], [99.5, 0, 140, 40]], np.float32)
-    moved, kept = move(boxes, (0, 0, 100, 100), (200, 200))
+    moved, kept = transform_boxes(boxes, (0, 0, 100, 100), (200, 200))
     assert kept.tolist() == [0, 1, 3]
     np.testing.assert_allclose(moved, [[0, 0, 20, 20], [190, 80, 200, 120], [199, 0, 200, 80]])
-    _, kept = move(boxes, (0, 0, 100, 100), (200, 200), by_center=True)
+    _, kept = transform_boxes(boxes, (0, 0, 100, 100), (200, 200), by_center=True)
     assert kept.tolist() == [0]
     # A tiny object of a large image is smaller than a pixel, but it is there.
-    assert move(np.array([[1, 1, 3, 3]], np.float32), (0, 0, 1000, 1000), (100, 100))[1].tolist() == [0]
+    assert transform_boxes(np.array([[1, 1, 3, 3]], np.float32), (0, 0, 1000, 1000), (100, 100))[1].tolist() == [0]
 
 
 def test_beyond_the_picture_is_the_mean_color() -> None:
-    image = render(np.zeros((10, 20, 3), np.uint8), (-20, -10, 20, 10), (40, 80))
+    image = render_window(np.zeros((10, 20, 3), np.uint8), (-20, -10, 20, 10), (40, 80))
     assert (image[20:, 40:] == 0).all()
     assert (image[:20] == (124, 116, 104)).all()
     assert (image[:, :40] == (124, 116, 104)).all()
-    assert (render(np.zeros((10, 20, 3), np.uint8), (30, 30, 50, 50), (8, 8)) == (124, 116, 104)).all()
+    assert (render_window(np.zeros((10, 20, 3), np.uint8), (30, 30, 50, 50), (8, 8)) == (124, 116, 104)).all()
 
 
 def test_photometric_distortion_moves_no_pixel_and_stays_moderate() -> None:
@@ -160,9 +160,9 @@ def test_photometric_distortion_moves_no_pixel_and_stays_moderate() -> None:
     assert min(changes) < 2
     assert 10 < max(changes) < 90
     red = np.full((1, 1, 3), (200, 100, 100), np.uint8)
-    assert change_hsv(red, 60, 1, 1)[0, 0].tolist() == [100, 200, 100]  # a third of a turn
-    assert change_hsv(red, 0, 0, 1)[0, 0].tolist() == [200, 200, 200]
-    assert change_hsv(red, 0, 1, 0.5)[0, 0].tolist() == [100, 50, 50]
+    assert adjust_hsv(red, 60, 1, 1)[0, 0].tolist() == [100, 200, 100]  # a third of a turn
+    assert adjust_hsv(red, 0, 0, 1)[0, 0].tolist() == [200, 200, 200]
+    assert adjust_hsv(red, 0, 1, 0.5)[0, 0].tolist() == [100, 50, 50]
 
 
 def test_yolov2_turns_the_hue_by_a_tenth_at_most(picture: str) -> None:
@@ -191,10 +191,10 @@ def test_yolov2_turns_the_hue_by_a_tenth_at_most(picture: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "size: expected 1 or more, found 0"),
-        ({"size": 8, "expand": 0.5}, "expand: expected 1 or more"),
-        ({"size": 8, "jitter": 0.5}, "jitter: expected 0 to 0.5"),
-        ({"size": 8, "photometric": "none of them"}, "photometric: expected none, ssd, yolo or yolo2"),
+        ({"image_size": 0}, "image_size: expected 1 or more, found 0"),
+        ({"image_size": 8, "expand": 0.5}, "expand: expected 1 or more"),
+        ({"image_size": 8, "jitter": 0.5}, "jitter: expected 0 to 0.5"),
+        ({"image_size": 8, "photometric": "none of them"}, "photometric: expected none, ssd, yolo or yolo2"),
     ],
 )
 def test_arguments_out_of_range(options: dict, message: str) -> None:

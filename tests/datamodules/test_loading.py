@@ -1,4 +1,4 @@
-"""Order, seeds, resumption and unreadable images: what every datamodule has from its base."""
+"""Sampling order, seeding, resuming, unreadable images and batches."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from datamodules.base import VisionDataModule
 from datamodules.classification.image_folder import ImageFolder
 from datamodules.loading import EpochSampler, collate
 from datamodules.synthetic.imagenet import write_imagenet
+from errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def module(root: str, **options: Any) -> ImageFolder:
 
 
 def batches(data: VisionDataModule, split: str = "train", epoch: int = 0, start: int = 0) -> list[dict[str, Any]]:
-    loader = data._loader(split)  # type: ignore[arg-type]
+    loader = data.loader(split)  # type: ignore[arg-type]
     loader.sampler.epoch, loader.sampler.start = epoch, start  # type: ignore[union-attr]
     return list(loader)
 
@@ -43,7 +44,7 @@ def equal(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
     )
 
 
-# --- the order --------------------------------------------------------------------------------------------------------
+# --- sampling order ---------------------------------------------------------------------------------------------------
 
 
 def sampled(size: int, world: int, pad: bool, epoch: int = 0, start: int = 0) -> list[list[int]]:
@@ -140,22 +141,15 @@ def test_a_repeated_sample_is_augmented_anew(root: str, tmp_path: Path) -> None:
     rare = tmp_path / "rare"
     shutil.copytree(root, rare)
     classes = sorted((rare / "train").iterdir())
-    for picture in sorted(classes[0].iterdir())[1:]:
-        picture.unlink()
+    for image in sorted(classes[0].iterdir())[1:]:
+        image.unlink()
     data = module(str(rare), sampling="balanced")
     same = [image for b in batches(data) for i, image in zip(b["id"], b["image"], strict=True) if classes[0].name in i]
     assert len(same) >= 3
     assert all(not torch.equal(a, b) for n, a in enumerate(same) for b in same[:n])
 
 
-def test_balanced_sampling_needs_classes(root: str) -> None:
-    data = module(root, sampling="balanced")
-    data.labels = lambda split: None  # type: ignore[method-assign, assignment]
-    with pytest.raises(ValueError, match="sampling: balanced needs one class a sample, ImageFolder has none"):
-        data.train_dataloader()
-
-
-# --- the samples ------------------------------------------------------------------------------------------------------
+# --- samples ------------------------------------------------------------------------------------------------------
 
 
 def test_samples_are_a_function_of_seed_epoch_and_index(root: str) -> None:
@@ -172,7 +166,7 @@ def test_samples_are_a_function_of_seed_epoch_and_index(root: str) -> None:
 
 def test_workers_change_nothing(root: str) -> None:
     data = module(root, num_workers=2)
-    loader = data._loader("train")
+    loader = data.loader("train")
     for epoch in (0, 1):  # the workers persist, and must learn of the epoch
         loader.sampler.epoch = epoch  # type: ignore[union-attr]
         assert equal(list(loader), batches(module(root), epoch=epoch))
@@ -182,7 +176,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_epoch(root: str) -> None:
     data = module(root)
     progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=2)))
     trainer = SimpleNamespace(current_epoch=1, fit_loop=SimpleNamespace(epoch_loop=progress))
-    loader = data._loader("train")
+    loader = data.loader("train")
     loader.trainer = trainer  # type: ignore[assignment]
     assert equal(list(loader), batches(data, epoch=1)[2:])
 
@@ -197,7 +191,7 @@ def test_the_main_process_keeps_its_random_state(root: str) -> None:
     assert (np.random.rand(), torch.rand(1)) == expected
 
 
-# --- images that cannot be read -------------------------------------------------------------------------------------
+# --- unreadable images -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -205,9 +199,9 @@ def damaged(root: str, tmp_path: Path) -> str:
     folder = tmp_path / "damaged"
     shutil.copytree(root, folder)
     for split in ("train", "val"):
-        pictures = sorted((folder / split).rglob("*.JPEG"))
-        for picture in pictures[:5]:  # one whole evaluation batch, and one more
-            picture.write_bytes(picture.read_bytes()[:300])
+        images = sorted((folder / split).rglob("*.JPEG"))
+        for image in images[:5]:  # one whole evaluation batch, and one more
+            image.write_bytes(image.read_bytes()[:300])
     return str(folder)
 
 
@@ -231,7 +225,7 @@ def test_evaluation_leaves_them_out_if_told_to(damaged: str, workers: int, capsy
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_stops_at_them_otherwise(damaged: str, workers: int) -> None:
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError) as caught:
         batches(module(damaged, num_workers=workers), "val")
     line = str(caught.value)
     del caught  # a cycle of its traceback and this frame: collected as one, the loader cannot tell its workers to end
@@ -240,10 +234,10 @@ def test_evaluation_stops_at_them_otherwise(damaged: str, workers: int) -> None:
     assert line.endswith("--data.broken_images skip")
 
 
-def test_a_split_without_one_readable_picture(damaged: str) -> None:
-    for picture in Path(damaged, "train").rglob("*.JPEG"):
-        picture.write_bytes(b"")
-    with pytest.raises(RuntimeError, match="not one of the 15 images could be read"):
+def test_a_split_without_a_readable_image(damaged: str) -> None:
+    for image in Path(damaged, "train").rglob("*.JPEG"):
+        image.write_bytes(b"")
+    with pytest.raises(UserError, match="expected a readable image, found none among 15"):
         batches(module(damaged))
 
 

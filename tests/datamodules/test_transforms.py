@@ -13,10 +13,10 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms as reference
 
-from datamodules.images import list_images
+from datamodules.folders import list_images
 from datamodules.transforms import (
     PCA_DIRECTIONS,
-    PCA_SCALE,
+    PCA_STD,
     EvalTransform,
     TrainTransform,
     pca_color_jitter,
@@ -92,7 +92,7 @@ def test_scale_jitter_reads_what_resizing_first_would(tmp_path: Path) -> None:
 def test_pad_is_a_crop_of_the_zero_padded_picture(tmp_path: Path) -> None:
     path = picture(tmp_path, 32, 32)
     padded = np.pad(cv2.imread(path)[..., ::-1], ((4, 4), (4, 4), (0, 0)))
-    transform, seen = TrainTransform(32, "pad", pad=4, hflip=0), set()
+    transform, seen = TrainTransform(32, "pad", padding=4, hflip=0), set()
     for _ in range(300):
         crop = transform(path).numpy().transpose(1, 2, 0)
         places = [
@@ -108,16 +108,16 @@ def test_pad_is_a_crop_of_the_zero_padded_picture(tmp_path: Path) -> None:
 
 def test_flip(tmp_path: Path) -> None:
     path = picture(tmp_path, 32, 32)
-    plain = TrainTransform(32, "pad", pad=0, hflip=0)(path)
-    assert torch.equal(TrainTransform(32, "pad", pad=0, hflip=1)(path), plain.flip(-1))
-    flips = sum(not torch.equal(TrainTransform(32, "pad", pad=0)(path), plain) for _ in range(200))
+    plain = TrainTransform(32, "pad", padding=0, hflip=0)(path)
+    assert torch.equal(TrainTransform(32, "pad", padding=0, hflip=1)(path), plain.flip(-1))
+    flips = sum(not torch.equal(TrainTransform(32, "pad", padding=0)(path), plain) for _ in range(200))
     assert 70 < flips < 130
 
 
 def test_pca_jitter_shifts_along_the_principal_components() -> None:
     gray = np.full((4, 4, 3), 128, np.uint8)
     shifts = np.array([pca_color_jitter(gray, 0.1)[0, 0].astype(float) - 128 for _ in range(4000)])
-    expected = 255**2 * PCA_DIRECTIONS @ np.diag((0.1 * PCA_SCALE) ** 2) @ PCA_DIRECTIONS.T
+    expected = 255**2 * PCA_DIRECTIONS @ np.diag((0.1 * PCA_STD) ** 2) @ PCA_DIRECTIONS.T
     np.testing.assert_allclose(np.cov(shifts.T), expected, atol=2)  # rounding to uint8 adds 1/12
     assert np.abs(shifts.mean(0)).max() < 0.5
     np.testing.assert_allclose(PCA_DIRECTIONS.T @ PCA_DIRECTIONS, np.eye(3), atol=1e-3)
@@ -132,7 +132,7 @@ def test_pca_jitter_saturates() -> None:
 
 def test_color_jitter_draws_from_the_generators_it_is_given(tmp_path: Path) -> None:
     path = picture(tmp_path, 32, 32)
-    transform = TrainTransform(32, "pad", pad=0, hflip=0, color_jitter=0.4)
+    transform = TrainTransform(32, "pad", padding=0, hflip=0, color_jitter=0.4)
 
     def sample(seed: int) -> torch.Tensor:
         transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -141,7 +141,7 @@ def test_color_jitter_draws_from_the_generators_it_is_given(tmp_path: Path) -> N
     first = sample(1)
     assert not torch.equal(first, sample(2))
     assert torch.equal(first, sample(1))
-    assert not torch.equal(first, TrainTransform(32, "pad", pad=0, hflip=0)(path))
+    assert not torch.equal(first, TrainTransform(32, "pad", padding=0, hflip=0)(path))
 
 
 def test_bad_arguments_and_small_pictures(tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_bad_arguments_and_small_pictures(tmp_path: Path) -> None:
         TrainTransform(224, "scale_jitter", resize_range=(200, 300))
     with pytest.raises(ValueError, match="hflip"):
         TrainTransform(32, hflip=1.5)
-    with pytest.raises(ValueError, match=r"crop: expected 1 to resize \(256\), found 299"):
+    with pytest.raises(ValueError, match=r"eval_crop_size: expected 1 to resize \(256\), found 299"):
         EvalTransform(299, 256)
-    with pytest.raises(ValueError, match=r"16x16 pixels, padded by 4, .* crop of 32"):
-        TrainTransform(32, "pad", pad=4)(picture(tmp_path, 16, 16))
-    with pytest.raises(ValueError, match="16x16 pixels are fewer than the crop of 32"):
+    with pytest.raises(ValueError, match=r"expected 32x32 pixels or more after padding by 4, found 24x24"):
+        TrainTransform(32, "pad", padding=4)(picture(tmp_path, 16, 16))
+    with pytest.raises(ValueError, match="expected 32x32 pixels or more, found 16x16; set resize"):
         EvalTransform(32, None)(picture(tmp_path, 16, 16))
 
 

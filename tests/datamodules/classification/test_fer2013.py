@@ -1,4 +1,4 @@
-"""FER2013: both copies' headers, usages kept apart, every bad row named, and drawn faces that can be learned."""
+"""FER2013: both public copies, separate usages, messages for bad rows, and drawn faces that can be learned."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_both_copies(tmp_path: Path, header: str, row: str, name: str) -> None:
         (f"3,-1{ROW[1:]},Training", "line 3: expected pixels of 0 to 255 .* found '-1'"),
         (f"3,0.5{ROW[1:]},Training", "line 3: expected pixels of 0 to 255 .* found '0.5'"),
         (f"3,{ROW},Validation", "line 3: expected Usage Training or PublicTest or PrivateTest, found 'Validation'"),
-        (f"3,{ROW[:2000]}", "line 3: expected 3 fields, found 2: is the file complete"),
+        (f"3,{ROW[:2000]}", "line 3: expected 3 fields, found 2; is the file complete"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: str, expected: str) -> None:
@@ -104,14 +104,16 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, expected: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_pixel_moved_to_the_next_row_is_noticed() -> None:
-    """As many numbers as there should be, but not in each row."""
-    rows = [f"{ROW} 1".encode(), ROW[:-4].encode()]
-    assert parse_pixels(rows) is None
-    assert parse_pixels(rows[::-1]) is None
-    parsed = parse_pixels([b"7 " + ROW[2:].encode(), ROW.encode()])
-    assert parsed is not None
-    assert parsed[0, 0] == 7
+def test_parse_pixels() -> None:
+    assert parse_pixels(ROW.encode()).tolist() == [i % 256 for i in range(2304)]
+    parsed = parse_pixels(b"7 " + ROW[2:].encode())
+    assert parsed.dtype == np.uint8
+    assert parsed[0] == 7
+    for text in (b"", b" ", f"{ROW} 1".encode(), ROW[:-4].encode(), ROW.replace(" ", "\t").encode(), b"9" * 30):
+        with pytest.raises(ValueError, match="expected .*pixels .*found"):
+            parse_pixels(text)
+    with pytest.raises(ValueError, match="found '99999999999999999999'"):
+        parse_pixels(b"9" * 20 + ROW[1:].encode())
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such folder"):
         FER2013(str(tmp_path / "nowhere")).dataset("train")
     data = FER2013(str(csv(tmp_path, f"3,{ROW},Training", f"3,{ROW},PublicTest")))
-    with pytest.raises(DatasetError, match=r"no PrivateTest rows.*1 Training, 1 PublicTest.*train.py validate"):
+    with pytest.raises(DatasetError, match=r"PrivateTest rows for test, found 1 Training, 1 PublicTest; .*validate"):
         data.test_dataloader()
     with pytest.warns(UserWarning, match="Training has no faces of 6 emotions"):
         data.dataset("train")
@@ -133,9 +135,9 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         FER2013(str(csv(tmp_path))).dataset("train")
 
 
-def test_photographs_to_predict(tmp_path: Path, drawn: Path) -> None:
+def test_photos_to_predict(tmp_path: Path, drawn: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     Image.new("L", (40, 10)).save(tmp_path / "b.png")
     data = FER2013(images=str(tmp_path), num_workers=0, eval_batch_size=64)
@@ -147,7 +149,7 @@ def test_photographs_to_predict(tmp_path: Path, drawn: Path) -> None:
 
 
 def test_augmentation_is_the_recipe() -> None:
-    """A dot at the middle shows the shift, a dot beside it turn and zoom; what is missing repeats the border."""
+    """A dot at the center shows the shift, a dot beside it rotation and zoom; the border is repeated."""
     transform = FaceTransform(rotation=10, shift=0.1, zoom=0.1, hflip=0.5)
     face = np.zeros((96, 96), np.uint8)
     cv2.circle(face, (48, 48), 3, 255, -1)
@@ -158,7 +160,7 @@ def test_augmentation_is_the_recipe() -> None:
         marks.append((x.mean() - 48, y.mean() - 48))
     shifts = np.abs(marks)
     assert shifts.max() < 11.5
-    assert (shifts.max(0) > 8.5).all(), "both directions move by up to a tenth"
+    assert (shifts.max(0) > 8.5).all(), "shifts of up to 0.1 in both directions"
     spot = np.zeros((96, 96), np.uint8)
     cv2.circle(spot, (48 + 30, 48), 3, 255, -1)
     pure = FaceTransform(rotation=10, shift=0.0, zoom=0.1, hflip=0.5)
@@ -182,14 +184,14 @@ def test_augmentation_is_the_recipe() -> None:
 
 
 def accuracy(train: FER2013, shuffled: bool) -> float:
-    """Of a small network on PublicTest."""
+    """Accuracy of a small network on PublicTest."""
     torch.manual_seed(0)
     faces = train.faces
-    pictures = F.avg_pool2d(faces.pixels[:, None] / 127.5 - 1, 2)
+    images = F.avg_pool2d(faces.pixels[:, None] / 127.5 - 1, 2)
     labels = torch.from_numpy(faces.labels)
     learned, measured = (torch.from_numpy(train.indices(split)) for split in ("train", "val"))
-    truth = labels[learned]
-    truth = truth[torch.randperm(len(truth))] if shuffled else truth
+    targets = labels[learned]
+    targets = targets[torch.randperm(len(targets))] if shuffled else targets
     layers: list[nn.Module] = []
     for into, out in ((1, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(into, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)]
@@ -198,15 +200,15 @@ def accuracy(train: FER2013, shuffled: bool) -> float:
     for _ in range(8):
         for chosen in torch.randperm(len(learned)).split(32):
             optimizer.zero_grad()
-            F.cross_entropy(network(pictures[learned[chosen]]), truth[chosen]).backward()
+            F.cross_entropy(network(images[learned[chosen]]), targets[chosen]).backward()
             optimizer.step()
     network.eval()
     with torch.inference_mode():
-        return (network(pictures[measured]).argmax(1) == labels[measured]).float().mean().item()
+        return (network(images[measured]).argmax(1) == labels[measured]).float().mean().item()
 
 
 def test_the_emotion_can_be_learned(tmp_path: Path) -> None:
-    """A seventh is chance. Shuffled labels show that nothing else gives the answer away."""
+    """Chance is 1/7. With shuffled labels there is nothing to learn."""
     write_fer2013(str(tmp_path), train=50, val=25)
     data = FER2013(str(tmp_path))
     assert accuracy(data, shuffled=False) > 0.8

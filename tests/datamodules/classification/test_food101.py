@@ -1,4 +1,4 @@
-"""Food-101: the official split, its labels, and what is said of trees and lists that are not right."""
+"""Food-101: the official split, its labels, and messages for wrong layouts and lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.classification.food101 import MD5, Food101
 from datamodules.synthetic.food101 import write_food101
-from errors import DatasetError
+from errors import DatasetError, UserError
 from tools.check import main as check
 
 CLASSES = ["caesar_salad", "pizza", "sushi"]
@@ -54,13 +54,13 @@ def test_the_official_split(root: Path) -> None:
 
 
 def test_labels_are_those_of_the_sorted_classes(root: Path) -> None:
-    """Whatever the order of the files, and without opening an image."""
+    """In any order of the files, and without opening an image."""
     meta = root / "food-101" / "meta"
     (meta / "classes.txt").write_text("sushi\ncaesar_salad\npizza\n")
     entries = json.loads((meta / "train.json").read_text())
     (meta / "train.json").write_text(json.dumps(dict(reversed(entries.items()))))
-    for picture in (root / "food-101" / "images").rglob("*.jpg"):
-        picture.write_bytes(b"")
+    for image in (root / "food-101" / "images").rglob("*.jpg"):
+        image.write_bytes(b"")
     data = food(root)
     labels = data.labels("train")
     assert labels is not None
@@ -75,7 +75,7 @@ def test_the_text_lists_do_as_well(root: Path) -> None:
         (root / "food-101" / "meta" / name).unlink()
     data = food(root)
     assert (ids(data, "train"), ids(data, "test")) == expected
-    assert data.title("train") == "meta/train.txt"
+    assert data.source_name("train") == "meta/train.txt"
 
 
 def test_a_sample(root: Path) -> None:
@@ -92,16 +92,16 @@ def test_a_part_of_train_is_held_out(root: Path) -> None:
     train, val = ids(data, "train"), ids(data, "val")
     assert not set(train) & set(val)
     assert sorted(train + val) == sorted(ids(whole, "train"))
-    assert val == ids(again, "val"), "held out by the run's seed, so that two runs could not be compared"
+    assert val == ids(again, "val"), "the held-out images must not depend on the seed"
     assert np.bincount(data.labels("val")).tolist() == [2, 2, 2]
     assert ids(data, "test") == ids(whole, "test")
-    with pytest.raises(ValueError, match="val_fraction: expected 0 to 1, less than 1, found 1"):
+    with pytest.raises(ValueError, match="val_fraction: expected 0 or more and less than 1, found 1"):
         food(root, val_fraction=1)
 
 
 def test_hyperparameters_name_all_arguments(root: Path) -> None:
     parameters = dict(food(root, val_fraction=0.1, batch_size=5).hparams)
-    assert {"root", "val_fraction", "image_size", "eval_crop", "batch_size"} <= parameters.keys()
+    assert {"root", "val_fraction", "image_size", "eval_crop_size", "batch_size"} <= parameters.keys()
     assert (parameters["root"], parameters["val_fraction"], parameters["batch_size"]) == (str(root), 0.1, 5)
 
 
@@ -110,13 +110,13 @@ def test_balanced_sampling_uses_the_labels(root: Path) -> None:
     entries = json.loads(meta.read_text())
     entries["sushi"] = entries["sushi"][:1]
     meta.write_text(json.dumps(entries))
-    with pytest.warns(UserWarning, match=r"left out 5 images \(images/sushi/100001.jpg, .*\) that no list names"):
+    with pytest.warns(UserWarning, match=r"ignored 5 images \(images/sushi/100001.jpg, .*\) not in any list"):
         loader = food(root, sampling="balanced", batch_size=13).train_dataloader()
     (batch,) = loader
     assert sorted(np.bincount(batch["label"]).tolist()) == [4, 4, 5]
 
 
-# --- trees and lists that are not right ----------------------------------------------------------------------------
+# --- wrong layouts and lists ----------------------------------------------------------------------------
 
 
 def test_a_missing_root_and_another_tree(root: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_missing_root_and_another_tree(root: Path, tmp_path: Path) -> None:
     assert MD5 in message
     (tmp_path / "other" / "train" / "pizza").mkdir(parents=True)
     assert "found\n" + f"  {tmp_path}/other/\n    train/  pizza/" in refusal(food(tmp_path / "other"))
-    with pytest.raises(DatasetError, match="no dataset given: --data.root FOLDER"):
+    with pytest.raises(DatasetError, match="root: expected the folder of Food101, found none; set --data.root FOLDER"):
         _ = food(None).num_classes
 
 
@@ -135,12 +135,12 @@ def test_a_missing_root_and_another_tree(root: Path, tmp_path: Path) -> None:
     ("name", "content", "expected"),
     [
         ("classes.txt", None, "there is no meta/classes.txt"),
-        ("classes.txt", "\n", "meta/classes.txt names no class"),
+        ("classes.txt", "\n", "meta/classes.txt lists no class"),
         ("train", None, "there is no meta/train.json for train"),
         ("train.json", "[1, 2]", 'train.json: expected {"class": ["class/number", ...]}, found'),
         ("train.json", '{"pizza": ["pizza/1"', 'train.json: expected {"class": ["class/number", ...]}, found'),
         ("train.json", '{"soup": ["soup/1", "soup/2"]}', "found 2 entries (soup/1, soup/2)"),
-        ("train.json", "{}", "meta/train.json holds no images"),
+        ("train.json", "{}", "meta/train.json contains no images"),
     ],
 )
 def test_lists_that_are_not_right(root: Path, name: str, content: str | None, expected: str) -> None:
@@ -152,29 +152,29 @@ def test_lists_that_are_not_right(root: Path, name: str, content: str | None, ex
 def test_a_set_for_evaluation_alone(root: Path) -> None:
     for path in (root / "food-101" / "meta").glob("train*"):
         path.unlink()
-    with pytest.warns(UserWarning, match="left out 18 images"):
+    with pytest.warns(UserWarning, match="ignored 18 images"):
         assert len(food(root).dataset("test")) == 12
 
 
-def test_missing_pictures_are_counted_in_one_line(root: Path) -> None:
+def test_missing_images_are_counted_in_one_line(root: Path) -> None:
     for number in (100001, 100004):
         (root / "food-101" / "images" / "pizza" / f"{number}.jpg").unlink()
     expected = (
-        "Food101: meta/train.json names 2 images (images/pizza/100001.jpg, images/pizza/100004.jpg) not in "
-        f"{root}/food-101: unpack the archive once more"
+        "Food101: meta/train.json lists 2 images (images/pizza/100001.jpg, images/pizza/100004.jpg) not found in "
+        f"{root}/food-101; unpack the archive again"
     )
     assert refusal(food(root)) == expected
     assert len(food(root).dataset("test")) == 12
 
 
-def test_pictures_that_no_list_names_are_left_out_and_counted(root: Path) -> None:
+def test_unlisted_images_are_ignored_and_counted(root: Path) -> None:
     images = root / "food-101" / "images"
     shutil.copy(images / "pizza" / "100001.jpg", images / "pizza" / "7.jpg")
-    with pytest.warns(UserWarning, match=r"left out 1 image \(images/pizza/7.jpg\) that no list names"):
+    with pytest.warns(UserWarning, match=r"ignored 1 image \(images/pizza/7.jpg\) not in any list"):
         assert len(food(root).dataset("train")) == 18
 
 
-def test_a_class_without_training_pictures_is_told(root: Path) -> None:
+def test_a_class_without_training_images_is_reported(root: Path) -> None:
     (root / "food-101" / "meta" / "classes.txt").write_text("apple_pie\ncaesar_salad\npizza\nsushi\n")
     with pytest.warns(UserWarning, match=r"meta/train.json has no images of 1 class \(apple_pie\)"):
         assert food(root).dataset("train")[0]["label"] == 1
@@ -184,8 +184,8 @@ def test_the_check(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = root / "food-101" / "images"
     assert check(["--data", "Food101", "--data.root", str(root), "--workers", "1"]) == 0
     report = capsys.readouterr().out
-    assert "meta/train.json: 18 images, 6 a class" in report
-    assert "meta/test.json: 12 images, 4 a class" in report
+    assert "meta/train.json: 18 images, 6 per class" in report
+    assert "meta/test.json: 12 images, 4 per class" in report
     shutil.copy(images / "pizza" / "100001.jpg", images / "pizza" / "200001.jpg")
     (images / "pizza" / "100002.jpg").write_bytes((images / "pizza" / "100002.jpg").read_bytes()[:300])
     (images / "sushi" / "200003.jpg").unlink()
@@ -193,14 +193,14 @@ def test_the_check(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM ")]
     assert "the same image in several splits" in "\n".join(problems)
     assert "images/pizza/100002.jpg: truncated" in "\n".join(problems)
-    assert "meta/test.json names 1 image (images/sushi/200003.jpg)" in "\n".join(problems)
+    assert "meta/test.json lists 1 image (images/sushi/200003.jpg)" in "\n".join(problems)
 
 
 # --- images of other kinds ---------------------------------------------------------------------------------------
 
 
-def test_a_truncated_picture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Named and counted; in training the next takes its place, in evaluation it is an error unless asked otherwise."""
+def test_a_truncated_image(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reported and counted; training uses the next image, evaluation stops unless told to skip."""
     images = root / "food-101" / "images" / "pizza"
     for name in ("100002.jpg", "200002.jpg"):
         (images / name).write_bytes((images / name).read_bytes()[:400])
@@ -209,7 +209,7 @@ def test_a_truncated_picture(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     line = capsys.readouterr().err
     assert "skipped, 1 so far: " in line
     assert "pizza/100002.jpg: truncated" in line
-    with pytest.raises(RuntimeError, match=r"pizza/200002.jpg: truncated .*--data.broken_images skip"):
+    with pytest.raises(UserError, match=r"pizza/200002.jpg: truncated .*--data.broken_images skip"):
         list(food(root).val_dataloader())
     (batch,) = food(root, broken_images="skip").val_dataloader()
     assert len(batch["label"]) == 11
@@ -217,8 +217,8 @@ def test_a_truncated_picture(root: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("kind", ["CMYK", "gray", "16 bit", "RGBA"])
-def test_other_kinds_of_pictures_are_read_right(root: Path, kind: str) -> None:
-    """Files named .jpg that are not plain JPEGs are in Food-101 and on the web alike: the content decides."""
+def test_other_kinds_of_images_are_read_right(root: Path, kind: str) -> None:
+    """Food-101 and the web have files named .jpg of other formats: the content decides."""
     path = root / "food-101" / "images" / "caesar_salad" / "200000.jpg"
     rgb = np.empty((24, 24, 3), np.uint8)
     rgb[:] = (200, 120, 40)

@@ -1,4 +1,4 @@
-"""Trees of class folders: what is read from them, and what is said of those that are not as expected."""
+"""Class folders: samples, messages for wrong layouts, prediction and options."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 
 from datamodules.classification.image_folder import ImageFolder
-from datamodules.classification.imagenet import LANDMARKS, ImageNet, distinct, imagenet_class_names, is_ilsvrc
-from datamodules.folders import PackedStrings
 from errors import DatasetError
 
 
 def plant(root: Path, *names: str) -> str:
-    """Writes a small image for each name that has an extension, else a folder."""
+    """Write a small image for each name with an image extension, an empty file for other extensions, else a folder."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,14 +74,14 @@ def test_a_val_with_fewer_classes_keeps_trains_labels(tmp_path: Path) -> None:
         assert data.dataset("val")[0]["label"] == 1
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_ignored_files_are_counted(tmp_path: Path) -> None:
     root = plant(tmp_path, "train/a/1.png", "train/a/note.txt", "train/x.jpg", "train/y.jpg", "train/.DS_Store")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert len(folder(root).dataset("train")) == 1
     lines = [str(warning.message) for warning in caught]
-    assert "train/: left out 2 files (x.jpg, y.jpg) that lie in no class folder" in lines
-    assert "train/: left out 1 file (train/a/note.txt) that are not images by their extension" in lines
+    assert "train/: ignored 2 files (x.jpg, y.jpg) outside the class folders" in lines
+    assert "train/: ignored 1 file (train/a/note.txt) without an image extension" in lines
 
 
 def refusal(data: ImageFolder, split: Any = "train") -> str:
@@ -93,23 +91,23 @@ def refusal(data: ImageFolder, split: Any = "train") -> str:
 
 
 def test_errors_show_both_trees(tmp_path: Path) -> None:
-    root = plant(tmp_path, "pictures/cats/1.png", "pictures/dogs/1.png", "labels.csv")
+    root = plant(tmp_path, "images/cats/1.png", "images/dogs/1.png", "labels.csv")
     message = refusal(folder(root))
     expected, found = message.split("\nfound\n")
     assert f"{root}/\n    train/<class>/<image>.jpg\n    val/<class>/<image>.jpg" in expected
-    assert found == f"  {root}/\n    labels.csv\n    images/  cats/, dogs/"
+    assert found == f"  {root}/\n    images/  cats/, dogs/\n    labels.csv"
 
 
 @pytest.mark.parametrize(
     ("names", "split", "expected"),
     [
-        ((), "train", "none of the splits' folders is there"),
-        (("train/1.png",), "train", "train/ holds no class folders"),
-        (("train/a", "train/b"), "train", "train/ holds no images"),
+        ((), "train", "there is no folder of any split"),
+        (("train/1.png",), "train", "train/ contains no class folders"),
+        (("train/a", "train/b"), "train", "train/ contains no images"),
         (("train/a/1.png", "train/b"), "train", "train/ has 1 class folder (b) without images"),
         (("train/a/1.png", "val/a/1.png", "val/z/1.png"), "val", "val/ has 1 class (z) that train/ lacks"),
         (("train/a/1.png",), "val", "there is no val/ for val"),
-        (("train/a/1.png", "test/1.png"), "test", "test/ holds no class folders"),
+        (("train/a/1.png", "test/1.png"), "test", "test/ contains no class folders"),
     ],
 )
 def test_wrong_trees(tmp_path: Path, names: tuple[str, ...], split: str, expected: str) -> None:
@@ -118,7 +116,7 @@ def test_wrong_trees(tmp_path: Path, names: tuple[str, ...], split: str, expecte
 
 def test_a_wrong_root(tmp_path: Path) -> None:
     assert "no such folder" in refusal(folder(str(tmp_path / "missing")))
-    with pytest.raises(DatasetError, match="no dataset given"):
+    with pytest.raises(DatasetError, match="root: expected the folder of ImageFolder, found none"):
         _ = folder(None).num_classes
     plant(tmp_path, "cifar/train/a/1.png")
     assert refusal(folder(str(tmp_path))).endswith(f"Did you mean --data.root {tmp_path}/cifar?")
@@ -148,8 +146,10 @@ def test_predict_turns_a_photograph_and_resizes_it(tmp_path: Path) -> None:
     assert image[0, -1, 8] < 25
 
 
-def test_predict_without_pictures(tmp_path: Path) -> None:
-    assert refusal(folder(None), "predict") == "predict needs images: --data.images FOLDER"
+def test_predict_without_images(tmp_path: Path) -> None:
+    assert refusal(folder(None), "predict") == (
+        "images: expected an image or a folder to predict, found none; set --data.images FOLDER"
+    )
     assert "found nothing there" in refusal(folder(None, images=str(tmp_path / "x")), "predict")
 
 
@@ -161,13 +161,13 @@ def test_the_resized_side() -> None:
     assert ImageFolder(image_size=299).resize == 342
     assert ImageFolder(image_size=32, train_crop="pad").resize is None
     assert ImageFolder(image_size=224, resize=(256, 256)).resize == (256, 256)
-    assert ImageFolder(image_size=224, eval_crop=256).eval_transform.crop == 256
+    assert ImageFolder(image_size=224, eval_crop_size=256).eval_transform.crop_size == 256
 
 
 def test_options_are_refused_before_anything_is_read() -> None:
     with pytest.raises(ValueError, match="hflip: expected a probability, found 2"):
         ImageFolder("/nowhere", hflip=2)
-    with pytest.raises(ValueError, match=r"crop: expected 1 to resize \(64\), found 224"):
+    with pytest.raises(ValueError, match=r"eval_crop_size: expected 1 to resize \(64\), found 224"):
         ImageFolder("/nowhere", resize=64)
 
 
@@ -176,50 +176,3 @@ def test_hyperparameters_are_plain() -> None:
     assert (parameters["root"], parameters["batch_size"]) == ("x", 5)
     plain = (int, float, str, tuple, type(None))
     assert all(isinstance(value, plain) for value in parameters.values())
-
-
-def test_packed_strings() -> None:
-    names = ["a", "", "b/ä ö.jpg", "c" * 300]
-    packed = PackedStrings(names)
-    assert len(packed) == 4
-    assert [packed[i] for i in range(4)] == names
-    assert packed[-1] == names[-1]
-    with pytest.raises(IndexError):
-        packed[4]
-    assert len(PackedStrings([])) == 0
-
-
-# --- ImageNet ---------------------------------------------------------------------------------------------------------
-
-
-def test_imagenet_names() -> None:
-    names = imagenet_class_names()
-    assert len(set(names)) == 1000
-    assert [names[i] for i in (0, 207, 388, 985, 999)] == [
-        "tench",
-        "golden retriever",
-        "giant panda",
-        "daisy",
-        "toilet tissue",
-    ]
-    assert distinct(["crane", "b", "crane"]) == ["crane (0)", "b", "crane (2)"]
-    assert ImageNet(images="x").class_names == names
-
-
-def test_the_thousand_wnids_are_recognized() -> None:
-    wnids = [LANDMARKS.get(i, f"n{i:08d}") for i in range(1000)]
-    assert is_ilsvrc(wnids)
-    assert not is_ilsvrc(wnids[:-1])
-    assert not is_ilsvrc([f"n{i:08d}" for i in range(1000)])
-
-
-def test_a_part_of_imagenet_is_named_by_wnid(tmp_path: Path) -> None:
-    root = plant(tmp_path, "train/n01440764/a.JPEG", "train/n02123045/a.JPEG")
-    assert ImageNet(root).class_names == ["n01440764", "n02123045"]
-
-
-def test_imagenet_as_the_archives_unpack_it(tmp_path: Path) -> None:
-    root = plant(tmp_path, "train/n01440764/a.JPEG", "val/ILSVRC2012_val_00000001.JPEG")
-    assert "Move each image into the folder of its wnid" in refusal(ImageNet(root), "val")
-    plant(tmp_path / "other", "train/n01440764.tar")
-    assert "Unpack the archives" in refusal(ImageNet(str(tmp_path / "other")))

@@ -1,4 +1,4 @@
-"""Places365: both layouts give the labels of the categories file, and what is said where they cannot."""
+"""Places365: both layouts use the labels of the categories file; messages where that is impossible."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def places(root: Path | str | None, **options: Any) -> Places365:
     return Places365(None if root is None else str(root), **{"image_size": 16, "num_workers": 0, **options})
 
 
-def truths(data: Places365, split: Any) -> list[tuple[str, int]]:
+def labels_of(data: Places365, split: Any) -> list[tuple[str, int]]:
     names, labels = data.dataset(split).names, data.labels(split)
     assert labels is not None
     assert labels.dtype == np.int64
@@ -55,7 +55,7 @@ def refusal(data: Places365, split: Any = "train") -> str:
 # --- labels --------------------------------------------------------------------------------------------------------
 
 
-def test_names_for_people() -> None:
+def test_scene_names() -> None:
     assert scene_name("/a/airfield") == "airfield"
     assert scene_name("/a/apartment_building/outdoor") == "apartment building, outdoor"
     assert scene_name("/u/underwater/ocean_deep") == "underwater, ocean deep"
@@ -65,28 +65,28 @@ def test_the_standard_layout(standard: Path) -> None:
     data = places(standard)
     assert data.classes == SCENES
     assert data.class_names == ["bedroom", "desert, sand", "desert road"]
-    train = truths(data, "train")
+    train = labels_of(data, "train")
     assert len(train) == 12
     assert all(name.startswith(f"data_256_standard{SCENES[label]}/") for name, label in train)
-    val = truths(data, "val")
+    val = labels_of(data, "val")
     assert val[2:4] == [("val_256/Places365_val_00000003.jpg", 1), ("val_256/Places365_val_00000004.jpg", 1)]
-    assert truths(data, "test") == val
+    assert labels_of(data, "test") == val
     sample = data.dataset("val")[3]
     assert (sample["id"], sample["label"]) == ("val_256/Places365_val_00000004.jpg", 1)
 
 
 def test_the_training_archive_unpacks_without_standard(standard: Path) -> None:
     (standard / "data_256_standard").rename(standard / "data_256")
-    assert truths(places(standard), "train")[0] == ("data_256/b/bedroom/00000001.jpg", 0)
+    assert labels_of(places(standard), "train")[0] == ("data_256/b/bedroom/00000001.jpg", 0)
 
 
-def test_the_large_pictures(standard: Path) -> None:
+def test_the_large_images(standard: Path) -> None:
     for name in ("data_256_standard", "val_256"):
         (standard / name).rename(standard / name.replace("256", "large"))
-    assert truths(places(standard, large=True), "val")[0] == ("val_large/Places365_val_00000001.jpg", 0)
+    assert labels_of(places(standard, large=True), "val")[0] == ("val_large/Places365_val_00000001.jpg", 0)
     message = refusal(places(standard))
     assert "there is no data_256_standard/ for train" in message
-    assert message.endswith("val_large/ is there: --data.large true takes images of that size.")
+    assert message.endswith("Use val_large/ with --data.large true.")
 
 
 @pytest.mark.parametrize("naming", ["archive", "underscores", "numbers"])
@@ -103,7 +103,7 @@ def test_the_easy_layout_whatever_folders_are_called(easy: Path, naming: str) ->
         data = places(root)
         assert data.class_names == ["bedroom", "desert, sand", "desert road"]
         for split in ("train", "val"):
-            assert all(expected[name.split("/")[1]] == label for name, label in truths(data, split))
+            assert all(expected[name.split("/")[1]] == label for name, label in labels_of(data, split))
     if naming == "underscores":
         folders = sorted(path.name for path in (top / "train").iterdir())
         assert [expected[name] for name in folders] != sorted(expected[name] for name in folders), (
@@ -126,7 +126,7 @@ def test_a_part_of_the_scenes_keeps_its_labels(easy: Path) -> None:
     shutil.rmtree(easy / "places365_standard" / "train" / "bedroom")
     data = places(easy)
     with pytest.warns(UserWarning, match=r"train/ has no images of 1 class \(/b/bedroom\)"):
-        assert {label for _, label in truths(data, "train")} == {1, 2}
+        assert {label for _, label in labels_of(data, "train")} == {1, 2}
     assert data.num_classes == 3
 
 
@@ -139,12 +139,12 @@ def test_evaluation_is_resized_without_regard_to_aspect(standard: Path) -> None:
     path = standard / "val_256" / "Places365_val_00000001.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
     Image.fromarray(noise).resize((420, 300), Image.Resampling.BICUBIC).save(path, quality=95)
-    with Image.open(path) as picture:
-        expected = center_crop(resize(pil_to_tensor(picture), [64, 64]), [56])
-        whole = resize(pil_to_tensor(picture), [64, 64])
+    with Image.open(path) as image:
+        expected = center_crop(resize(pil_to_tensor(image), [64, 64]), [56])
+        whole = resize(pil_to_tensor(image), [64, 64])
     image = places(standard, image_size=56).dataset("val")[0]["image"]
     assert (image.int() - expected.int()).abs().float().mean() < 1.5
-    ten = places(standard, image_size=56, eval_crop=64).dataset("val")[0]["image"]
+    ten = places(standard, image_size=56, eval_crop_size=64).dataset("val")[0]["image"]
     assert ten.shape == (3, 64, 64)
     assert (ten.int() - whole.int()).abs().float().mean() < 1.5
 
@@ -158,31 +158,32 @@ def test_vgg16_for_365_scenes() -> None:
 # --- trees and lists that are not right ----------------------------------------------------------------------------
 
 
-def test_the_easy_layout_has_no_large_pictures(easy: Path) -> None:
-    assert "there are no large images; the easy layout has none" in refusal(places(easy, large=True))
+def test_the_easy_layout_has_no_large_images(easy: Path) -> None:
+    expected = "large: expected the standard layout, found the easy one, which has no large images"
+    assert expected in refusal(places(easy, large=True))
 
 
 def test_a_missing_root_and_another_tree(tmp_path: Path) -> None:
     message = refusal(places(tmp_path / "nowhere"))
-    assert f"Places365: there is no {CATEGORIES}, which labels come from\nexpected\n" in message
+    assert f"Places365: there is no {CATEGORIES}, which defines the labels\nexpected\n" in message
     assert "nowhere: no such folder" in message
     assert "data_256_standard/a/airfield/00000001.jpg" in message
     assert "train/<class>/<image>.jpg" in message
     (tmp_path / CATEGORIES).write_text("/b/bedroom 0\n")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     message = refusal(places(tmp_path))
     assert "there is no train/ for train" in message
     assert f"found\n  {tmp_path}/\n    {CATEGORIES}\n    images/  (empty)" in message
     assert "http://places2.csail.mit.edu" in message
-    with pytest.raises(DatasetError, match="no dataset given: --data.root FOLDER"):
+    with pytest.raises(DatasetError, match="root: expected the folder of Places365, found none; set --data.root"):
         _ = places(None).num_classes
 
 
 def test_without_the_categories_there_are_no_labels(easy: Path) -> None:
     (easy / CATEGORIES).unlink()
     message = refusal(places(easy))
-    assert message.splitlines()[-1].startswith(f"Fetch {CATEGORIES_URL} (MD5 ")
-    assert f"and put it in {easy}. The archives are at http" in message.splitlines()[-1]
+    assert message.splitlines()[-1].startswith(f"Download {CATEGORIES_URL} (MD5 ")
+    assert f" to {easy}. The archives are at http" in message.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -214,20 +215,20 @@ def test_categories_in_any_order(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_category(easy: Path) -> None:
     top = easy / "places365_standard"
     (top / "train" / "bedroom").rename(top / "train" / "bedrom")
-    assert f"train/ has 1 folder (bedrom) that {CATEGORIES} does not name" in refusal(places(easy))
+    assert f"train/ has 1 folder (bedrom) that {CATEGORIES} does not list" in refusal(places(easy))
 
 
 def test_a_folder_that_may_be_two_categories(easy: Path) -> None:
     (easy / CATEGORIES).write_text("/b/bedroom 0\n/d/desert/road 1\n/d/desert/sand 2\n/d/desert_road 3\n")
     message = refusal(places(easy))
-    assert "train/desert_road may be /d/desert/road or /d/desert_road: rename it by its number" in message
+    assert "train/desert_road may be /d/desert/road or /d/desert_road; rename it to its label" in message
     labels = places(easy).labels("train")
     assert labels is not None
     assert set(labels.tolist()) == {0, 2, -1}, "a guess was made"
     for split in ("train", "val"):
         (easy / "places365_standard" / split / "desert_road").rename(easy / "places365_standard" / split / "3")
     with pytest.warns(UserWarning, match="no images of 1 class"):
-        assert {label for _, label in truths(places(easy), "train")} == {0, 2, 3}
+        assert {label for _, label in labels_of(places(easy), "train")} == {0, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -244,15 +245,15 @@ def test_lists_that_are_not_right(standard: Path, line: str, expected: str) -> N
     assert expected in refusal(places(standard))
 
 
-def test_missing_and_unlisted_pictures(standard: Path) -> None:
+def test_missing_and_unlisted_images(standard: Path) -> None:
     val = standard / "val_256"
     shutil.copy(val / "Places365_val_00000001.jpg", val / "extra.jpg")
-    with pytest.warns(UserWarning, match=r"left out 1 image \(val_256/extra.jpg\) that no list names"):
+    with pytest.warns(UserWarning, match=r"ignored 1 image \(val_256/extra.jpg\) not in any list"):
         assert len(places(standard).dataset("val")) == 6
     (val / "Places365_val_00000002.jpg").unlink()
     assert refusal(places(standard), "val") == (
-        "Places365: places365_val.txt names 1 image (val_256/Places365_val_00000002.jpg) not in "
-        f"{standard}: unpack the archive once more"
+        "Places365: places365_val.txt lists 1 image (val_256/Places365_val_00000002.jpg) not found in "
+        f"{standard}; unpack the archive again"
     )
 
 
@@ -265,14 +266,14 @@ def test_an_absent_list(standard: Path) -> None:
 def test_the_check(standard: Path, easy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(["--data", "Places365", "--data.root", str(standard), "--workers", "1"]) == 0
     report = capsys.readouterr().out
-    assert "places365_train_standard.txt: 12 images, 4 a class" in report
+    assert "places365_train_standard.txt: 12 images, 4 per class" in report
     assert "  /d/desert/sand: 4" in report
     (easy / "places365_standard" / "train" / "attic").mkdir()
     assert check(["--data", "Places365", "--data.root", str(easy), "--workers", "1"]) == 1
-    assert f"PROBLEM train/ has 1 folder (attic) that {CATEGORIES} does not name" in capsys.readouterr().out
+    assert f"PROBLEM train/ has 1 folder (attic) that {CATEGORIES} does not list" in capsys.readouterr().out
 
 
-def test_the_unlabeled_test_pictures_are_predicted(standard: Path) -> None:
+def test_the_unlabeled_test_images_are_predicted(standard: Path) -> None:
     data = places(None, images=str(standard / "test_256"))
     assert data.class_names is None
     dataset = data.dataset("predict")

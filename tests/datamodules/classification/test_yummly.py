@@ -1,4 +1,4 @@
-"""Yummly-28K: pairs by number, labels that may be missing, ingredients, splits, and trees that are not right."""
+"""Yummly-28K: pairs by number, missing labels, ingredients, splits, and wrong layouts."""
 
 from __future__ import annotations
 
@@ -12,32 +12,39 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.classification.yummly import MISSING, TASTES, Yummly28K, ingredient_words, read_recipe, strongest
+from datamodules.classification.yummly import (
+    MISSING,
+    TASTES,
+    Yummly28K,
+    ingredient_words,
+    read_recipe,
+    strongest_flavor,
+)
 from datamodules.images import read_image
 from datamodules.synthetic.yummly import COURSES, write_yummly
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 ITALIAN = {"attributes": {"cuisine": ["Italian"], "course": ["Soups"]}, "flavors": {"Salty": 0.5}}
 
 
-def plant(root: Path, recipes: dict[int, dict[str, Any] | str | None], pictures: list[int] | None = None) -> str:
-    """Writes recipes by number (None: no json, a str: as it stands), and for each an image as gray as its number."""
+def plant(root: Path, recipes: dict[int, dict[str, Any] | str | None], images: list[int] | None = None) -> str:
+    """Write recipes by number (None: no JSON file, a str: verbatim), and for each an image whose gray is its number."""
     for name in ("images27638", "metadata27638"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for number, recipe in recipes.items():
         if recipe is not None:
             text = recipe if isinstance(recipe, str) else json.dumps(recipe)
             (root / "metadata27638" / f"meta{number:05d}.json").write_text(text)
-    for number in recipes if pictures is None else pictures:
+    for number in recipes if images is None else images:
         Image.fromarray(np.full((24, 24, 3), number % 256, np.uint8)).save(root / f"images27638/img{number:05d}.jpg")
     return str(root)
 
 
 def yummly(root: str | None, **options: Any) -> Yummly28K:
-    return Yummly28K(root, **{"image_size": 16, "num_workers": 0, "ingredients": 8, **options})
+    return Yummly28K(root, **{"image_size": 16, "num_workers": 0, "vocabulary_size": 8, **options})
 
 
-def everything(data: Yummly28K) -> dict[int, dict[str, Any]]:
+def all_samples(data: Yummly28K) -> dict[int, dict[str, Any]]:
     """All samples of all splits by their recipe's number."""
     found = {}
     with warnings.catch_warnings():
@@ -64,7 +71,7 @@ def test_the_drawn_set_is_read_as_it_was_drawn(drawn: str) -> None:
         "course": sorted(COURSES),
         "taste": TASTES,
     }
-    samples = everything(data)
+    samples = all_samples(data)
     assert sorted(samples) == list(range(1, 81))
     for number, sample in samples.items():
         recipe = json.loads(Path(drawn, f"Yummly28K/metadata27638/meta{number:05d}.json").read_text())
@@ -83,22 +90,22 @@ def test_a_batch_follows_the_contract(drawn: str) -> None:
         ("cuisine", "course", "taste"), (torch.int64, 8)
     )
     assert (batch["ingredients"].dtype, tuple(batch["ingredients"].shape)) == (torch.uint8, (8, 8))
-    assert "ingredients" not in next(iter(yummly(drawn, ingredients=0).train_dataloader()))
-    assert yummly(drawn, ingredients=0).ingredient_names == []
+    assert "ingredients" not in next(iter(yummly(drawn, vocabulary_size=0).train_dataloader()))
+    assert yummly(drawn, vocabulary_size=0).ingredient_names == []
 
 
 def test_what_is_missing_or_several_is_counted_in_one_line(drawn: str) -> None:
     with pytest.warns(UserWarning, match="recipes") as caught:
         yummly(drawn).dataset("train")
-    told = [str(w.message) for w in caught if "recipes" in str(w.message)]
-    assert told == [
-        "of 80 recipes 10 without flavours (no label), "
-        "8 with several cuisines, 8 with several courses (the first counts)"
+    lines = [str(w.message) for w in caught if "recipes" in str(w.message)]
+    assert lines == [
+        "of 80 recipes 8 with several cuisines (the first is the label), 8 with several courses (the first is the "
+        "label), 10 without flavors (no label)"
     ]
 
 
 def test_pairs_by_number_not_by_order(tmp_path: Path) -> None:
-    """Numbers of other widths sort otherwise as names: 100000 comes before 99999."""
+    """As names, numbers of different widths sort differently: 100000 comes before 99999."""
     recipes = {n: ITALIAN | {"name": str(n), "flavors": {TASTES[n % 6]: 1}} for n in (3, 12, 99999, 100000)}
     root = plant(tmp_path, recipes)
     (tmp_path / "images27638/img00003.jpg").rename(tmp_path / "images27638/IMG3.JPG")
@@ -116,8 +123,8 @@ def test_pairs_by_number_not_by_order(tmp_path: Path) -> None:
 def test_the_split_is_a_function_of_number_and_seed(drawn: str, tmp_path: Path) -> None:
     data = yummly(drawn)
     whole = {number: data.split_of(number) for number in range(1, 27639)}
-    shares = [sum(split == s for split in whole.values()) / len(whole) for s in ("train", "val", "test")]
-    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
+    fractions = [sum(split == s for split in whole.values()) / len(whole) for s in ("train", "val", "test")]
+    assert fractions == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
     few = yummly(plant(tmp_path, dict.fromkeys(range(1, 20), ITALIAN)))
     for split in ("train", "val", "test"):
         with warnings.catch_warnings():
@@ -152,13 +159,14 @@ def test_given_cuisines(tmp_path: Path) -> None:
     """The first of those that are given counts; a recipe with none of them has no label."""
     lists = {1: ["Thai"], 2: ["Asian", "Thai"], 3: ["Asian"], 4: []}
     root = plant(tmp_path, {n: ITALIAN | {"attributes": {"cuisine": names}} for n, names in lists.items()})
-    samples = everything(yummly(root, cuisines=["Greek", "Thai"]))
+    samples = all_samples(yummly(root, cuisines=["Greek", "Thai"]))
     assert [samples[n]["labels"] for n in range(1, 5)] == [
         {"cuisine": label, "taste": 3} for label in (1, 1, MISSING, MISSING)
     ]
-    data = yummly(root, ingredients=0, val_fraction=0, test_fraction=0)
+    data = yummly(root, vocabulary_size=0, val_fraction=0, test_fraction=0)
     with pytest.warns(
-        UserWarning, match=r"of 4 recipes 1 without cuisine, 4 without course \(no label\), 1 with several c"
+        UserWarning,
+        match=r"of 4 recipes 1 without cuisine .*, 1 with several cuisines .*, 4 without course \(no label\)",
     ):
         assert data.dataset("train")[1]["labels"]["cuisine"] == 0, "Asian, of Asian and Thai"
 
@@ -192,15 +200,15 @@ def test_the_vocabulary_is_trains(tmp_path: Path) -> None:
     root = plant(tmp_path, recipes)
     data = yummly(root)
     assert data.ingredient_names == ["salt", "butter"]
-    assert yummly(root, ingredients=1).ingredient_names == ["salt"]
-    samples = everything(data)
+    assert yummly(root, vocabulary_size=1).ingredient_names == ["salt"]
+    samples = all_samples(data)
     assert samples[missing]["ingredients"].tolist() == [255, 255]
     assert samples[unknown]["ingredients"].tolist() == [0, unknown % 2]
     for number in set(splits) - {missing}:
         assert samples[number]["ingredients"].tolist() == [int(splits[number] == "train"), number % 2]
 
 
-# --- flavours ------------------------------------------------------------------------------------------------------
+# --- flavors ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,47 +223,47 @@ def test_the_vocabulary_is_trains(tmp_path: Path) -> None:
         (dict.fromkeys(TASTES, 0.0), None),
     ],
 )
-def test_strongest_flavour(flavors: Any, taste: str | None) -> None:
-    assert strongest("x.json", flavors) == taste
+def test_strongest_flavor(flavors: Any, taste: str | None) -> None:
+    assert strongest_flavor("x.json", flavors) == taste
 
 
 @pytest.mark.parametrize("flavors", [[1], "sweet", {"Umami": 1.0}, {"Sweet": "much"}, {"Sweet": True}])
-def test_flavours_of_another_kind_are_refused(flavors: Any) -> None:
+def test_flavors_of_another_kind_are_refused(flavors: Any) -> None:
     with pytest.raises(DatasetError, match="x.json: flavors: expected numbers for Bitter"):
-        strongest("x.json", flavors)
+        strongest_flavor("x.json", flavors)
 
 
 # --- trees that are not right ----------------------------------------------------------------------------------------
 
 
-def test_what_has_no_partner_is_named_counted_and_may_be_left_out(tmp_path: Path) -> None:
+def test_unpaired_files_are_named_counted_and_may_be_ignored(tmp_path: Path) -> None:
     recipes: dict[int, dict[str, Any] | str | None] = dict.fromkeys(range(1, 40), ITALIAN)
-    root = plant(tmp_path, recipes | {4: None, 5: None}, pictures=[n for n in range(1, 40) if n != 7])
+    root = plant(tmp_path, recipes | {4: None, 5: None}, images=[n for n in range(1, 40) if n != 7])
     with pytest.raises(DatasetError) as error:
         yummly(root).dataset("train")
     assert str(error.value) == (
-        "Yummly28K: 2 images (img00004.jpg, img00005.jpg) without a json of that number: complete the set, or leave "
-        "out what is alone: --data.unpaired skip; 1 json (meta00007.json) without an image of that number: complete "
-        "the set, or leave out what is alone: --data.unpaired skip"
+        "Yummly28K: 2 images (img00004.jpg, img00005.jpg) without JSON file of that number; complete the dataset, or "
+        "ignore them with --data.unpaired skip; 1 JSON file (meta00007.json) without image of that number; complete "
+        "the dataset, or ignore them with --data.unpaired skip"
     )
     data = yummly(root, unpaired="skip")
-    assert sorted(everything(data)) == [n for n in range(1, 40) if n not in (4, 5, 7)]
-    with pytest.warns(UserWarning, match="left out") as caught:
+    assert sorted(all_samples(data)) == [n for n in range(1, 40) if n not in (4, 5, 7)]
+    with pytest.warns(UserWarning, match="ignored") as caught:
         data.dataset("train")
-    told = [str(w.message) for w in caught if "left out" in str(w.message)]
-    assert told == [
-        "left out 2 images (img00004.jpg, img00005.jpg) without a json of that number",
-        "left out 1 json (meta00007.json) without an image of that number",
+    lines = [str(w.message) for w in caught if "ignored" in str(w.message)]
+    assert lines == [
+        "ignored 2 images (img00004.jpg, img00005.jpg) without JSON file of that number",
+        "ignored 1 JSON file (meta00007.json) without image of that number",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", r"meta00002.json: expected a recipe's json, found invalid json \(.*line 1 column 2"),
-        ("", "meta00002.json: expected a recipe's json, found invalid json"),
-        ("[]", r"meta00002.json: expected a recipe's json, an object, found \[\]"),
-        ("\xff\xfe", "meta00002.json: expected a recipe's json, found invalid json"),
+        ("{", r"meta00002.json: expected a recipe's JSON, found invalid JSON \(.*line 1 column 2"),
+        ("", "meta00002.json: expected a recipe's JSON, found invalid JSON"),
+        ("[]", r"meta00002.json: expected a recipe's JSON object, found \[\]"),
+        ("\xff\xfe", "meta00002.json: expected a recipe's JSON, found invalid JSON"),
         ('{"attributes": {"cuisine": [3]}}', r"meta00002.json: cuisine: expected a list of strings, found \[3\]"),
         ('{"attributes": 3}', "meta00002.json: attributes: expected an object, found 3"),
         ('{"flavors": [1]}', "meta00002.json: flavors: expected numbers"),
@@ -281,23 +289,23 @@ def test_a_wrong_tree_is_shown_beside_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"(?s)there is no images27638/.*expected.*meta00001.json.*no such folder"):
         yummly(str(tmp_path / "nowhere")).dataset("train")
     (tmp_path / "images27638").mkdir()
-    with pytest.raises(DatasetError, match="images27638/ holds no img<number>"):
+    with pytest.raises(DatasetError, match="images27638/ contains no img<number>"):
         yummly(str(tmp_path)).dataset("train")
-    plant(tmp_path / "apart", {1: ITALIAN, 2: None}, pictures=[2])
-    with pytest.raises(DatasetError, match="1 image .img00002.jpg. without a json"):
+    plant(tmp_path / "apart", {1: ITALIAN, 2: None}, images=[2])
+    with pytest.raises(DatasetError, match="1 image .img00002.jpg. without JSON file"):
         yummly(str(tmp_path / "apart")).dataset("train")
     with pytest.raises(DatasetError, match="--data.root FOLDER"):
         yummly(None).dataset("train")
     root = plant(tmp_path / "twice", {1: ITALIAN})
     Image.new("RGB", (8, 8)).save(tmp_path / "twice/images27638/img1.jpg")
-    with pytest.raises(DatasetError, match="expected one file a number, found img00001.jpg and img1.jpg"):
+    with pytest.raises(DatasetError, match="expected one file per number, found img00001.jpg and img1.jpg"):
         yummly(root).dataset("train")
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"ingredients": -1}, "ingredients: expected 0 or more, found -1"),
+        ({"vocabulary_size": -1}, "vocabulary_size: expected 0 or more, found -1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "together less than 1, found 0.5 and 0.5"),
         ({"test_fraction": -0.1}, "expected 0 or more"),
     ],
@@ -309,11 +317,11 @@ def test_bad_arguments(options: dict[str, Any], expected: str) -> None:
 
 def test_a_split_of_nothing_is_refused(tmp_path: Path) -> None:
     data = yummly(plant(tmp_path, dict.fromkeys(range(1, 9), ITALIAN)), val_fraction=0)
-    with pytest.raises(DatasetError, match="val_fraction is 0, so there is nothing for val"):
+    with pytest.raises(DatasetError, match="val_fraction is 0, so there are no recipes for val"):
         data.dataset("val")
 
 
-def test_a_truncated_picture_is_named(drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_image_is_named(drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_yummly(str(tmp_path), classes=2, train=8, val=2, size=24)
     data = yummly(str(tmp_path), val_fraction=0.3, test_fraction=0, batch_size=4)
     with warnings.catch_warnings():
@@ -325,7 +333,7 @@ def test_a_truncated_picture_is_named(drawn: str, tmp_path: Path, capsys: pytest
                 read_image(str(path))
         assert sum(len(batch["image"]) for batch in data.train_dataloader()) == len(data.dataset("train"))
         assert "skipped, 1 so far" in capsys.readouterr().err
-        with pytest.raises(RuntimeError, match=r"img.*truncated.*--data.broken_images skip"):
+        with pytest.raises(UserError, match=r"img.*truncated.*--data.broken_images skip"):
             list(data.val_dataloader())
 
 

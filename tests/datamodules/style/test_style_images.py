@@ -1,7 +1,8 @@
-"""Contents and styles: which pairs, from which folders, and what is refused."""
+"""Content and style images: pairs, folders, and messages for wrong input."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.style.style_images import CropTransform, ImagePair, StyleImages
+from datamodules.style.style_images import ImagePair, RandomCropTransform, StyleImages
 from datamodules.synthetic.__main__ import write
 from datamodules.synthetic.style_images import KINDS, write_style_images
 from errors import DatasetError
@@ -30,13 +31,13 @@ def module(root: Any, **options: Any) -> StyleImages:
 
 
 def pairs(loader: Any, epoch: int, rank: int = 0, world: int = 1) -> dict[str, int]:
-    """Of each content a number that stands for its style."""
+    """For each content image a number that identifies its style."""
     loader.training, loader.sampler.epoch, loader.sampler.rank, loader.sampler.world = False, epoch, rank, world
     batches = list(loader)
     return {i: int(s.long().sum()) for batch in batches for i, s in zip(batch["id"], batch["style"], strict=True)}
 
 
-def test_pairs_are_a_function_of_seed_epoch_and_picture(root: Path) -> None:
+def test_pairs_are_a_function_of_seed_epoch_and_image(root: Path) -> None:
     one, again, next_epoch = (pairs(module(root).train_dataloader(), epoch) for epoch in (3, 3, 4))
     assert one == again
     assert one != next_epoch
@@ -52,7 +53,7 @@ def test_contents_are_held_out(root: Path) -> None:
     assert not train & val
     assert len(train | val) == 20
     assert 1 <= len(val) <= 6
-    with pytest.warns(UserWarning, match="with 7 images none is held out: validation sees the training's"):
+    with pytest.warns(UserWarning, match="7 images are too few to hold out some; validation uses them all"):
         assert len(module(root, content=str(root / "style")).dataset("val")) == 7  # type: ignore[arg-type]
     other = module(root, val_content=str(root / "style"), val_style=str(root / "content"))
     assert (len(other.dataset("train")), len(other.dataset("val"))) == (20, 7)  # type: ignore[arg-type]
@@ -63,25 +64,25 @@ def test_evaluation_takes_styles_in_turn(root: Path) -> None:
     for i in range(len(first)):  # type: ignore[arg-type]
         assert torch.equal(first[i]["style"], second[i]["style"])
     assert first[0]["image"].shape == first[0]["style"].shape == (3, 32, 32)
-    assert "style" not in module(root, styled=False).dataset("train")[0]
+    assert "style" not in module(root, with_style=False).dataset("train")[0]
 
 
 def test_crops_lie_inside_and_everywhere(tmp_path: Path) -> None:
-    """On an image that holds its own coordinates: of 80x50 pixels squares of 40 come from 5 to 35 to the side."""
+    """Pixels encode their coordinates: crops of 40 lie anywhere in an image of 80x50 pixels."""
     y, x = np.mgrid[:50, :80]
     cv2.imwrite(str(tmp_path / "a.png"), np.stack([0 * x, y, x], -1).astype(np.uint8))
     random.seed(0)
     corners = set()
     for _ in range(300):
-        crop = CropTransform(40, 50)(str(tmp_path / "a.png"))
+        crop = RandomCropTransform(40, 50)(str(tmp_path / "a.png"))
         assert (crop[0, 0, -1] - crop[0, 0, 0], crop[1, -1, 0] - crop[1, 0, 0]) == (39, 39)
         corners.add((int(crop[0, 0, 0]), int(crop[1, 0, 0])))
     assert {min(x for x, _ in corners), max(x for x, _ in corners)} == {0, 40}
     assert {min(y for _, y in corners), max(y for _, y in corners)} == {0, 10}
 
 
-def test_any_picture_comes_as_rgb(tmp_path: Path) -> None:
-    """One pixel, 900 by 1, transparent, CMYK, a palette, an animation, 16 bits: right, and where it must be, whole."""
+def test_any_image_comes_as_rgb(tmp_path: Path) -> None:
+    """One pixel, 900x1, transparent, CMYK, palette, animated and 16-bit images."""
     rng = np.random.default_rng(0)
     pixels = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
     folder = tmp_path / "content"
@@ -93,23 +94,17 @@ def test_any_picture_comes_as_rgb(tmp_path: Path) -> None:
     pixels.convert("P").save(folder / "palette.png")
     pixels.save(folder / "film.webp", save_all=True, append_images=[pixels.rotate(90)])
     Image.fromarray(rng.integers(0, 65536, (40, 60), dtype=np.uint16)).save(folder / "deep.png")
-    data = module(tmp_path, styled=False)
+    data = module(tmp_path, with_style=False)
     for split in ("train", "val"):
-        with pytest.warns(UserWarning, match="none is held out") if split == "val" else _nothing():
+        with pytest.warns(UserWarning, match="too few to hold out") if split == "val" else contextlib.nullcontext():
             dataset = data.dataset(split)  # type: ignore[arg-type]
         for i in range(len(dataset)):  # type: ignore[arg-type]
             assert dataset[i]["image"].shape == (3, 32, 32)
-    data = StyleImages(images=str(folder), longest=50)
+    data = StyleImages(images=str(folder), max_size=50)
     shapes = {Path(d["id"]).name: tuple(d["image"].shape) for d in map(data.dataset("predict").__getitem__, range(7))}
     assert shapes["one.png"] == (3, 1, 1)
     assert shapes["thin.png"] == (3, 1, 50)
     assert shapes["print.jpg"] == (3, 33, 50)
-
-
-def _nothing() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_a_text_named_jpg_is_skipped_and_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,21 +133,21 @@ def test_the_pair(root: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(DatasetError, match="no images given: --data.root FOLDER, with content/ and style/"):
+    with pytest.raises(DatasetError, match="root: expected a folder with content/ and style/, found none"):
         StyleImages().dataset("train")
     with pytest.raises(DatasetError, match="/style: expected a folder of images, found nothing there"):
         module(tmp_path).dataset("train")
-    with pytest.raises(DatasetError, match="ImagePair: no image given: --data.content PICTURE"):
+    with pytest.raises(DatasetError, match="content: expected an image, found none; set --data.content IMAGE"):
         ImagePair().dataset("train")
     for options, message in (
         ({"image_size": 0}, "image_size: expected 1 to resize"),
         ({"image_size": 64, "resize": 32}, r"image_size: expected 1 to resize \(32\), found 64"),
-        ({"longest": 0}, "longest: expected 1 or more, found 0"),
+        ({"max_size": 0}, "max_size: expected 1 or more, found 0"),
     ):
         with pytest.raises(ValueError, match=message):
             module(root, **options)
     for options, message in (
-        ({"steps": 0}, "steps: expected 1 or more an epoch, found 0"),
+        ({"steps": 0}, "steps: expected 1 or more, found 0"),
         ({"style_size": 0}, "style_size: expected 1 or more, found 0"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -162,6 +157,6 @@ def test_bad_input(tmp_path: Path, root: Path) -> None:
 def test_textures_of_many_kinds(tmp_path: Path) -> None:
     kinds = write_style_images(str(tmp_path), contents=1, styles=6, size=32)
     assert kinds == list(KINDS)
-    pictures = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "style").iterdir())]
-    assert all(picture.shape == (32, 32, 3) for picture in pictures)
-    assert all(picture.std() > 10 for picture in pictures)
+    images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "style").iterdir())]
+    assert all(image.shape == (32, 32, 3) for image in images)
+    assert all(image.std() > 10 for image in images)

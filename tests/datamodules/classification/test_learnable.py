@@ -1,4 +1,4 @@
-"""From the drawn images of food and scenes the label can be learned; where labels are shuffled there is nothing."""
+"""A small network learns the labels of drawn dishes and scenes, but not shuffled labels."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ CLASSES, SIDE = 4, 24
 
 
 def tensors(data: ClassificationData, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a split on -1..1 and their labels, read as in evaluation."""
+    """All images of a split in -1..1 and their labels, read as in evaluation."""
     data.train_transform = data.eval_transform  # type: ignore[assignment]
     samples = data.dataset(split)  # type: ignore[arg-type]
-    pictures = torch.stack([samples[i]["image"] for i in range(len(samples))])
-    return pictures / 127.5 - 1, torch.from_numpy(data.labels(split))  # type: ignore[arg-type]
+    images = torch.stack([samples[i]["image"] for i in range(len(samples))])
+    return images / 127.5 - 1, torch.from_numpy(data.labels(split))  # type: ignore[arg-type]
 
 
 def accuracy_after_training(data: ClassificationData, shuffled: bool) -> float:
-    """On val, of a small residual network."""
+    """Validation accuracy of a small residual network."""
     torch.manual_seed(0)
-    (pictures, labels), (val_pictures, val_labels) = tensors(data, "train"), tensors(data, "val")
+    (images, labels), (val_images, val_labels) = tensors(data, "train"), tensors(data, "val")
     if shuffled:
         labels = labels[torch.randperm(len(labels))]
-    network, epochs, batch = ResNetCifar(8, CLASSES, width=8), 8, 24
+    network, epochs, batch = ResNetCifar(8, CLASSES, base_channels=8), 8, 24
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs * -(-len(labels) // batch))
     for _ in range(epochs):
         for chosen in torch.randperm(len(labels)).split(batch):
             optimizer.zero_grad()
-            mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
+            flip = torch.rand(len(chosen), 1, 1, 1) < 0.5
             F.cross_entropy(
-                network(torch.where(mirrored, pictures[chosen].flip(3), pictures[chosen])), labels[chosen]
+                network(torch.where(flip, images[chosen].flip(3), images[chosen])), labels[chosen]
             ).backward()
             optimizer.step()
             schedule.step()
     network.eval()
     with torch.inference_mode():
-        return (network(val_pictures).argmax(1) == val_labels).float().mean().item()
+        return (network(val_images).argmax(1) == val_labels).float().mean().item()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""VisionDataModule: options, checks before loading, and its loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.base import Split, VisionDataModule
+from datamodules.classification.image_folder import ImageFolder
+from datamodules.synthetic.imagenet import write_imagenet
+from errors import DatasetError, UserError
+
+
+class Numbers(Dataset):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": torch.full((3, 1, 1), index, dtype=torch.uint8), "id": str(index)}
+
+
+class NumbersData(VisionDataModule):
+    predict_batch_size = 1
+
+    def __init__(self, size: int = 5, **kwargs: Any) -> None:
+        super().__init__(num_workers=0, **kwargs)
+        self.size, self.built = size, 0
+
+    def dataset(self, split: Split) -> Dataset:
+        self.built += 1
+        return Numbers(self.size)
+
+
+def test_batch_sizes_of_the_splits() -> None:
+    data = NumbersData(batch_size=2, eval_batch_size=4)
+    sizes = {split: len(next(iter(data.loader(split)))["id"]) for split in ("train", "val", "test", "predict")}  # type: ignore[arg-type]
+    assert sizes == {"train": 2, "val": 4, "test": 4, "predict": 1}
+    assert [len(batch["id"]) for batch in NumbersData(batch_size=2, drop_last=True).train_dataloader()] == [2, 2]
+    assert NumbersData().num_classes == 0
+
+
+def test_hyperparameters_of_the_subclass_are_saved() -> None:
+    parameters = NumbersData(size=3, batch_size=2).hparams
+    assert (parameters["size"], parameters["batch_size"]) == (3, 2)
+
+
+def test_a_checked_dataset_is_built_once() -> None:
+    data = NumbersData()
+    data.check("val")
+    data.val_dataloader()
+    assert data.built == 1
+    data.val_dataloader()
+    assert data.built == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "^batch_size: expected at least 1, found 0"),
+        ({"eval_batch_size": 0}, "^eval_batch_size: expected at least 1, found 0"),
+        ({"size": 0}, "NumbersData: expected samples in the train split, found none"),
+        ({"batch_size": 9, "drop_last": True}, "batch_size: expected at most the 5 samples .*, found 9"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        NumbersData(**options).train_dataloader()
+
+
+def test_balanced_sampling_needs_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_imagenet(str(tmp_path), classes=3, train=5, val=4, size=24)
+    data = ImageFolder(str(tmp_path), image_size=16, num_workers=0, sampling="balanced")
+    monkeypatch.setattr(data, "labels", lambda split: None)
+    with pytest.raises(UserError, match="sampling: expected one class per sample for balanced, found none in ImageFo"):
+        data.train_dataloader()
+    monkeypatch.setattr(data, "labels", lambda split: np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match=r"ImageFolder.labels: expected one label for each of 15 samples, found 3"):
+        data.train_dataloader()
+
+
+def test_a_missing_root_is_named() -> None:
+    assert isinstance(NumbersData().no_root_error(), DatasetError)
+    expected = "root: expected the folder of NumbersData, found none; set --data.root FOLDER"
+    assert str(NumbersData().no_root_error()) == expected
