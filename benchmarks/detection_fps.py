@@ -25,7 +25,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from benchmarks.yolo_v2_sizes import frames_a_second
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import list_images
+from datamodules.folders import list_images
 from datamodules.voc import PictureDataset
 from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.base import VisionModule

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*none is held out")
     try:
         size = {"image_size": options.size, "batch_size": options.batch}
-        data = StyleImages(content=options.content, styled=False, num_workers=0, seed=0, **size)
+        data = StyleImages(content=options.content, with_style=False, num_workers=0, seed=0, **size)
         original = to_picture(next(iter(data.val_dataloader()))["image"][0])
         rows: dict[str, list[Image.Image]] = {"SAE": [], "SWWAE": []}
         print(f"PSNR in dB after {options.steps} steps", flush=True)

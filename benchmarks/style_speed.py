@@ -37,7 +37,7 @@ from torch import Tensor
 
 from benchmarks.style_figures import NETWORKS, lbfgs
 from benchmarks.style_tutorial import Tutorial
-from datamodules.images import list_images
+from datamodules.folders import list_images
 from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.transforms import EvalTransform

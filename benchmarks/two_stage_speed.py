@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import list_images
+from datamodules.folders import list_images
 from datamodules.voc import PictureDataset
 from errors import BrokenImageError, DatasetError
 from lightning_modules.base import VisionModule

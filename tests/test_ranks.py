@@ -68,4 +68,4 @@ def test_metrics_of_uneven_sets(tmp_path: Path, val: int) -> None:
 
 def test_fewer_samples_than_ranks_is_refused(tmp_path: Path) -> None:
     assert finish(*train_ranks([*FIT, "--data.val", "1", *TWO], tmp_path)) == [1, 1]
-    assert "error: BlobsData: val has 1 samples for 2 ranks: use fewer" in (tmp_path / "log.txt").read_text()
+    assert "error: BlobsData: expected a val sample per rank, found 1 for 2 ranks; use fewer ranks" in (tmp_path / "log.txt").read_text()

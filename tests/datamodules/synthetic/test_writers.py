@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from datamodules.classification.image_folder import ImageFolder
-from datamodules.images import EncodedImage, list_images, read_image
+from datamodules.folders import list_images
+from datamodules.images import EncodedImage, read_image
 from datamodules.synthetic.__main__ import main
 from datamodules.synthetic.drawing import CLASSES
 from datamodules.synthetic.imagenet import write_imagenet
