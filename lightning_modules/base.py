@@ -42,8 +42,8 @@ class VisionModule(pl.LightningModule):
 
     Batches follow the contract of ``datamodules/base.py``: images are uint8 and are normalized here, on the device.
 
-    The base class saves the constructor's arguments as hyperparameters, those of the subclass included; a subclass
-    calls ``super().__init__(...)`` first and does nothing else for it.
+    The constructor's arguments, those of subclasses included, are saved as hyperparameters. A subclass only has to call
+    ``super().__init__(...)`` first.
 
     Args:
         optimizer: makes the optimizer from parameter groups. Default: SGD with the momentum and weight decay of
@@ -55,7 +55,7 @@ class VisionModule(pl.LightningModule):
         channels_last: keep weights and images in NHWC memory, which is faster on CPUs and tensor cores.
     """
 
-    #: The metric that selects the best checkpoint, and whether more or less is better: ``("val/top1", "max")``.
+    #: Metric that selects the best checkpoint, and whether larger or smaller is better: ``("val/top1", "max")``.
     monitor: tuple[str, Literal["max", "min"]] | None = None
     #: One name per class if the system has classes; ``{attribute: names}`` if it predicts several attributes.
     class_names: list[str] | dict[str, list[str]] | None = None
@@ -87,44 +87,44 @@ class VisionModule(pl.LightningModule):
         self.save_hyperparameters(frame=frame)
         callables = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
         self.save_hyperparameters(ignore=callables, frame=frame)
-        # The command line links the data's classes to every model. A name that no constructor accepts would make the
-        # module impossible to load.
+        # The command line links the data's classes to every model. A checkpoint with an argument that no constructor
+        # accepts could not be loaded.
         constructors = [vars(base)["__init__"] for base in type(self).__mro__ if "__init__" in vars(base)]
         accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
         for name in [n for n in self.hparams if n not in accepted and not n.startswith("_")]:
             del self.hparams[name]
 
-    # --- what a system writes -----------------------------------------------------------------------------------
+    # --- what a system implements ---------------------------------------------------------------------------------
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named scalar terms whose sum is minimized."""
-        raise NotImplementedError(f"{type(self).__name__} is not trained: it has no losses")
+        """Return the named terms of the loss, scalars; their sum is minimized."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement losses")
 
     def predict(self, images: Tensor | list[Tensor]) -> Any:
-        """Post-processed predictions for uint8 images (B,3,H,W), or a list of (3,H,W), in their own pixels."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict")
+        """Return post-processed predictions, in pixels of the images: uint8 (B, 3, H, W), or a list of (3, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement predict")
 
     def predict_batch(self, batch: dict[str, Any]) -> Any:
-        """`predict` of a batch, for a system that takes more of it than the images where it is there (proposals)."""
+        """Return `predict` of a batch; override it for a system that needs more than the images, such as proposals."""
         return self.predict(batch["image"])
 
     def build_metrics(self) -> MetricCollection:
-        """The metrics of one evaluation split."""
+        """Return the metrics of one evaluation split."""
         return MetricCollection({})
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        """Adds one batch to the metrics; never takes the value that their forward returns (it averages batches)."""
+        """Update the metrics with one batch. Call ``update``, not ``forward``, whose result averages batches."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer. ``lr_scale`` in a group multiplies its learning rate; frozen parameters are out."""
+        """Return the optimizer's groups, without frozen parameters; ``lr_scale`` multiplies a group's learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     # --- images ---------------------------------------------------------------------------------------------------
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 (B,3,H,W) to normalized float32 (B,3,H,W) in the module's memory format, on the device."""
+        """Normalize uint8 (B, 3, H, W) to float32 (B, 3, H, W) in the module's memory format, on the device."""
         if images.dtype != torch.uint8:
-            raise TypeError(f"images: expected uint8 pixels (they are normalized on the device), found {images.dtype}")
+            raise TypeError(f"images: expected uint8 pixels (the module normalizes them), found {images.dtype}")
         images = images.to(memory_format=self.memory_format)
         return (images - self.pixel_mean.value) / self.pixel_std.value
 
@@ -134,7 +134,7 @@ class VisionModule(pl.LightningModule):
         terms = self.losses(batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
-        # Each log costs about half a millisecond, so the terms are logged only where the loggers will take them.
+        # One log call costs about 0.5 ms, so the terms are logged only in steps that the loggers record.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of Trainer.__init__
         if len(terms) > 1 and (self.global_step + 1) % every == 0:
             named = {f"train/{name}": term.detach() for name, term in terms.items()}
@@ -170,20 +170,20 @@ class VisionModule(pl.LightningModule):
         results = metrics.compute() if len(metrics) else {}
         metrics.reset()
         scalars = {f"{split}/{name}": value for name, value in results.items() if value.ndim == 0}
-        shown = self.monitor[0] if self.monitor else f"{split}/loss"
+        in_progress_bar = self.monitor[0] if self.monitor else f"{split}/loss"
         for name, value in scalars.items():
-            # compute() has already joined the ranks; a second reduction would average equal values.
-            self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == shown, batch_size=1)
+            # No sync_dist: compute() has already reduced over the ranks.
+            self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == in_progress_bar, batch_size=1)
         self.epoch_results[split] = {name: value for name, value in results.items() if value.ndim > 0}
         if split == "val" and not self.trainer.sanity_checking and isinstance(plateau := self.lr_schedulers(), Plateau):
             assert self.monitor is not None
             plateau.observe(float(scalars[self.monitor[0]]), self.monitor[1])
 
     def _enter_evaluation(self) -> None:
-        """Ranks enter evaluation with rank 0's batch statistics and then stay apart.
+        """Broadcast rank 0's buffers to all ranks, and stop DDP from doing so during evaluation.
 
-        DDP may or may not broadcast the buffers in the first evaluation forward, after accumulation or an EMA swap it
-        does not, and a rank without a batch would be waited for. So they are broadcast once here, by all ranks.
+        DDP's own broadcast in the first forward is skipped after gradient accumulation or an EMA swap, and it deadlocks
+        if a rank has no batch.
         """
         if self.trainer.world_size > 1 and isinstance(self.trainer.strategy, DDPStrategy):
             for buffer in self.buffers():
@@ -199,12 +199,12 @@ class VisionModule(pl.LightningModule):
             model.require_forward_param_sync = enabled
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds its own weights: reading it must not ask for the file that the training began with."""
+        """Drop the file of initial weights: a checkpoint has its own and must load without that file."""
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if "weights" in hparams:
             hparams["weights"] = None
 
-    # --- set-up ---------------------------------------------------------------------------------------------------
+    # --- setup ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -216,7 +216,7 @@ class VisionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         groups = self.parameter_groups()
         if not any(group["params"] for group in groups):
-            raise UserError(f"{type(self).__name__}: every parameter is frozen, nothing is left to train")
+            raise UserError(f"{type(self).__name__}: expected trainable parameters, found all of them frozen")
         optimizer = self.optimizer_factory(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale", 1.0)
@@ -224,13 +224,13 @@ class VisionModule(pl.LightningModule):
             return optimizer
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise UserError("a schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
+            raise UserError("schedule: expected a run of known length; set --trainer.max_epochs or --trainer.max_steps")
         schedule = self.schedule_factory(optimizer, int(total))
         if isinstance(schedule, ReduceLROnPlateau):
             raise UserError(
-                "ReduceLROnPlateau does not resume exactly (Lightning skips its update in the resumed epoch): "
-                "take lightning_modules.schedules.Plateau"
+                "schedule: ReduceLROnPlateau does not resume exactly (Lightning skips an update on resume); "
+                "use lightning_modules.schedules.Plateau"
             )
         if isinstance(schedule, Plateau) and self.monitor is None:
-            raise UserError(f"Plateau needs a metric to look at, and {type(self).__name__} names none as its monitor")
+            raise UserError(f"schedule: Plateau needs a monitored metric, {type(self).__name__} has none; use Cosine")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

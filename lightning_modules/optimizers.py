@@ -1,9 +1,9 @@
 """Muon for convolutions: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
-A layer's step has the directions of its momentum and none of their lengths: all singular values of its matrix are made
-about equal, so that what a few directions dominate does not keep the others from learning. `torch.optim.Muon` takes
-matrices alone; here a convolution is the matrix (out, in x height x width), all of one shape are treated at once, and
-what is no hidden matrix is taken by SGD in the same optimizer, so that a config needs one and a checkpoint holds one.
+Muon orthogonalizes the momentum of a weight matrix: all singular values of a step become about 1, so that a few strong
+directions do not suppress the others. `torch.optim.Muon` accepts matrices only. Here the weight of a convolution is the
+matrix (out, in * height * width), and all weights of one shape are processed in one batch. Parameters that are not
+weights of hidden convolutions are trained by SGD in the same optimizer, so that one config and one checkpoint suffice.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 
 from errors import UserError
 
-# The quintic of the authors' iteration, which brings singular values to 0.7 .. 1.2 in five steps rather than to 1.
+# Coefficients of the authors' quintic iteration: five steps bring singular values to 0.7..1.2 rather than to 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
-IMAGE_CHANNELS = 3  # a layer that sees an image's colors is not a hidden one
+IMAGE_CHANNELS = 3  # a layer whose input is an RGB image is not a hidden layer
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """U V^T, nearly, of each matrix U S V^T: float (K,M,N) to the same, by Newton and Schulz's iteration."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Approximate U V^T for each matrix U S V^T by Newton-Schulz iteration, float (K, M, N)."""
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
     if tall:
@@ -36,20 +36,19 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class ConvMuon(Optimizer):
-    """Muon for the weights of hidden convolutions, SGD with Nesterov's momentum for all else.
+    """Muon for the weights of hidden convolutions, SGD with Nesterov momentum for all other parameters.
 
     Args:
-        params: parameters or groups, as ever; each group is parted in two, whose rates a schedule moves together.
-        lr: Muon's rate: a step changes a matrix by that times sqrt(max(1, M / N)) in each direction, before the
-            momentum has built up and after.
-        momentum: Muon's, a moving average with Nesterov's look ahead.
-        weight_decay: Muon's, which shrinks a weight by lr times that a step (AdamW's way).
-        sgd_lr: SGD's rate.
-        sgd_momentum: SGD's.
-        sgd_weight_decay: SGD's, which is added to the gradient.
+        params: parameters or parameter groups; each group is split into one for Muon and one for SGD.
+        lr: learning rate of Muon; a step changes a matrix (M, N) by lr * sqrt(max(1, M / N)) in each direction.
+        momentum: momentum of Muon, an exponential moving average with Nesterov's look-ahead.
+        weight_decay: decoupled weight decay of Muon, as in AdamW.
+        sgd_lr: learning rate of SGD.
+        sgd_momentum: momentum of SGD.
+        sgd_weight_decay: weight decay of SGD, added to the gradient.
 
     Raises:
-        ValueError: a number is below 0, a momentum is 1 or more, or there is no hidden convolution.
+        UserError: a value is out of range, or no parameter is the weight of a hidden convolution.
     """
 
     def __init__(
@@ -62,72 +61,70 @@ class ConvMuon(Optimizer):
         sgd_momentum: float = 0.9,
         sgd_weight_decay: float = 5e-4,
     ) -> None:
-        given = {
+        values = {
             "lr": lr, "weight_decay": weight_decay, "sgd_lr": sgd_lr, "sgd_weight_decay": sgd_weight_decay,
             "momentum": momentum, "sgd_momentum": sgd_momentum,
         }  # fmt: skip
-        for name, value in given.items():
+        for name, value in values.items():
             if value < 0 or ("momentum" in name and value >= 1):
                 raise UserError(f"{name}: expected 0 or more{', below 1' * ('momentum' in name)}, found {value}")
-        muon = {"orthogonal": True, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        sgd = {"orthogonal": False, "lr": sgd_lr, "momentum": sgd_momentum, "weight_decay": sgd_weight_decay}
+        muon = {"use_muon": True, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        sgd = {"use_muon": False, "lr": sgd_lr, "momentum": sgd_momentum, "weight_decay": sgd_weight_decay}
         listed = list(params)
         groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
-        parted: list[dict[str, Any]] = []
+        split: list[dict[str, Any]] = []
         for group in groups:
             members = list(group["params"])
             hidden = [p for p in members if p.ndim == 4 and p.shape[1] > IMAGE_CHANNELS]
             rest = [p for p in members if p.ndim != 4 or p.shape[1] <= IMAGE_CHANNELS]
-            parted += [
-                {**options, **group, "params": chosen} for options, chosen in ((muon, hidden), (sgd, rest)) if chosen
-            ]
-        if not any(group["orthogonal"] for group in parted):
+            split += [{**options, **group, "params": ps} for options, ps in ((muon, hidden), (sgd, rest)) if ps]
+        if not any(group["use_muon"] for group in split):
             raise UserError(
-                "ConvMuon: expected weights of convolutions (out, in, height, width), found none: take SGD, "
-                "also for a strategy that shards parameters (fsdp, deepspeed)"
+                "ConvMuon: expected weights of convolutions (out, in, height, width), found none; use SGD "
+                "(also with a strategy that shards parameters: fsdp, deepspeed)"
             )
-        super().__init__(parted, {})
+        super().__init__(split, {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step."""
+        """Perform one optimization step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            members, gradients, buffers = [], [], []
+            params, gradients, buffers = [], [], []
             for p in group["params"]:
                 if p.grad is not None:
                     state = self.state[p]
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(p)
-                    members.append(p)
+                    params.append(p)
                     gradients.append(p.grad)
                     buffers.append(state["momentum_buffer"])
-            if members:
-                (self._muon if group["orthogonal"] else self._sgd)(group, members, gradients, buffers)
+            if params:
+                (self._muon if group["use_muon"] else self._sgd)(group, params, gradients, buffers)
         return loss
 
     @staticmethod
-    def _sgd(group: dict[str, Any], members: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
-        steps = torch._foreach_add(gradients, members, alpha=group["weight_decay"])
+    def _sgd(group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
+        updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, steps)
-        torch._foreach_add_(steps, buffers, alpha=group["momentum"])
-        torch._foreach_add_(members, steps, alpha=-group["lr"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(updates, buffers, alpha=group["momentum"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     @staticmethod
-    def _muon(group: dict[str, Any], members: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
+    def _muon(group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
-        shapes: dict[torch.Size, list[int]] = {}
-        for i, p in enumerate(members):
-            shapes.setdefault(p.shape, []).append(i)
-        for shape, indices in shapes.items():
+        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        by_shape: dict[torch.Size, list[int]] = {}
+        for i, p in enumerate(params):
+            by_shape.setdefault(p.shape, []).append(i)
+        for shape, indices in by_shape.items():
             out, fan_in = shape[0], shape[1:].numel()
-            steps = orthogonalized(torch.stack([ahead[i].reshape(out, fan_in) for i in indices]))
-            rate = group["lr"] * max(1.0, out / fan_in) ** 0.5
-            for i, change in zip(indices, steps, strict=True):
-                members[i].add_(change.view(shape), alpha=-rate)
+            updates = orthogonalize(torch.stack([nesterov[i].reshape(out, fan_in) for i in indices]))
+            lr = group["lr"] * max(1.0, out / fan_in) ** 0.5
+            for i, update in zip(indices, updates, strict=True):
+                params[i].add_(update.view(shape), alpha=-lr)

@@ -1,12 +1,12 @@
-"""Learning-rate schedules: of the step and the length of the run, or of what validation measures (`Plateau`).
+"""Learning-rate schedules that are functions of the step and the length of the run, and `Plateau`.
 
-A config names one as the model's ``schedule``; ``VisionModule`` calls it with (optimizer, total steps)::
+A config names one as the model's ``schedule``; `VisionModule` calls it with (optimizer, total steps)::
 
     schedule: {class_path: lightning_modules.schedules.Cosine, init_args: {warmup_steps: 100}}
 
-Each gives a factor, by which every parameter group's own rate is multiplied. During the first ``warmup_steps`` steps
-the factor is further multiplied by a line that rises to 1 (Goyal et al. 2017, section 2.2). The factor depends on the
-step alone, so that a resumed run goes on exactly; `Plateau`'s state is in the checkpoint.
+Each schedule computes a factor f(t) of the step t in a run of T steps; it multiplies the learning rate of every
+parameter group. During the first W warm-up steps it is also multiplied by (t + 1) / W (Goyal et al. 2017, section 2.2).
+The factor depends on the step alone, so that a run resumes exactly; `Plateau` keeps its state in the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from errors import UserError
 
 
 class _Schedule(LambdaLR):
-    """A LambdaLR whose factor is a function of the progress, 0 at the first step and 1 after the last."""
+    """LambdaLR with a factor of (step, total steps) and a warm-up."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class _Schedule(LambdaLR):
         if total_steps <= warmup_steps:
             rank_zero_warn(f"{name}: the run's {total_steps} steps all lie within its {warmup_steps} warm-up steps")
 
-        # A plain function: LambdaLR would put the state of any other callable into the checkpoint.
+        # A plain function: LambdaLR would save the state of any other callable in the checkpoint.
         def scale(step: int) -> float:
             warmup = min(1.0, (step + 1) / warmup_steps) ** warmup_power if warmup_steps else 1.0
             return warmup * factor(min(step, total_steps), total_steps)
@@ -52,35 +52,37 @@ class _Schedule(LambdaLR):
 
 
 class Cosine(_Schedule):
-    """Half a cosine, from 1 down to ``minimum`` (SGDR, Loshchilov and Hutter 2017, equation 5, without restarts).
+    """Cosine annealing without restarts (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5).
+
+    f(t) = m + (1 - m) (1 + cos(pi (t - W) / (T - W))) / 2 after W warm-up steps, with m = ``min_factor``.
 
     Args:
-        optimizer: the optimizer whose rates move.
-        total_steps: steps of the whole run, warm-up included.
-        warmup_steps: steps over which the rate rises in a line. The cosine starts where they end.
-        minimum: last factor, as a fraction of the optimizer's own rate.
+        optimizer: the optimizer.
+        total_steps: steps of the run, warm-up included.
+        warmup_steps: steps of linear warm-up; the cosine starts after them.
+        min_factor: factor at the end of the run.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, minimum: float = 0.0) -> None:
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, min_factor: float = 0.0) -> None:
         def factor(step: int, total: int) -> float:
             progress = max(0, step - warmup_steps) / max(1, total - warmup_steps)
-            return minimum + (1 - minimum) * (1 + math.cos(math.pi * progress)) / 2
+            return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
 
         super().__init__(optimizer, total_steps, factor, warmup_steps)
 
 
 class Step(_Schedule):
-    """Multiplied by ``gamma`` at each milestone: "divided by 10 at 32k and 48k of 64k iterations" (He et al. 2016).
+    """Multi-step decay: f(t) = gamma^(number of milestones reached), as in He et al., CVPR 2016.
 
     Args:
-        optimizer: the optimizer whose rates move.
-        total_steps: steps of the whole run.
-        milestones: fractions of the run, rising, between 0 and 1: [0.5, 0.75].
-        gamma: what the rate is multiplied by.
-        warmup_steps: steps over which the rate rises; the milestones stay where they are.
-        warmup_power: of that rise: 1 is a line, 4 the "burn-in" of YOLOv2's authors (darknet, network.c).
-        forget_momentum: set momentum to 0 at each milestone (Mahendran and Vedaldi's code): what was gathered before
-            would go on for many steps of the new rate.
+        optimizer: the optimizer.
+        total_steps: steps of the run, warm-up included.
+        milestones: increasing fractions of the run between 0 and 1, such as [0.5, 0.75].
+        gamma: factor at each milestone.
+        warmup_steps: steps of warm-up; they do not move the milestones.
+        warmup_power: exponent of the warm-up: 1 is linear, 4 is YOLOv2's "burn-in" (darknet/src/network.c).
+        reset_momentum: set SGD's momentum to 0 at each milestone, as Mahendran and Vedaldi's code does. Momentum of the
+            higher learning rate would last for many steps.
     """
 
     def __init__(
@@ -91,34 +93,34 @@ class Step(_Schedule):
         gamma: float = 0.1,
         warmup_steps: int = 0,
         warmup_power: float = 1.0,
-        forget_momentum: bool = False,
+        reset_momentum: bool = False,
     ) -> None:
         if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
-            raise UserError(f"milestones: expected rising fractions of the run between 0 and 1, found {milestones}")
+            raise UserError(f"milestones: expected increasing fractions of the run in 0..1, found {milestones}")
 
         def factor(step: int, total: int) -> float:
             return gamma ** sum(step >= round(milestone * total) for milestone in milestones)
 
-        self.forgets_at = [round(milestone * total_steps) for milestone in milestones] if forget_momentum else []
+        self.reset_steps = [round(milestone * total_steps) for milestone in milestones] if reset_momentum else []
         super().__init__(optimizer, total_steps, factor, warmup_steps, warmup_power)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """As ever; the momentum's tensors stay and become 0."""
+        """Advance by one step; reset the momentum at milestones if requested."""
         super().step(*args, **kwargs)
-        if self.last_epoch in self.forgets_at:
+        if self.last_epoch in self.reset_steps:
             for state in self.optimizer.state.values():
                 if state.get("momentum_buffer") is not None:
                     state["momentum_buffer"].zero_()
 
 
 class Polynomial(_Schedule):
-    """(1 - progress) to the power of ``power`` ("poly", Chen et al. 2017, DeepLab, section 4.1).
+    """Polynomial decay: f(t) = (1 - t / T)^power ("poly", Chen et al. 2017, DeepLab, section 4.1).
 
     Args:
-        optimizer: the optimizer whose rates move.
-        total_steps: steps of the whole run, warm-up included.
-        power: 0.9 in DeepLab; 1 is a straight line.
-        warmup_steps: steps over which the rate rises in a line; the polynomial counts from step 0 all the same.
+        optimizer: the optimizer.
+        total_steps: steps of the run, warm-up included.
+        power: exponent; 0.9 in DeepLab, 1 is linear.
+        warmup_steps: steps of linear warm-up; the polynomial starts at step 0 nonetheless.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
@@ -129,13 +131,13 @@ class Polynomial(_Schedule):
 
 
 class InverseTime(_Schedule):
-    """1 / (1 + decay t) after t steps, as Torch7's optimizers had it and AdaIN's authors use it.
+    """Inverse time decay: f(t) = 1 / (1 + decay t), as in Torch7's optimizers and AdaIN.
 
     Args:
-        optimizer: the optimizer whose rates move.
-        total_steps: steps of the whole run.
-        decay: of AdaIN 5e-5.
-        warmup_steps: steps over which the rate rises in a line.
+        optimizer: the optimizer.
+        total_steps: steps of the run.
+        decay: decay per step; 5e-5 in AdaIN.
+        warmup_steps: steps of linear warm-up.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, decay: float = 5e-5, warmup_steps: int = 0) -> None:
@@ -145,43 +147,49 @@ class InverseTime(_Schedule):
 
 
 class Staircase(_Schedule):
-    """Multiplied by ``gamma`` at the end of each of ``stairs`` equal parts of the run.
+    """Staircase decay: f(t) = gamma^floor(t N / T), N = ``num_intervals``.
 
-    GoogLeNet falls by 4% every 8 epochs: in 80 epochs that is gamma 0.96 and 10 stairs.
+    GoogLeNet decreases by 4% every 8 epochs: gamma 0.96 with 10 intervals in 80 epochs.
 
     Args:
-        optimizer: the optimizer whose rates move.
-        total_steps: steps of the whole run.
-        gamma: what the rate is multiplied by.
-        stairs: number of equal parts.
-        warmup_steps: steps over which the rate rises in a line; the stairs stay where they are.
+        optimizer: the optimizer.
+        total_steps: steps of the run.
+        gamma: factor at the end of each interval.
+        num_intervals: number of equal intervals of the run, N.
+        warmup_steps: steps of linear warm-up; they do not move the intervals.
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, gamma: float = 0.96, stairs: int = 10, warmup_steps: int = 0
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        gamma: float = 0.96,
+        num_intervals: int = 10,
+        warmup_steps: int = 0,
     ) -> None:
-        if stairs < 1:
-            raise UserError(f"stairs: expected 1 or more, found {stairs}")
+        if num_intervals < 1:
+            raise UserError(f"num_intervals: expected 1 or more, found {num_intervals}")
 
         def factor(step: int, total: int) -> float:
-            return gamma ** (step * stairs // total)
+            return gamma ** (step * num_intervals // total)
 
         super().__init__(optimizer, total_steps, factor, warmup_steps)
 
 
 class Plateau(LRScheduler):
-    """Multiplied by ``factor`` when ``patience`` validations in a row have not improved the module's ``monitor``.
+    """Multiply the learning rate by ``factor`` after ``patience`` validations without improvement.
 
-    Keras's ReduceLROnPlateau. `VisionModule` calls `observe` at the end of each validation, before checkpoints are
-    written; torch's class of this name would be called later by Lightning, and not at all in a resumed epoch.
+    It watches the module's ``monitor``, as Keras's ReduceLROnPlateau does. `VisionModule` calls `observe` at the end of
+    each validation, before checkpoints are written. Lightning would update torch's ReduceLROnPlateau later, and not at
+    all in a resumed epoch.
 
     Args:
-        optimizer: the optimizer whose rates move.
-        total_steps: steps of the whole run, on which nothing depends here.
-        factor: what the rate is multiplied by.
-        patience: validations without an improvement; counted anew after each reduction.
-        threshold: what is gained by less is no improvement.
-        minimum: least factor, as a fraction of the optimizer's own rate.
+        optimizer: the optimizer.
+        total_steps: steps of the run; not used.
+        factor: factor of each reduction.
+        patience: validations without improvement before a reduction; counted anew after it.
+        threshold: smallest absolute change of the metric that counts as an improvement.
+        min_factor: lower bound of the product of all reductions.
     """
 
     def __init__(
@@ -191,34 +199,39 @@ class Plateau(LRScheduler):
         factor: float = 0.1,
         patience: int = 12,
         threshold: float = 1e-4,
-        minimum: float = 0.0,
+        min_factor: float = 0.0,
     ) -> None:
-        if not (0 < factor < 1 and patience >= 1 and threshold >= 0 and 0 <= minimum < 1):
+        if not (0 < factor < 1 and patience >= 1 and threshold >= 0 and 0 <= min_factor < 1):
             raise UserError(
-                "Plateau: expected factor and minimum of 0 to 1, patience of 1 or more and threshold of 0 or more, "
-                f"found {factor}, {minimum}, {patience} and {threshold}"
+                "Plateau: expected factor and min_factor of 0 to 1, patience of 1 or more and threshold of 0 or more, "
+                f"found {factor}, {min_factor}, {patience} and {threshold}"
             )
-        self.factor, self.patience, self.threshold, self.minimum = factor, patience, threshold, minimum
-        self.scale, self.best, self.waited = 1.0, math.nan, 0
+        self.factor, self.patience, self.threshold, self.min_factor = factor, patience, threshold, min_factor
+        self.scale, self.best, self.num_bad_validations = 1.0, math.nan, 0
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Each group's rate now."""
-        return [rate * self.scale for rate in self.base_lrs]
+        """Return the current learning rate of each group."""
+        return [lr * self.scale for lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """What has happened so far. The arguments are not in it, so that a resumed run takes those that it is given."""
-        arguments = ("factor", "patience", "threshold", "minimum")
+        """Return the state without the arguments, so that a resumed run uses those of its own config."""
+        arguments = ("factor", "patience", "threshold", "min_factor")
         return {key: value for key, value in super().state_dict().items() if key not in arguments}
 
-    def observe(self, value: float, better: Literal["max", "min"]) -> None:
-        """Takes what the validation measured; the rates change at once. A value that is nan is no improvement."""
-        gain = value - self.best if better == "max" else self.best - value
+    def observe(self, value: float, mode: Literal["max", "min"]) -> None:
+        """Update the learning rates with a validation result; nan is not an improvement.
+
+        Args:
+            value: value of the metric.
+            mode: whether larger (``max``) or smaller (``min``) is better.
+        """
+        gain = value - self.best if mode == "max" else self.best - value
         if gain > self.threshold or (math.isnan(self.best) and not math.isnan(value)):
-            self.best, self.waited = value, 0
+            self.best, self.num_bad_validations = value, 0
             return
-        self.waited += 1
-        if self.waited >= self.patience:
-            self.waited, self.scale = 0, max(self.minimum, self.scale * self.factor)
-            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-                group["lr"] = rate
+        self.num_bad_validations += 1
+        if self.num_bad_validations >= self.patience:
+            self.num_bad_validations, self.scale = 0, max(self.min_factor, self.scale * self.factor)
+            for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = lr

@@ -1,8 +1,9 @@
-"""Image classification networks by name."""
+"""Image classification networks by name: torchvision's, the AlexNet of 2012 and the CIFAR ResNets."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torchvision
 from torch import nn
@@ -12,58 +13,69 @@ from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.components.alexnet import AlexNet2012
 from lightning_modules.components.resnet_cifar import ResNetCifar
 
-Network = Literal[
+NetworkName = Literal[
     "alexnet", "alexnet_2012", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "googlenet", "inception_v3",
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnet20_cifar", "resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet110_cifar",
 ]  # fmt: skip
 
-
-# Where a network is not like the ResNets, with a last layer "fc", 224 pixels, ImageNet's mean and deviation. The 2012
-# AlexNet subtracts the mean on a scale of 0..255. The authors' Inception weights take pixels on -1..1, to which
-# torchvision brings them by `transform_input`, undoing ImageNet's normalization; here they are normalized once.
-TRAITS: dict[str, dict[str, Any]] = {
-    "alexnet": {"head": "classifier.6"},
-    "alexnet_2012": {"head": "fc8", "input_size": 227, "std": (1 / 255,) * 3},
-    "vgg": {"head": "classifier.6"},
-    "googlenet": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "aux_weight": 0.3},
-    "inception_v3": {"input_size": 299, "mean": (0.5,) * 3, "std": (0.5,) * 3, "aux_weight": 0.4},
-    "_cifar": {"input_size": 32},
-}
+AUX_HEADS = ("aux1", "aux2", "AuxLogits")  # modules of GoogLeNet and Inception-v3
 
 
-AUXILIARY = ("aux1", "aux2", "AuxLogits")
+class NetworkConfig(NamedTuple):
+    """Properties of a network; the defaults are those of the ImageNet ResNets."""
+
+    head: str = "fc"  # module name of the last layer
+    input_size: int = 224  # pixels
+    mean: Sequence[float] = IMAGENET_MEAN  # of pixels in 0..1
+    std: Sequence[float] = IMAGENET_STD
+    aux_loss_weight: float = 0.0
 
 
-def traits(network: str) -> dict[str, Any]:
-    """Last layer's name, input size, mean, std and auxiliary weight of a network."""
-    common = {"head": "fc", "input_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "aux_weight": 0.0}
-    family = "_cifar" if network.endswith("_cifar") else "vgg" if network.startswith("vgg") else network
-    return common | TRAITS.get(family, {})
+def network_config(backbone: str) -> NetworkConfig:
+    """Return the properties of a network."""
+    if backbone.endswith("_cifar"):
+        return NetworkConfig(input_size=32)
+    if backbone == "alexnet" or backbone.startswith("vgg"):
+        return NetworkConfig(head="classifier.6")
+    if backbone == "alexnet_2012":  # only the mean is subtracted; pixels stay on a scale of 0..255
+        return NetworkConfig(head="fc8", input_size=227, std=(1 / 255,) * 3)
+    # The authors' Inception weights expect pixels in -1..1. Torchvision's `transform_input` undoes ImageNet's
+    # normalization for that; here the images are normalized once.
+    half = (0.5,) * 3
+    if backbone == "googlenet":
+        return NetworkConfig(mean=half, std=half, aux_loss_weight=0.3)
+    if backbone == "inception_v3":
+        return NetworkConfig(input_size=299, mean=half, std=half, aux_loss_weight=0.4)
+    return NetworkConfig()
 
 
 def build_network(
-    network: Network, num_classes: int, width: int = 16, dropout: float | None = None, auxiliary: bool = False
+    backbone: NetworkName,
+    num_classes: int,
+    base_channels: int = 16,
+    dropout: float | None = None,
+    aux_logits: bool = False,
 ) -> nn.Module:
-    """A new network: normalized images float (N,3,H,W) to logits (N,C), in training with GoogLeNet's auxiliary logits.
+    """Build a network with new weights; it maps normalized images, float (N, 3, H, W), to logits (N, C).
 
     Args:
-        network: its name.
-        num_classes: outputs of the last layer.
-        width: first channels of a CIFAR ResNet.
-        dropout: before the last layers; None takes torchvision's (AlexNet, VGG, Inception 0.5, GoogLeNet 0.2).
-        auxiliary: with the auxiliary heads of GoogLeNet and Inception-v3.
+        backbone: name of the network.
+        num_classes: outputs of the last layer, C.
+        base_channels: channels of the first stage of a CIFAR ResNet.
+        dropout: dropout before the last layers; None for torchvision's (AlexNet, VGG, Inception 0.5, GoogLeNet 0.2).
+        aux_logits: add the auxiliary heads of GoogLeNet and Inception-v3; in training they return logits, too.
     """
     options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
-    if options and network.startswith("resnet"):
-        raise UserError(f"dropout: {network} has none, found {dropout}: leave it out")
-    if width != 16 and not network.endswith("_cifar"):
-        raise UserError(f"width: only the CIFAR ResNets have one, found {width} for {network}: leave it out")
-    if network == "alexnet_2012":
+    if options and backbone.startswith("resnet"):
+        raise UserError(f"dropout: expected null for {backbone}, which has no dropout, found {dropout}")
+    if base_channels != 16 and not backbone.endswith("_cifar"):
+        raise UserError(f"base_channels: expected 16 for {backbone} (only CIFAR ResNets vary), found {base_channels}")
+    if backbone == "alexnet_2012":
         return AlexNet2012(num_classes, **options)
-    if network.endswith("_cifar"):
-        return ResNetCifar(int(network[len("resnet") : -len("_cifar")]), num_classes, width)
-    if network in ("googlenet", "inception_v3"):
-        # Torchvision's truncated normals take seconds; behind batch normalization the scale of the weights cancels.
-        options |= {"aux_logits": auxiliary, "init_weights": False, "transform_input": False}
-    return torchvision.models.get_model(network, weights=None, num_classes=num_classes, **options)
+    if backbone.endswith("_cifar"):
+        return ResNetCifar(int(backbone[len("resnet") : -len("_cifar")]), num_classes, base_channels)
+    if backbone in ("googlenet", "inception_v3"):
+        # Torchvision's truncated normals take seconds, and batch normalization cancels the scale of the weights.
+        options |= {"aux_logits": aux_logits, "init_weights": False, "transform_input": False}
+    return torchvision.models.get_model(backbone, weights=None, num_classes=num_classes, **options)

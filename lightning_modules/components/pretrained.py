@@ -1,4 +1,4 @@
-"""Weights that others have trained: found, fetched and loaded, with a line on what was left out."""
+"""Find, download and load pretrained weights."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch import Tensor, nn
 
 from errors import UserError
 
-SCRATCH = "train from scratch: --model.weights null, or a config whose name ends in _scratch, where there is one"
+TRAIN_FROM_SCRATCH = "train from scratch with --model.weights null, or a config whose name ends in _scratch"
 
 
-def find_weights(network: str, weights: str, instead: str = SCRATCH) -> Path:
-    """The file that ``weights`` names: a path, or a name among torchvision's weights of ``network``, then downloaded.
+def find_weights(network: str, weights: str, alternative: str = TRAIN_FROM_SCRATCH) -> Path:
+    """Return the file of pretrained weights; torchvision's are downloaded.
 
-    ``instead`` is what a failed download advises as the way without.
+    Args:
+        network: torchvision's name of the network.
+        weights: a file, or the name of torchvision's weights for ``network``: DEFAULT, IMAGENET1K_V1, ...
+        alternative: advice for a failed download, in the imperative.
 
     Raises:
-        ValueError: there are no weights of that name.
-        FileNotFoundError: there is no such file.
-        RuntimeError: the download fails; the message says what to fetch and where to put it.
+        UserError: no such weights or file, or the download fails; the message says what to fetch and where to put it.
     """
     if "://" in weights:
-        raise UserError(f"weights: expected DEFAULT or a file, found the URL {weights}: download it and name the file")
+        raise UserError(f"weights: expected DEFAULT or a file, found the URL {weights}; download it and name the file")
     if not re.fullmatch(r"DEFAULT|(IMAGENET1K|COCO)_[A-Z0-9]+", weights):
         if not Path(weights).is_file():
-            raise UserError(f"weights: no file {weights}: expected DEFAULT or a file of weights")
+            raise UserError(f"weights: expected DEFAULT or a file of weights, found no file {weights}")
         return Path(weights)
     if network not in torchvision.models.list_models():
-        raise UserError(f"weights: torchvision has no weights for {network}, found {weights}: name a file or leave out")
+        raise UserError(f"weights: expected a file or null for {network} (torchvision has none), found {weights}")
     published = torchvision.models.get_model_weights(network).__members__
     if weights not in published:
         raise UserError(f"weights: expected one of {', '.join(published)} for {network}, found {weights}")
@@ -46,7 +47,9 @@ def find_weights(network: str, weights: str, instead: str = SCRATCH) -> Path:
             hash_prefix = re.search(r"-([a-f0-9]+)\.", path.name)
             torch.hub.download_url_to_file(url, str(path), hash_prefix[1] if hash_prefix else None)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"weights: no download ({error}): fetch {url} and put it at {path}, or {instead}") from None
+            raise UserError(
+                f"weights: download failed ({error}); fetch {url} and put it at {path}, or {alternative}"
+            ) from None
     return path
 
 
@@ -57,12 +60,19 @@ def load_weights(
     *heads: str,
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Loads a state dict, or a checkpoint that holds one, all but heads for another number of classes.
+    """Load a state dict, or a checkpoint that contains one, and print one line on what was not loaded.
 
-    ``heads`` are the modules that may be of another shape, missing or foreign. Prefixes ``network.`` (our checkpoints)
-    and ``module.`` (DataParallel) are stripped; then ``convert``, if given, names and shapes them as the network does.
-    Prints one line on what was not loaded. Raises ValueError, in one line, for a file that is not a state dict or is
-    another network's.
+    The prefixes ``network.`` (our checkpoints) and ``module.`` (DataParallel) are removed from the keys.
+
+    Args:
+        network: the network to load into.
+        path: the file.
+        name: name of the network, for messages.
+        *heads: modules that may be missing in the file, have another shape, or exist only there.
+        convert: maps the state dict to the names and shapes of ``network``.
+
+    Raises:
+        UserError: the file is not a state dict, or is that of another network.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -72,21 +82,23 @@ def load_weights(
         shapes = {key: value.shape for key, value in state.items()}
     except Exception as error:
         raise UserError(
-            f"weights: {path} is not a state dict or a checkpoint, or is damaged ({type(error).__name__}): "
-            "expected a file written by torch.save with tensors only"
+            f"weights: expected a state dict or checkpoint (tensors only, written by torch.save), "
+            f"found {path}, which cannot be read ({type(error).__name__})"
         ) from None
-    own = network.state_dict()
-    fits = {key for key in own if shapes.get(key) == own[key].shape}
-    left = [key for key in own if key not in fits and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in own]
-    wrong = [key for key in (*left, *foreign) if not key.startswith(tuple(f"{head}." for head in heads))]
+    current = network.state_dict()
+    matching = {key for key in current if shapes.get(key) == current[key].shape}
+    missing = [key for key in current if key not in matching and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in current]
+    wrong = [key for key in (*missing, *unexpected) if not key.startswith(tuple(f"{head}." for head in heads))]
     if wrong:
         raise UserError(
-            f"weights: {path} is not of {name}: {len(wrong)} tensors are missing, foreign or of another shape, "
-            f"{wrong[0]} first: expected the weights of that network"
+            f"weights: expected weights of {name}, found {path} with {len(wrong)} tensors that are missing, unexpected "
+            f"or of another shape, such as {wrong[0]}"
         )
-    network.load_state_dict({key: state[key] for key in fits}, strict=False)
-    describe = [f"{k} {tuple(shapes[k]) if k in shapes else 'absent'} -> {tuple(own[k].shape)}" for k in left]
-    tail = f"; newly initialized: {', '.join(describe)}" if left else ""
-    tail += f"; left out: {', '.join(foreign)}" if foreign else ""
-    rank_zero_only(print)(f"weights: {path} loaded into {name}{tail}", flush=True)
+    network.load_state_dict({key: state[key] for key in matching}, strict=False)
+    initialized = [
+        f"{key} {tuple(shapes[key]) if key in shapes else 'absent'} -> {tuple(current[key].shape)}" for key in missing
+    ]
+    summary = f"; newly initialized: {', '.join(initialized)}" if initialized else ""
+    summary += f"; skipped: {', '.join(unexpected)}" if unexpected else ""
+    rank_zero_only(print)(f"weights: {path} loaded into {name}{summary}", flush=True)

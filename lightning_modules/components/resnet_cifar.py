@@ -1,11 +1,9 @@
-"""The residual networks for CIFAR-10: He, Zhang, Ren and Sun, "Deep Residual Learning", CVPR 2016, section 4.2.
+"""ResNets for CIFAR-10: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 
-6n+2 layers for 32x32 images: a 3x3 convolution, then 6n of them in three stages of n blocks on maps of 32, 16 and 8
-pixels with 16, 32 and 64 channels, then global average pooling and one fully connected layer. All shortcuts are option
-A: where the shape changes they subsample and pad with zero channels, and so have no parameters; a plain network of the
-same depth has exactly as many.
+6n+2 layers for 32x32 images: a 3x3 convolution, three stages of n blocks on 32x32, 16x16 and 8x8 feature maps with 16,
+32 and 64 channels, global average pooling and a fully connected layer. Shortcuts are option A and have no parameters.
 
-Test error on CIFAR-10 in the paper's table 6: ResNet-20 8.75, 32 7.51, 44 7.17, 56 6.97, 110 6.43 per cent.
+Test error on CIFAR-10 (table 6): ResNet-20 8.75%, -32 7.51%, -44 7.17%, -56 6.97%, -110 6.43%.
 """
 
 from __future__ import annotations
@@ -14,17 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from lightning_modules.components.initialization import he_normal
 
 
 def shortcut_a(x: Tensor, channels: int, stride: int) -> Tensor:
-    """Option A: every ``stride``-th pixel of (N,C,H,W), and zero channels up to ``channels``."""
+    """Subsample (N, C, H, W) by ``stride`` and append zero channels up to ``channels`` (option A)."""
     if stride == 1 and x.shape[1] == channels:
         return x
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
 class BasicBlock(nn.Module):
-    """Figure 2: relu(x + F(x)), F of two 3x3 convolutions, each with batch normalization before the activation."""
+    """Residual block of two 3x3 convolutions, each with batch normalization (figure 2).
+
+    Args:
+        in_channels: input channels.
+        channels: output channels.
+        stride: stride of the first convolution and of the shortcut.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -40,30 +45,26 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """A ResNet of 6n+2 layers.
+    """ResNet of 6n+2 layers.
 
     Args:
-        depth: 20, 32, 44, 56, 110 or any other 6n+2.
+        depth: number of layers, 6n+2: 20, 32, 44, 56, 110.
         num_classes: outputs of the last layer.
-        width: channels of the first stage; 16 in the paper. Less makes a small network for tests and demonstrations.
+        base_channels: channels of the first stage; 16 in the paper.
     """
 
-    def __init__(self, depth: int = 20, num_classes: int = 10, width: int = 16) -> None:
+    def __init__(self, depth: int = 20, num_classes: int = 10, base_channels: int = 16) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"depth: expected 6n+2 (20, 32, 44, 56, 110), found {depth}")
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.stage1 = self._stage(width, width, blocks, stride=1)
-        self.stage2 = self._stage(width, 2 * width, blocks, stride=2)
-        self.stage3 = self._stage(2 * width, 4 * width, blocks, stride=2)
-        self.fc = nn.Linear(4 * width, num_classes)
-        # He et al. 2015, equation 10: N(0, 2 / fan-in) keeps the variance of what a ReLU halves.
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(layer.weight)
-        nn.init.zeros_(self.fc.bias)
+        self.conv1 = nn.Conv2d(3, base_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_channels)
+        self.stage1 = self._stage(base_channels, base_channels, blocks, stride=1)
+        self.stage2 = self._stage(base_channels, 2 * base_channels, blocks, stride=2)
+        self.stage3 = self._stage(2 * base_channels, 4 * base_channels, blocks, stride=2)
+        self.fc = nn.Linear(4 * base_channels, num_classes)
+        he_normal(self)
 
     @staticmethod
     def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -71,7 +72,7 @@ class ResNetCifar(nn.Module):
         return nn.Sequential(BasicBlock(in_channels, channels, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images float (N,3,H,W), 32x32 in the paper, to logits (N, classes)."""
+        """Map images, float (N, 3, H, W), 32x32 in the paper, to logits (N, C)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.fc(x.mean((2, 3)))

@@ -1,4 +1,4 @@
-"""VisionModule: what reaches the optimizer, the logs and the device."""
+"""VisionModule: losses, metrics, normalization, parameter groups."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from callbacks.metrics_file import read_metrics
+from errors import UserError
 from lightning_modules.base import VisionModule
 from lightning_modules.schedules import Cosine
 from tests.small_system import BlobsData, SmallNet, fit
@@ -23,7 +24,7 @@ def test_terms_and_their_sum_are_logged(tmp_path: Path) -> None:
 
 
 def test_validation_is_measured_over_the_whole_set(tmp_path: Path) -> None:
-    """13 samples in batches of 4: the mean of the batches' means would weigh the last sample fourfold."""
+    """With 13 samples in batches of 4, the mean over batches would give the last sample four times its weight."""
     trainer = fit(tmp_path, max_epochs=1)
     module = trainer.lightning_module.eval()
     data = BlobsData(batch_size=4, num_workers=0, seed=3)
@@ -55,7 +56,7 @@ def test_channels_last_reaches_weights_and_images(tmp_path: Path) -> None:
 
 
 class Grouped(SmallNet):
-    """The last layer learns ten times as fast and does not decay."""
+    """The last layer has 10x the learning rate and no weight decay."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         head = self.network[5]
@@ -82,19 +83,19 @@ def test_what_cannot_be_scheduled_is_refused() -> None:
     module = SmallNet()
     module._trainer = FakeTrainer()  # type: ignore[assignment]
     module.schedule_factory = lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="does not resume exactly"):
+    with pytest.raises(UserError, match="does not resume exactly"):
         module.configure_optimizers()
     module.schedule_factory = lambda o, n: Cosine(o, n)
     module._trainer.estimated_stepping_batches = float("inf")  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"trainer\.max_epochs"):
+    with pytest.raises(UserError, match=r"trainer\.max_epochs"):
         module.configure_optimizers()
     module.requires_grad_(False)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(UserError, match="frozen"):
         module.configure_optimizers()
 
 
 def test_overfitting_a_few_batches_sees_the_same_ones(tmp_path: Path) -> None:
-    """Lightning replaces other samplers there, and with them the loader's trainer."""
+    """With overfit_batches Lightning would replace other samplers."""
     seen: list[list[str]] = []
 
     class Watching(SmallNet):

@@ -1,4 +1,4 @@
-"""ConvMuon against torch's Muon on the convolutions as matrices, and torch's SGD on the rest."""
+"""ConvMuon: equal to torch's Muon on matrices and torch's SGD on all other parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.optimizers import ConvMuon, orthogonalized
+from lightning_modules.optimizers import ConvMuon, orthogonalize
 
 
 def network() -> nn.Sequential:
@@ -33,7 +33,7 @@ def model() -> nn.Sequential:
 @pytest.mark.parametrize("shape", [(3, 16, 72), (2, 72, 16), (1, 8, 8)])
 def test_singular_values_become_about_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalized(matrices)
+    found = orthogonalize(matrices)
     values = torch.linalg.svdvals(found)
     assert found.shape == shape
     assert values.min() > 0.3
@@ -64,7 +64,7 @@ def test_it_is_torchs_muon_and_torchs_sgd(model: nn.Sequential) -> None:
     found = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 3]
     assert len(found) == 3
     for p, matrix in zip(found, matrices, strict=True):
-        # Torch's iterates in bfloat16.
+        # Torch iterates in bfloat16.
         assert (p.reshape(len(p), -1) - matrix).abs().max() < 0.03 * 5 * 0.02
     others = [p for p in model.parameters() if not any(p is h for h in found)]
     for p, q in zip(others, rest, strict=True):
@@ -77,7 +77,7 @@ def test_groups_keep_what_they_say_and_a_state_goes_on_exactly(model: nn.Sequent
         {"params": model[8].parameters()},
     ]
     optimizer = ConvMuon(groups)
-    assert [(g["orthogonal"], g["lr"], g.get("lr_scale")) for g in optimizer.param_groups] == [
+    assert [(g["use_muon"], g["lr"], g.get("lr_scale")) for g in optimizer.param_groups] == [
         (True, 0.02, 0.5), (False, 0.05, 0.5), (False, 0.05, None),
     ]  # fmt: skip
     gradients(model, 0)

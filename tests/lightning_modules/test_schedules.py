@@ -1,4 +1,4 @@
-"""The schedules equal torch's own where those exist, survive a checkpoint, and are built by jsonargparse."""
+"""Schedules: equal to torch's, resumable, built by jsonargparse."""
 
 import io
 import warnings
@@ -45,7 +45,7 @@ def test_equals_torch(ours, torchs):
 
 
 def test_warmup_is_a_line_and_the_cosine_starts_where_it_ends():
-    found = rates(lambda o: Cosine(o, STEPS, warmup_steps=10, minimum=0.1), STEPS + 1)[:, 0]
+    found = rates(lambda o: Cosine(o, STEPS, warmup_steps=10, min_factor=0.1), STEPS + 1)[:, 0]
     torch.testing.assert_close(found[:10], torch.arange(1, 11, dtype=torch.float64) / 100)
     assert found[10] == pytest.approx(0.1)
     assert found[25] == pytest.approx(0.1 * (0.1 + 0.9 / 2))
@@ -66,7 +66,7 @@ def test_warmup_longer_than_the_run_is_said():
 
 @pytest.mark.parametrize("milestones", [[0.75, 0.5], [30, 60], [0.0]])
 def test_milestones_are_fractions(milestones):
-    with pytest.raises(ValueError, match="rising fractions of the run"):
+    with pytest.raises(ValueError, match="increasing fractions of the run"):
         Step(optimizer(), STEPS, milestones)
 
 
@@ -92,14 +92,14 @@ def test_resumes_through_a_weights_only_checkpoint(schedule):
         second.step()
 
 
-@pytest.mark.parametrize("better", ["min", "max"])
-def test_plateau_reduces_after_so_many_validations_without_gain(better):
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_plateau_reduces_after_patience_validations(mode):
     sgd = optimizer()
-    plateau = Plateau(sgd, STEPS, factor=0.1, patience=2, threshold=0.01, minimum=0.05)
-    sign = 1 if better == "max" else -1
+    plateau = Plateau(sgd, STEPS, factor=0.1, patience=2, threshold=0.01, min_factor=0.05)
+    sign = 1 if mode == "max" else -1
     seen = []
     for value in [1, 2, 2.005, 3, float("nan"), 2, 2.5, 2.6, 2.7, 4]:
-        plateau.observe(sign * value, better)
+        plateau.observe(sign * value, mode)
         for _ in range(3):  # steps between validations change nothing
             sgd.step()
             plateau.step()
@@ -130,7 +130,7 @@ def test_plateau_goes_on_from_a_checkpoint():
 
 
 def test_plateau_refuses_what_is_out_of_range():
-    with pytest.raises(ValueError, match="factor and minimum of 0 to 1"):
+    with pytest.raises(ValueError, match="factor and min_factor of 0 to 1"):
         Plateau(optimizer(), STEPS, factor=1.5)
 
 
@@ -146,7 +146,7 @@ def parse(*args):
 def test_momentum_is_forgotten_at_milestones_alone():
     weight = nn.Parameter(torch.zeros(1))
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-    schedule = Step(sgd, 10, [0.3, 0.7], forget_momentum=True)
+    schedule = Step(sgd, 10, [0.3, 0.7], reset_momentum=True)
     found = []
     for _ in range(9):
         weight.grad = torch.ones(1)
@@ -169,9 +169,9 @@ def test_jsonargparse_builds_a_schedule_from_optimizer_and_steps(name):
 
 
 def test_jsonargparse_shows_and_builds_the_optimizer():
-    shown, module = parse("--model.optimizer.lr=.2")
-    assert "class_path: torch.optim.SGD" in shown
-    assert "weight_decay: 0.0001" in shown
+    dumped, module = parse("--model.optimizer.lr=.2")
+    assert "class_path: torch.optim.SGD" in dumped
+    assert "weight_decay: 0.0001" in dumped
     made = module.optimizer_factory([nn.Parameter(torch.zeros(1))])
     assert made.defaults["lr"] == 0.2
     assert made.defaults["momentum"] == 0.9

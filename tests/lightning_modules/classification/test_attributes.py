@@ -26,7 +26,9 @@ INGREDIENTS = ["salt", "rice"]
 
 
 def tiny(attributes=ATTRIBUTES, ingredients=INGREDIENTS, **options):
-    return AttributeClassifier("resnet20_cifar", attributes, ingredients, **{"width": 2, "channels": 4, **options})
+    return AttributeClassifier(
+        "resnet20_cifar", attributes, ingredients, **{"base_channels": 2, "channels": 4, **options}
+    )
 
 
 def a_batch(size=6, side=32):
@@ -43,12 +45,12 @@ def a_batch(size=6, side=32):
 
 
 @pytest.mark.parametrize(
-    ("trunk", "last", "without_head"), [("resnet18", 512, 11_176_512), ("resnet50", 2048, 23_508_032)]
+    ("backbone", "last", "without_head"), [("resnet18", 512, 11_176_512), ("resnet50", 2048, 23_508_032)]
 )
-def test_parameters(trunk, last, without_head):
-    """The trunk's count is torchvision's without its last layer; the rest is written out."""
+def test_parameters(backbone, last, without_head):
+    """The backbone has torchvision's count without the last layer; the rest is computed here."""
     outputs = {"cuisine": 16, "course": 13, "taste": 6, "ingredients": 100}
-    network = AttributeNetwork(trunk, outputs)
+    network = AttributeNetwork(backbone, outputs)
     c, bn = 256, 2 * 256
     reduce = (last // 2 + last) * c + 2 * bn
     convolve = 2 * ((1 + 9 + 25) * c * c + 3 * bn)
@@ -64,7 +66,7 @@ def test_the_scales_are_a_weighted_mean():
     features, weights = scales(maps)
     assert (features.shape, weights.shape) == ((2, 5), (2, 6))
     assert torch.allclose(weights.sum(1), torch.ones(2))
-    assert not torch.allclose(weights[0], weights[1]), "they depend on the image"
+    assert not torch.allclose(weights[0], weights[1]), "expected weights that depend on the image"
     expected = torch.zeros(2, 5)
     vectors = []
     for m in range(2):
@@ -78,9 +80,9 @@ def test_the_scales_are_a_weighted_mean():
     assert torch.allclose(features, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("network", ["resnet18", "resnet20_cifar"])
-def test_any_size_of_picture(network):
-    module = AttributeClassifier(network, ATTRIBUTES, INGREDIENTS, channels=4).eval()
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet20_cifar"])
+def test_any_image_size(backbone):
+    module = AttributeClassifier(backbone, ATTRIBUTES, INGREDIENTS, channels=4).eval()
     for height, width in ((32, 32), (47, 33)):
         images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
         predictions = module.predict(images)
@@ -91,15 +93,15 @@ def test_any_size_of_picture(network):
     assert "ingredients" not in tiny(ingredients=None).eval().predict(images)
 
 
-def test_the_trunk_takes_an_image_classifiers_weights(tmp_path, capsys):
-    classifier = ImageClassifier("resnet20_cifar", 7, width=2)
+def test_the_backbone_loads_an_image_classifiers_weights(tmp_path, capsys):
+    classifier = ImageClassifier("resnet20_cifar", 7, base_channels=2)
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "classifier.ckpt")
     module = tiny(weights=str(tmp_path / "classifier.ckpt"))
-    assert "left out: fc.weight, fc.bias" in capsys.readouterr().out
-    for name, value in module.network.trunk.state_dict().items():
+    assert "skipped: fc.weight, fc.bias" in capsys.readouterr().out
+    for name, value in module.network.backbone.state_dict().items():
         assert torch.equal(value, classifier.network.state_dict()[name]), name
-    with pytest.raises(ValueError, match="is not of resnet20_cifar"):
-        tiny(width=3, weights=str(tmp_path / "classifier.ckpt"))
+    with pytest.raises(ValueError, match="expected weights of resnet20_cifar"):
+        tiny(base_channels=3, weights=str(tmp_path / "classifier.ckpt"))
 
 
 # --- loss -----------------------------------------------------------------------------------------------------------
@@ -163,10 +165,10 @@ def test_an_attribute_without_a_label_contributes_exactly_zero():
     for name in ("taste", "ingredients"):
         assert not module.network.heads[name].weight.grad.any()
     assert module.network.heads["cuisine"].weight.grad.any()
-    gradient = [p.grad.clone() for p in module.network.trunk.parameters()]
+    gradient = [p.grad.clone() for p in module.network.backbone.parameters()]
     module.zero_grad()
     module.losses(batch)["cuisine"].backward()
-    assert all(torch.equal(g, p.grad) for g, p in zip(gradient, module.network.trunk.parameters(), strict=True))
+    assert all(torch.equal(g, p.grad) for g, p in zip(gradient, module.network.backbone.parameters(), strict=True))
 
 
 def test_attribute_weights_multiply_the_terms():
@@ -192,15 +194,18 @@ def test_class_weights_are_no_buffers():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"attributes": None}, "attributes: expected one or more, each with classes, found {}: does the data have any"),
+        (
+            {"attributes": None},
+            "attributes: expected one or more, each with classes, found {}; check that the data has attributes",
+        ),
         ({"attributes": {"cuisine": []}}, "found {'cuisine': 0}"),
-        ({"attributes": {"ingredients": ["a"]}}, "ingredients have a head of their own"),
+        ({"attributes": {"ingredients": ["a"]}}, "expected no attribute named ingredients"),
         ({"attribute_weights": {"flavour": 1.0}}, "attribute_weights: expected names among .*taste, found flavour"),
         ({"attribute_weights": {"taste": -1.0}}, "expected 0 or more"),
         ({"ingredients": None, "attribute_weights": {"ingredients": 1.0}}, "found ingredients"),
         ({"class_weights": {"flavour": "balanced"}}, "class_weights: expected names among"),
-        ({"class_weights": {"taste": [1.0]}}, "class_weights: taste: expected 2, one a class, found 1"),
-        ({"kernel_sizes": [1, 4]}, r"kernel_sizes: expected odd ones, found \[1, 4\]"),
+        ({"class_weights": {"taste": [1.0]}}, "class_weights: taste: expected 2, one per class, found 1"),
+        ({"kernel_sizes": [1, 4]}, r"kernel_sizes: expected odd numbers, found \[1, 4\]"),
     ],
 )
 def test_bad_arguments(options, expected):
@@ -217,7 +222,7 @@ def test_bad_labels_are_named_on_the_cpu():
             module.on_before_batch_transfer(batch, 0)
     with pytest.raises(ValueError, match="labels: expected cuisine, taste, found cuisine"):
         module.on_before_batch_transfer({"labels": {"cuisine": torch.tensor([0])}}, 0)
-    with pytest.raises(ValueError, match="ingredients: expected 2 a sample, found 3"):
+    with pytest.raises(ValueError, match="ingredients: expected 2 per sample, found 3"):
         module.on_before_batch_transfer(a_batch() | {"ingredients": torch.zeros(6, 3)}, 0)
     assert module.on_before_batch_transfer(a_batch(), 0)
 
@@ -236,7 +241,7 @@ def trainer(**options):
 
 
 class Shuffled(Dataset):
-    """Each image with the labels of any other one, drawn anew in every epoch."""
+    """Pair each image with the labels of random other images, anew in every epoch."""
 
     def __init__(self, dataset):
         self.dataset, self.transform = dataset, dataset.transform
@@ -266,11 +271,11 @@ def drawn(tmp_path_factory):
 def after_training(kind, root):
     pl.seed_everything(0)
     data = kind(
-        root, ingredients=12, image_size=24, resize=24, crop_scale=(0.7, 1.0), num_workers=0, batch_size=24,
+        root, vocabulary_size=12, image_size=24, resize=24, crop_scale=(0.7, 1.0), num_workers=0, batch_size=24,
         eval_batch_size=64, val_fraction=0.2, test_fraction=0.0,
     )  # fmt: skip
     module = AttributeClassifier(
-        "resnet20_cifar", data.attributes, data.ingredient_names, width=8, channels=32,
+        "resnet20_cifar", data.attributes, data.ingredient_names, base_channels=8, channels=32,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.006),
         schedule=lambda optimizer, total: Cosine(optimizer, total, warmup_steps=10),
     )  # fmt: skip
@@ -289,7 +294,7 @@ def test_every_attribute_is_learned(drawn):
 
 
 def test_nothing_is_learned_of_shuffled_labels(drawn):
-    """The likelihood tells it; the accuracy may be any, as nearly equal probabilities still have a largest one."""
+    """The loss shows it; the accuracy of nearly equal probabilities is arbitrary."""
     found = after_training(ShuffledYummly, drawn)
     chance = math.log(3) + math.log(4) + math.log(4)
     assert found["val/loss"] == pytest.approx(chance, abs=0.2)
@@ -297,7 +302,7 @@ def test_nothing_is_learned_of_shuffled_labels(drawn):
 
 
 def test_balanced_class_weights_come_from_the_datamodule(drawn):
-    data = Yummly28K(drawn, ingredients=0, image_size=16, num_workers=0, val_fraction=0.1)
+    data = Yummly28K(drawn, vocabulary_size=0, image_size=16, num_workers=0, val_fraction=0.1)
     module = tiny(data.attributes, None, class_weights="balanced")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -306,7 +311,7 @@ def test_balanced_class_weights_come_from_the_datamodule(drawn):
         counts = np.bincount(labels[labels >= 0], minlength=len(data.attributes[name]))
         present = counts > 0
         expected = counts.sum() / (present.sum() * counts[present])
-        assert module._class_weights[name].numpy()[present] == pytest.approx(expected), name
+        assert module.class_weights[name].value.numpy()[present] == pytest.approx(expected), name
     with pytest.raises(ValueError, match="balanced needs a datamodule with attribute_labels"):
         trainer(max_steps=1).fit(tiny(class_weights={"taste": "balanced"}), DataLoader([a_batch()], batch_size=None))
 

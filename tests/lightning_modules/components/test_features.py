@@ -1,4 +1,4 @@
-"""Activations against torchvision's own, weights of all kinds, random features, filters of mean 1."""
+"""Features: activations against torchvision's, all kinds of weights, random features, rescaled filters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.classification.image_classifier import ImageClassifier
 from lightning_modules.components.features import Features, layer_names
@@ -23,7 +24,7 @@ def images(size: int = 64, count: int = 2) -> Tensor:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a VGG-16 and of an AlexNet, as torchvision's files hold them."""
+    """Weights of VGG-16 and AlexNet in torchvision's format."""
     folder = tmp_path_factory.mktemp("weights")
     for name in ("vgg16", "alexnet"):
         torch.manual_seed(1)
@@ -37,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
      ("relu5_1", 29), ("pool5", 36)],
 )  # fmt: skip
 def test_names_stand_where_the_papers_have_them(layer: str, index: int) -> None:
-    """In VGG-19; indices of torchvision's ``features``, as in the authors' and everyone's code."""
+    """Compare with the indices of torchvision's ``features``, which the authors' code uses, too."""
     names = [name for name in layer_names("vgg19") if not name.startswith(("fc", "prob", "logprob", "relu6", "relu7"))]
     assert names.index(layer) == index
     assert len(names) == 37
@@ -51,19 +52,19 @@ def test_other_networks_names() -> None:
     assert layer_names("vgg16_bn") == layer_names("vgg16")
 
 
-@pytest.mark.parametrize("network", ["vgg16", "alexnet"])
-def test_they_are_torchvisions_activations(network: Any, files: Path) -> None:
-    weights = str(files / f"{network}.pth")
-    theirs = torchvision.models.get_model(network, weights=None).eval()
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet"])
+def test_they_are_torchvisions_activations(backbone: Any, files: Path) -> None:
+    weights = str(files / f"{backbone}.pth")
+    theirs = torchvision.models.get_model(backbone, weights=None).eval()
     theirs.load_state_dict(torch.load(weights, weights_only=True))
     pool = "pool5"
-    found = Features(["conv1_1" if network == "vgg16" else "conv1", pool, "fc6", "logprob"], network, weights)(
+    found = Features(["conv1_1" if backbone == "vgg16" else "conv1", pool, "fc6", "logprob"], backbone, weights)(
         images(224)
     )
     with torch.no_grad():
         x = (images(224) - MEAN) / STD
         assert torch.equal(next(iter(found.values())), theirs.features[0](x)), (
-            "before the ReLU, which works in place there"
+            "expected activations before the ReLU, which works in place in torchvision"
         )
         assert (next(iter(found.values())) < 0).any()
         torch.testing.assert_close(found[pool], theirs.features(x))
@@ -100,12 +101,12 @@ def test_pooling_and_padding() -> None:
     gray = torch.full((1, 3, 32, 32), 0.7)
     zeros, reflect = (Features(["conv1_1"], "vgg16", "random", padding=padding)(gray)["conv1_1"]
                       for padding in ("zeros", "reflect"))  # fmt: skip
-    assert reflect.std((2, 3)).max() < 1e-5, "an image without edges has none at its border"
+    assert reflect.std((2, 3)).max() < 1e-5, "a uniform image must have no edge at its border"
     assert zeros.std((2, 3)).max() > 0.01
 
 
 def test_our_own_classifier_gives_features_and_its_normalization(tmp_path: Path) -> None:
-    """Of seven classes, with batch normalization, its own mean and deviation; without a last layer there is no fc8."""
+    """Load a classifier of 7 classes with batch normalization; without its last layer there is no fc8."""
     torch.manual_seed(2)
     classifier = ImageClassifier("vgg16_bn", num_classes=7, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7])
     for part in classifier.modules():
@@ -127,7 +128,7 @@ def test_our_own_classifier_gives_features_and_its_normalization(tmp_path: Path)
         torch.testing.assert_close(scores["logprob"].exp().sum(1), torch.ones(len(x)))
     headless = {k: v for k, v in classifier.state_dict().items() if "classifier.6" not in k}
     torch.save(headless, path)
-    with pytest.raises(ValueError, match="expected some before fc8, which .*best.ckpt does not have"):
+    with pytest.raises(UserError, match="expected layers before fc8, which .*best.ckpt does not have"):
         Features(["fc8"], "vgg16_bn", path)
 
 
@@ -147,14 +148,14 @@ def test_rescaled_filters_have_a_mean_of_one_and_compute_the_same(files: Path) -
     plain, scaled = (
         Features(["relu1_1", "relu3_3", "pool5", "fc6"], "vgg16", str(files / "vgg16.pth")) for _ in range(2)
     )
-    scaled.rescale(images(96))
+    scaled.rescale_filters(images(96))
     before, after = plain(images(96)), scaled(images(96))
     torch.testing.assert_close(after["fc6"], before["fc6"], atol=1e-4, rtol=1e-3)
     for layer in ("relu1_1", "relu3_3"):
         means, plain_means = after[layer].mean((0, 2, 3)), before[layer].mean((0, 2, 3))
         assert (means > 0.999).sum() > 32
         torch.testing.assert_close(means[means > 0.99], torch.ones_like(means[means > 0.99]), atol=1e-3, rtol=1e-3)
-        # Those that see next to nothing stay small.
+        # Filters that barely respond stay small.
         assert (plain_means[means <= 0.99] < plain_means[means > 0.99].min()).all()
     assert (before["relu3_3"].mean((0, 2, 3)) - 1).abs().max() > 0.1
 
@@ -165,13 +166,15 @@ def test_what_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"fetch https.*vgg19-.*put it at .*untrained features: --model.weights ran"):
+    with pytest.raises(
+        UserError, match=r"fetch https.*vgg19-.*put it at .*untrained features with --model.weights random"
+    ):
         Features(["relu1_1"])
-    with pytest.raises(ValueError, match="layers: expected some of conv1_1, .* of vgg19, found relu9_1"):
+    with pytest.raises(UserError, match="layers: expected some of conv1_1, .* of vgg19, found relu9_1"):
         Features(["relu9_1"], weights="random")
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(UserError, match="found none"):
         Features([], weights="random")
-    with pytest.raises(ValueError, match="features: expected vgg16, .* found resnet18"):
+    with pytest.raises(UserError, match="backbone: expected vgg16, .* found resnet18"):
         Features(["relu1"], "resnet18", "random")  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError, match="no file nowhere.pth"):
+    with pytest.raises(UserError, match="found no file nowhere.pth"):
         Features(["relu1_1"], weights="nowhere.pth")

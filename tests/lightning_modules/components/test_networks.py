@@ -1,4 +1,4 @@
-"""The networks: exact parameter counts, the papers' formulas, the shapes that they expect."""
+"""Networks: exact parameter counts, the papers' formulas, input sizes."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,20 @@ import torch
 import torchvision
 from torch import nn
 
+from errors import UserError
 from lightning_modules.classification.image_classifier import ImageClassifier
 from lightning_modules.components.alexnet import AlexNet2012, LocalResponseNorm
 from lightning_modules.components.networks import build_network
 from lightning_modules.components.resnet_cifar import ResNetCifar, shortcut_a
 
 
-def count(network, classes=1000, **options):
+def count(backbone, classes=1000, **options):
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(network, classes, **options).parameters())
+        return sum(p.numel() for p in build_network(backbone, classes, **options).parameters())
 
 
 @pytest.mark.parametrize(
-    ("network", "parameters"),
+    ("backbone", "parameters"),
     [
         ("alexnet", 61_100_840),
         ("alexnet_2012", 60_965_224),
@@ -35,25 +36,26 @@ def count(network, classes=1000, **options):
         ("resnet152", 60_192_808),
     ],
 )
-def test_parameters_at_1000_classes(network, parameters):
-    assert count(network) == parameters
+def test_parameters_at_1000_classes(backbone, parameters):
+    assert count(backbone) == parameters
 
 
 def test_parameters_with_auxiliary_heads():
-    assert count("googlenet", auxiliary=True) == 13_004_888
-    assert count("inception_v3", auxiliary=True) == 27_161_264
+    assert count("googlenet", aux_logits=True) == 13_004_888
+    assert count("inception_v3", aux_logits=True) == 27_161_264
 
 
 def test_parameters_of_vgg16_for_places365():
     assert count("vgg16", 365) == 135_755_949
 
 
-def cifar_parameters(depth, classes=10, width=16):
+def cifar_parameters(depth, classes=10, base_channels=16):
     n = (depth - 2) // 6
-    total = 27 * width + 2 * width
-    for into, out in ((width, width), (width, 2 * width), (2 * width, 4 * width)):
+    c = base_channels
+    total = 27 * c + 2 * c
+    for into, out in ((c, c), (c, 2 * c), (2 * c, 4 * c)):
         total += 9 * into * out + (2 * n - 1) * 9 * out * out + 2 * n * 2 * out
-    return total + 4 * width * classes + classes
+    return total + 4 * c * classes + classes
 
 
 @pytest.mark.parametrize(
@@ -62,13 +64,13 @@ def cifar_parameters(depth, classes=10, width=16):
 def test_parameters_of_cifar_resnets(depth, parameters):
     assert cifar_parameters(depth) == parameters
     assert count(f"resnet{depth}_cifar", 10) == parameters
-    assert count(f"resnet{depth}_cifar", 100, width=4) == cifar_parameters(depth, 100, 4)
+    assert count(f"resnet{depth}_cifar", 100, base_channels=4) == cifar_parameters(depth, 100, 4)
 
 
 def test_cifar_resnet_counts_its_layers():
-    layers = [m for m in ResNetCifar(20, width=2).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [m for m in ResNetCifar(20, base_channels=2).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(layers) == 20
-    with pytest.raises(ValueError, match=r"expected 6n\+2"):
+    with pytest.raises(UserError, match=r"expected 6n\+2"):
         ResNetCifar(21)
 
 
@@ -118,7 +120,7 @@ def test_alexnet_2012_layers_and_initialization():
     assert network.conv2.weight.std().item() == pytest.approx(0.01, rel=0.01)
     with torch.inference_mode():
         assert network(torch.zeros(1, 3, 227, 227)).shape == (1, 10)
-    with pytest.raises(ValueError, match="expected 227x227 pixels, found 224x224"):
+    with pytest.raises(UserError, match="expected 227x227 pixels, found 224x224"):
         network(torch.zeros(1, 3, 224, 224))
 
 
@@ -126,30 +128,30 @@ def test_alexnet_2012_sees_pixels_on_their_own_scale():
     with torch.device("meta"):
         network = build_network("alexnet_2012", 2)
     assert network.fc8.out_features == 2
-    module = ImageClassifier("resnet20_cifar", 2, width=2, mean=[0.5] * 3, std=[1 / 255] * 3)
+    module = ImageClassifier("resnet20_cifar", 2, base_channels=2, mean=[0.5] * 3, std=[1 / 255] * 3)
     black = module.preprocess(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
     torch.testing.assert_close(black, torch.full((1, 3, 2, 2), -127.5))
 
 
 def test_googlenet_normalizes_once_as_torchvision_means_it():
-    module = ImageClassifier("googlenet", 3, aux_weight=0)
+    module = ImageClassifier("googlenet", 3, aux_loss_weight=0)
     module.eval()
-    torchs = torchvision.models.googlenet(num_classes=3, aux_logits=False, init_weights=False, transform_input=True)
-    torchs.load_state_dict(module.network.state_dict())
-    torchs.eval()
+    reference = torchvision.models.googlenet(num_classes=3, aux_logits=False, init_weights=False, transform_input=True)
+    reference.load_state_dict(module.network.state_dict())
+    reference.eval()
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.inference_mode():
-        expected = torchs((image / 255 - mean) / std).softmax(1)
+        expected = reference((image / 255 - mean) / std).softmax(1)
         torch.testing.assert_close(module.predict(image)["probabilities"], expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(
-        module.preprocess(image), torchs._transform_input((image / 255 - mean) / std), rtol=0, atol=2e-6
+        module.preprocess(image), reference._transform_input((image / 255 - mean) / std), rtol=0, atol=2e-6
     )
 
 
 def test_options_of_other_networks_are_refused():
-    with pytest.raises(ValueError, match="resnet50 has none"):
+    with pytest.raises(UserError, match="expected null for resnet50"):
         build_network("resnet50", 10, dropout=0.5)
-    with pytest.raises(ValueError, match="only the CIFAR ResNets have one"):
-        build_network("vgg16", 10, width=8)
+    with pytest.raises(UserError, match="base_channels: expected 16 for vgg16"):
+        build_network("vgg16", 10, base_channels=8)
