@@ -1,13 +1,15 @@
-"""Images a second of our training input against torchvision's reference: ``make bench``.
+"""Images per second of the training input against torchvision's reference: ``make bench``.
 
-Both read the file, decode, cut out and resize a random part to 224x224 and flip it. The reference (torchvision's
-ImageNet recipe) then makes floats and normalizes; ours delivers uint8, a quarter of the bytes, and the module
-normalizes on the device.
+Both read the file, decode it, resize a random crop to 224x224 and flip it. The reference (torchvision's ImageNet
+recipe) then converts to float and normalizes. Ours delivers uint8, a quarter of the bytes, and the module normalizes on
+the device.
 
-First what a training loop sees: one worker process that fills batches of 64 and hands them over through shared memory,
-timed by the clock where they arrive, with all that our loader does for exact resume. Then one image at a time in the
-main process, by processor time and without batches, where the size of what is delivered hardly counts; there ours is
-timed with normalization too, so that nobody is misled.
+Three measurements:
+
+- batches: one worker process fills batches of 64 and passes them through shared memory, by wall-clock time, with
+  everything that the loader does for exact resume;
+- single images: in the main process, by processor time, also with normalization on the CPU;
+- skipped rows: the same with and without `datamodules.jpeg.decode_jpeg_rows`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from datamodules.images import EncodedImage, _reduction, image_size, list_images
+from datamodules import images
+from datamodules.folders import list_images
+from datamodules.images import EncodedImage, image_size
 from datamodules.loading import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
 from datamodules.transforms import TrainTransform, random_resized_box, to_tensor
 from errors import DatasetError
@@ -40,7 +44,7 @@ BATCHES = 10
 
 
 def seconds(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
-    """Processor time of one pass; the images are in the page cache, and other work on the machine does not count."""
+    """Return the processor time of one pass, which excludes other work on the machine."""
     random.seed(0)
     torch.manual_seed(0)
     start = time.process_time()
@@ -50,18 +54,18 @@ def seconds(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
 
 
 def measure(functions: dict[str, Callable[[Any], object]], inputs: Sequence[Any], repeats: int) -> dict[str, float]:
-    """Median milliseconds an image of each function; the runs alternate, so that a disturbance meets all."""
+    """Return the median milliseconds per image of each function; passes alternate, so that disturbances affect all."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
             elapsed = seconds(function, inputs)
-            if repeat:  # the first pass warms caches
+            if repeat:  # the first pass fills the caches
                 times[name].append(elapsed / len(inputs) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def pipelines() -> dict[str, Callable[[str], object]]:
-    """The whole pipelines, each from a path to a tensor."""
+    """Return the pipelines, each from a path to a tensor."""
     recipe = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIZE),
@@ -81,11 +85,24 @@ def pipelines() -> dict[str, Callable[[str], object]]:
     def normalized(path: str) -> object:
         return ours(path).float().sub_(mean).div_(std)
 
-    return {"reference": reference, "ours": ours, "ours, normalized": normalized}
+    return {"reference": reference, "ours": ours, "ours, normalized": normalized, "ours, all rows": all_rows(ours)}
 
 
-class Pictures(Dataset):
-    """``BATCHES`` times ``BATCH`` images, over and over the same paths, each through ``function``."""
+def all_rows(function: Callable[[str], object]) -> Callable[[str], object]:
+    """Return the function without the fast path that skips rows below the crop."""
+
+    def decode_all(path: str) -> object:
+        original, images.decode_jpeg_rows = images.decode_jpeg_rows, lambda *_: None
+        try:
+            return function(path)
+        finally:
+            images.decode_jpeg_rows = original
+
+    return decode_all
+
+
+class RepeatedImages(Dataset):
+    """``BATCHES`` times ``BATCH`` images, cycling through the paths, each transformed by ``function``."""
 
     def __init__(self, paths: list[str], function: Callable[[str], Any]) -> None:
         self.paths, self.function = paths, function
@@ -98,15 +115,15 @@ class Pictures(Dataset):
 
 
 def one_thread(worker_id: int) -> None:
-    """The reference's worker, kept to one thread as ours is."""
+    """Limit a worker of the reference to one thread, as ours is."""
     torch.set_num_threads(1)
 
 
 def batches(paths: list[str], repeats: int) -> dict[str, float]:
-    """Median milliseconds an image where batches arrive from one worker process."""
+    """Return the median milliseconds per image if batches arrive from one worker process."""
     functions = pipelines()
-    theirs = Pictures(paths, functions["reference"])
-    ours = SeededDataset(Pictures(paths, functions["ours"]), seed=0, replace=True)
+    theirs = RepeatedImages(paths, functions["reference"])
+    ours = SeededDataset(RepeatedImages(paths, functions["ours"]), seed=0, replace=True)
     sampler = EpochSampler(len(ours), seed=0, shuffle=True, pad=True)
     common: dict[str, Any] = {"batch_size": BATCH, "num_workers": 1, "persistent_workers": True}
     loaders = {
@@ -124,7 +141,7 @@ def batches(paths: list[str], repeats: int) -> dict[str, float]:
 
 
 def stages(paths: list[str], repeats: int) -> dict[str, float]:
-    """Median milliseconds an image of each stage of ours, by differences of growing pipelines."""
+    """Return the median milliseconds per image of each stage of ours, from differences of growing pipelines."""
     box = {path: random_resized_box(*image_size(path), (0.08, 1.0), (3 / 4, 4 / 3)) for path in paths}
 
     def crop(path: str) -> Any:
@@ -132,10 +149,7 @@ def stages(paths: list[str], repeats: int) -> dict[str, float]:
 
     growing: dict[str, Callable[[str], object]] = {
         "read file and header": EncodedImage,
-        "decode": lambda path: EncodedImage(path)._decode(
-            _reduction(*box[path][2:], SIZE, SIZE), reuse=True, rows=sum(box[path][::2])
-        ),
-        "crop and resize": crop,
+        "decode, crop and resize": crop,
         "flip and to tensor": lambda path: to_tensor(cv2.flip(crop(path), 1)),
     }
     totals = measure(growing, paths, repeats)
@@ -144,13 +158,13 @@ def stages(paths: list[str], repeats: int) -> dict[str, float]:
 
 
 def show(result: dict[str, float]) -> None:
-    """Prints a line a pipeline."""
+    """Print one line per pipeline."""
     for name, milliseconds in result.items():
-        print(f"  {name:22s} {milliseconds:6.3f} ms  {1e3 / milliseconds:6.0f} images/s")
+        print(f"  {name:24s} {milliseconds:6.3f} ms  {1e3 / milliseconds:6.0f} images/s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit status."""
+    """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__)
     parser.add_argument("folder", nargs="?", default=DEFAULT, help="images; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=7, help="timed passes over all images")
@@ -164,17 +178,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(0)
     print(f"{len(paths)} images of {os.path.normpath(options.folder)}")
     result = batches(paths, options.repeats)
-    print(f"batches of {BATCH} from one worker process, median of {options.repeats} passes by the clock")
+    print(f"batches of {BATCH} from one worker process, median wall-clock time of {options.repeats} passes")
     show(result)
     print(f"ratio {result['reference'] / result['ours']:.2f}")
     result = measure(pipelines(), paths, options.repeats)
     print(f"one image at a time in the main process, median processor time of {options.repeats} passes")
     show(result)
     print(f"ratio {result['reference'] / result['ours']:.2f}: ours delivers uint8, the device normalizes")
-    print(f"ratio {result['reference'] / result['ours, normalized']:.2f}: with normalization on this core too")
+    print(f"ratio {result['reference'] / result['ours, normalized']:.2f}: with normalization on the CPU")
+    print(f"ratio {result['ours, all rows'] / result['ours']:.2f}: rows below the crop skipped")
     print("ours by stage:")
     for name, milliseconds in stages(paths, options.repeats).items():
-        print(f"  {name:22s} {milliseconds:6.3f} ms")
+        print(f"  {name:24s} {milliseconds:6.3f} ms")
     return 0
 
 
