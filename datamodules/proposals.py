@@ -1,8 +1,8 @@
-"""Selective Search's boxes of a dataset on disk: ``python -m tools.proposals --root VOCdevkit --out DIR``.
+"""Read and write region proposals on disk; ``python -m tools.proposals`` computes them.
 
-Each image has a file of its own, ``DIR/VOC2007/JPEGImages/000005.jpg.boxes``: `HEADER`, then little-endian float32
-(N,4) xyxy in the image's pixels, best first. A file is there whole or not at all, and its checksum tells whether it
-is still what was written, so that the same command goes on where it was stopped and repairs what is damaged.
+Each image has one file, ``FOLDER/VOC2007/JPEGImages/000005.jpg.boxes``: a header, then boxes as little-endian float32
+(N, 4), xyxy in pixels of the image, best first. Files are written atomically and carry a checksum, so that an
+interrupted command can continue and repair damaged files.
 """
 
 from __future__ import annotations
@@ -12,103 +12,102 @@ import struct
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamodules.folders import some
+from datamodules.folders import summarize_names
 from errors import DatasetError
 
-if TYPE_CHECKING:
-    pass
-
-# What it is, how many boxes were asked for at most, how many there are, CRC-32 of these two numbers and the boxes.
-HEADER = struct.Struct("<8sIII")
-MAGIC = b"boxes 1\n"
-
-# --- the files --------------------------------------------------------------------------------------------------------
+# Magic, requested maximum number of boxes, number of boxes, CRC-32 of these two numbers and the boxes.
+_HEADER = struct.Struct("<8sIII")
+_MAGIC = b"boxes 1\n"
 
 
-def path_of(folder: str, name: str) -> str:
-    """Where the boxes of an image lie, whose path relative to the devkit is ``name``; SBD lies beside the devkit."""
-    return os.path.join(folder, f"{name.replace('../', '')}.boxes")
-
-
-def write_boxes(path: str, boxes: np.ndarray, top: int) -> None:
-    """Writes float32 (N,4) so that the file is there whole or not at all.
+def proposal_path(folder: str, image: str) -> str:
+    """Return the path of an image's proposals.
 
     Args:
-        path: the file; its folder is made if missing.
-        boxes: best first.
-        top: how many were asked for at most.
+        folder: folder of all proposals.
+        image: path of the image relative to the devkit; an image of SBD begins with ``../``.
+    """
+    return os.path.join(folder, f"{image.replace('../', '')}.boxes")
+
+
+def write_proposals(path: str, boxes: np.ndarray, top_n: int) -> None:
+    """Write the proposals of one image atomically.
+
+    Args:
+        path: the file; its folder is created.
+        boxes: float (N, 4), xyxy in pixels, best first.
+        top_n: requested maximum number of boxes.
     """
     data = np.ascontiguousarray(boxes, "<f4").tobytes()
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{path}.{os.getpid()}.part"
+    temporary = f"{path}.{os.getpid()}.part"
     try:
-        with open(part, "wb") as file:
-            file.write(HEADER.pack(MAGIC, top, len(boxes), _checksum(top, len(boxes), data)) + data)
+        with open(temporary, "wb") as file:
+            file.write(_HEADER.pack(_MAGIC, top_n, len(boxes), _checksum(top_n, len(boxes), data)) + data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(temporary)
 
 
-def read_boxes(path: str) -> tuple[np.ndarray, int]:
-    """The boxes, float32 (N,4), and how many were asked for at most.
+def read_proposals(path: str) -> tuple[np.ndarray, int]:
+    """Read the proposals of one image.
+
+    Returns:
+        The boxes, float32 (N, 4), xyxy in pixels, best first, and the requested maximum number of boxes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DatasetError: it is not what was written.
+        FileNotFoundError: the file does not exist.
+        DatasetError: the file is damaged.
     """
     with open(path, "rb") as file:
         data = file.read()
-    reason = f"{len(data)} bytes"
-    if len(data) >= HEADER.size:
-        magic, top, count, checksum = HEADER.unpack_from(data)
-        boxes = data[HEADER.size :]
-        if magic != MAGIC:
-            reason = f"a file that begins with {magic!r}"
+    found = f"{len(data)} bytes"
+    if len(data) >= _HEADER.size:
+        magic, top_n, count, checksum = _HEADER.unpack_from(data)
+        boxes = data[_HEADER.size :]
+        if magic != _MAGIC:
+            found = f"a file that begins with {magic!r}"
         elif len(boxes) != 16 * count:
-            reason = f"{len(boxes)} bytes where there should be {16 * count}"
-        elif checksum != _checksum(top, count, boxes):
-            reason = "another checksum"
+            found = f"{len(boxes)} bytes of boxes instead of {16 * count}"
+        elif checksum != _checksum(top_n, count, boxes):
+            found = "a wrong checksum"
         else:
-            return np.frombuffer(bytearray(boxes), "<f4").astype(np.float32, copy=False).reshape(-1, 4), top
+            return np.frombuffer(bytearray(boxes), "<f4").astype(np.float32, copy=False).reshape(-1, 4), top_n
     raise DatasetError(
-        f"{path}: expected an image's boxes, found {reason}: the command python -m tools.proposals that "
-        "wrote it writes it anew"
+        f"{path}: expected the proposals of an image, found {found}; "
+        "run the python -m tools.proposals command that wrote it again"
     )
 
 
-def _checksum(top: int, count: int, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(struct.pack("<II", top, count)))
+def _checksum(top_n: int, count: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(struct.pack("<II", top_n, count)))
 
 
-def read_proposals(folder: str, name: str) -> np.ndarray:
-    """The boxes of one image, float32 (N,4) xyxy in its pixels, best first; see `read_boxes` for what it raises."""
-    return read_boxes(path_of(folder, name))[0]
+def read_image_proposals(folder: str, image: str) -> np.ndarray:
+    """Read the boxes of an image, float32 (N, 4), like `read_proposals`, from the path of `proposal_path`."""
+    return read_proposals(proposal_path(folder, image))[0]
 
 
-def check_proposals(folder: str, names: Sequence[str], options: str) -> None:
-    """Whether all these images have a file.
+def require_proposals(folder: str, images: Sequence[str], options: str) -> None:
+    """Check that every image has a file of proposals.
 
     Args:
-        folder: the proposals.
-        names: of the images, relative to the devkit.
-        options: of the command that computes them, but for ``--out``.
+        folder: folder of all proposals.
+        images: paths relative to the devkit.
+        options: options of the command that computes the proposals, without ``--out``.
 
     Raises:
-        DatasetError: some have none; the message is the command.
+        DatasetError: files are missing; the message ends with the command.
     """
-    missing = [name for name in names if not os.path.isfile(path_of(folder, name))]
+    missing = [image for image in images if not os.path.isfile(proposal_path(folder, image))]
     if missing:
         raise DatasetError(
-            f"proposals: expected boxes of {len(names)} images, {folder} lacks {some(missing, 'picture')}: "
-            f"python -m tools.proposals {options} --out {folder}"
+            f"proposals: expected a file for each of {len(images)} images, {folder} has none for "
+            f"{summarize_names(missing, 'image')}; run: python -m tools.proposals {options} --out {folder}"
         )
-
-
-# --- the command ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""One object at a time: what DeconvNet learns from (Noh, Hong and Han 2015, sections 4.2 and 4.3)."""
+"""Crops of single objects and of proposals, the training data of DeconvNet.
+
+Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015, sections 4.2 and 4.3.
+"""
 
 from __future__ import annotations
 
@@ -16,105 +19,116 @@ from torchvision.ops import box_iou
 from datamodules.base import Split
 from datamodules.box_transforms import BoxTransform
 from datamodules.images import read_image
-from datamodules.proposals import check_proposals, read_proposals
+from datamodules.proposals import read_image_proposals, require_proposals
+from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
 from datamodules.segmentation.masks import masks_and_boxes, read_mask, read_objects
-from datamodules.segmentation.voc import MaskDataset, MaskTree, Pictures
-from datamodules.transforms import FILL, VOID, MaskTransform, to_tensor
+from datamodules.segmentation.voc_semantic import SemanticDataset
+from datamodules.transforms import FILL_COLOR, VOID, MaskTransform, to_tensor
 from datamodules.voc import VOC_CLASSES
 from errors import DatasetError, UserError
 
-CONTEXT = 1.2  # by which a box is enlarged
-LEAST_OVERLAP = 0.5  # of a proposal with an object
+CONTEXT_SCALE = 1.2  # enlargement of a box before it is cropped
+MIN_IOU = 0.5  # of a training proposal with an object
 
 # --- crops ----------------------------------------------------------------------------------------------------------
 
 
-def enlarge(box: np.ndarray) -> tuple[int, int, int, int]:
-    """A box with context around it, 1.2 times as wide and high: left, top, right, bottom in whole pixels.
+def add_context(box: np.ndarray) -> tuple[int, int, int, int]:
+    """Enlarge a box by 1.2 around its center and round it to whole pixels.
 
     Args:
-        box: float (4,) xyxy in pixels. What comes out may reach beyond the image, and has a pixel at least.
+        box: float (4,), xyxy in pixels.
+
+    Returns:
+        left, top, right, bottom; at least one pixel wide and high, possibly beyond the image.
     """
-    middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * (CONTEXT / 2)
-    left, top = np.rint(middle - half).astype(int).tolist()
-    right, bottom = np.rint(middle + half).astype(int).tolist()
+    center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * (CONTEXT_SCALE / 2)
+    left, top = np.rint(center - half).astype(int).tolist()
+    right, bottom = np.rint(center + half).astype(int).tolist()
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def cut(array: np.ndarray, box: tuple[int, int, int, int], fill: int | tuple[int, int, int]) -> np.ndarray:
-    """That part of an image uint8 (h,w,3) or of a mask (h,w); what lies beyond it is ``fill``."""
+def crop_with_padding(
+    array: np.ndarray, box: tuple[int, int, int, int], fill: int | tuple[int, int, int]
+) -> np.ndarray:
+    """Crop an image, uint8 (H, W, 3), or a mask, uint8 (H, W), and pad it with ``fill`` beyond its border."""
     left, top, right, bottom = box
     height, width = array.shape[:2]
-    inner = array[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
-    beyond = (max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width))
-    return cv2.copyMakeBorder(inner, *beyond, cv2.BORDER_CONSTANT, value=fill)
+    inside = array[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
+    padding = (max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width))
+    return cv2.copyMakeBorder(inside, *padding, cv2.BORDER_CONSTANT, value=fill)
 
 
-def only_object(mask: np.ndarray, label: int, void: np.ndarray) -> np.ndarray:
-    """Ids uint8 (H,W): one object has its class and all else, other objects too, is background; void stays void.
+def single_object_mask(mask: np.ndarray, label: int, void: np.ndarray) -> np.ndarray:
+    """Build the class ids for one object: all other pixels, including other objects, are background.
 
     Args:
-        mask: uint8 (H,W), 1 where the object is.
-        label: its class without the background; the id is one more.
-        void: bool (H,W).
+        mask: binary mask of the object, uint8 (H, W).
+        label: class of the object, without the background; its id is ``label + 1``.
+        void: pixels that stay void, bool (H, W).
+
+    Returns:
+        Class ids, uint8 (H, W).
     """
     return np.where(mask > 0, np.uint8(label + 1), np.where(void, np.uint8(VOID), np.uint8(0)))
 
 
-class CropDataset(Dataset):
-    """A crop of each image, an object or a proposal drawn at random; see the batch contract, in training.
+# --- datasets -------------------------------------------------------------------------------------------------------
+
+
+class InstanceCropDataset(Dataset):
+    """One random crop per image, around an object or a proposal; see the batch contract (training).
 
     Args:
         root: folder that the files are relative to.
-        files: the images and their masks, with those of the objects.
-        classes: number of classes, the background counted.
-        transform: what becomes of a crop, which may be of any size.
-        proposals: folder of boxes, see `VOCInstanceCrops`; None to crop objects.
+        files: the images and their masks, including masks of objects.
+        num_classes: number of classes, including the background.
+        transform: transforms crops of any size.
+        proposals: folder of proposals to crop, see `VOCInstanceCrops`; None crops objects.
     """
 
     def __init__(
-        self, root: str, files: Pictures, classes: int, transform: MaskTransform, proposals: str | None
+        self, root: str, files: PackedMaskFiles, num_classes: int, transform: MaskTransform, proposals: str | None
     ) -> None:
-        self.root, self.files, self.classes, self.transform = root, files, classes, transform
+        self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
         self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        files = self.files[index]
-        pixels = read_image(os.path.join(self.root, files.picture))
-        size = pixels.shape[:2]
-        objects, classes = os.path.join(self.root, files.objects), os.path.join(self.root, files.classes)
-        ids, of_ids = read_objects(objects, classes, self.classes - 1, size)
-        masks, boxes, labels = masks_and_boxes(ids, of_ids)
+        name = self.files[index].image
+        image_path, class_path, object_path = (os.path.join(self.root, path) for path in self.files[index])
+        image = read_image(image_path)
+        size = image.shape[:2]
+        ids, labels_of_ids = read_objects(object_path, class_path, self.num_classes - 1, size)
+        masks, boxes, labels = masks_and_boxes(ids, labels_of_ids)
         if len(boxes) and self.proposals is None:
-            drawn = random.randrange(len(boxes))
-            mask, boxes = only_object(masks[drawn], labels[drawn], ids == VOID), boxes[drawn : drawn + 1]
+            i = random.randrange(len(boxes))
+            mask, boxes = single_object_mask(masks[i], labels[i], ids == VOID), boxes[i : i + 1]
         else:
-            mask = read_mask(classes, self.classes, size)
+            mask = read_mask(class_path, self.num_classes, size)
             if len(boxes) and self.proposals is not None:
-                proposed = read_proposals(self.proposals, files.picture)
-                overlap = box_iou(torch.from_numpy(proposed), torch.from_numpy(boxes)).numpy()
-                near = proposed[(overlap >= LEAST_OVERLAP).any(1)]
-                boxes = near if len(near) else boxes
+                proposals = read_image_proposals(self.proposals, name)
+                iou = box_iou(torch.from_numpy(proposals), torch.from_numpy(boxes)).numpy()
+                positive = proposals[(iou >= MIN_IOU).any(1)]
+                boxes = positive if len(positive) else boxes
             elif not len(boxes):
                 boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
-        box = enlarge(boxes[random.randrange(len(boxes))])
-        moved, moved_mask = self.transform(cut(pixels, box, FILL), cut(mask, box, VOID))
-        mask_of_crop = torch.from_numpy(moved_mask.astype(np.int64))
-        return {"image": to_tensor(moved), "mask": mask_of_crop, "id": files.picture}
+        box = add_context(boxes[random.randrange(len(boxes))])
+        crop, crop_mask = self.transform(crop_with_padding(image, box, FILL_COLOR), crop_with_padding(mask, box, VOID))
+        return {"image": to_tensor(crop), "mask": torch.from_numpy(crop_mask.astype(np.int64)), "id": name}
 
 
-class WithProposals(Dataset):
-    """A dataset's samples with the boxes of their images, see the batch contract.
+class ProposalDataset(Dataset):
+    """The samples of another dataset with the proposals of their images; see the batch contract.
 
     Args:
-        dataset: gives images at their own size.
-        folder: of the boxes.
+        dataset: returns images at their original size.
+        folder: folder of the proposals.
     """
 
-    def __init__(self, dataset: MaskDataset, folder: str) -> None:
+    def __init__(self, dataset: SemanticDataset, folder: str) -> None:
         self.dataset, self.folder = dataset, folder
 
     def __len__(self) -> int:
@@ -122,42 +136,48 @@ class WithProposals(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        return {**sample, "proposals": torch.from_numpy(read_proposals(self.folder, sample["id"]))}
+        return {**sample, "proposals": torch.from_numpy(read_image_proposals(self.folder, sample["id"]))}
 
 
 # --- datamodule -----------------------------------------------------------------------------------------------------
 
 
-class VOCInstanceCrops(MaskTree):
-    """DeconvNet's two stages of training, in the tree of `VOCSegmentation` with ``SegmentationObject/<id>.png``.
+class VOCInstanceCrops(VOCMaskData):
+    """The two training stages of DeconvNet, in the layout of `VOCSegmentation` with ``SegmentationObject/<id>.png``.
 
-    Every image gives one crop an epoch, a box enlarged by 1.2 and warped to a square. In the first stage it is that
-    of an object, drawn at random; all but that object is background. In the second it is a proposal's, drawn from those
-    that have an IoU of 0.5 or more with an object's box (an object's, where there is none); all classes in it count. A
-    image without objects is taken whole. (The paper counts every crop as an example, and rare classes repeatedly.)
+    Each image gives one crop per epoch: a box, enlarged by 1.2 and warped to a square. The first stage crops a random
+    object; all other pixels are background. The second stage crops a random proposal whose IoU with an object is at
+    least 0.5 (an object, if there is none) and keeps all classes. An image without objects is used as a whole. The
+    paper instead treats every crop as a sample and repeats rare classes.
 
-    Validation, test and prediction are those of `VOCSegmentation`, images at their own size, and have the proposals
-    with them if there are any.
+    Validation, test and prediction are those of `VOCSegmentation` at the original size, with the proposals of each
+    image if ``proposals`` is set (not in prediction).
 
     Args:
-        root, train, val, test, classes: see `VOCSegmentation`; the first class is the background.
-        crops: ``objects`` is the first stage, ``proposals`` the second.
-        proposals: folder of the boxes, which ``python -m tools.proposals --masks`` writes; needed for the second
-            stage. Prediction has none.
+        root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
+        train: image sets for training, see `VOCSegmentation`.
+        val: image sets for validation.
+        test: image sets for testing.
+        classes: names in the order of the ids, starting with the background, or a file with one name per line; None
+            selects the background and VOC's 20 classes.
+        crops: ``objects`` for the first stage, ``proposals`` for the second.
+        proposals: folder of region proposals, written by ``python -m tools.proposals --masks``; required for the second
+            stage.
         image_size: side of the square that a crop is warped to.
-        crop_size: side of the square that is then cut out of it.
+        crop_size: side of the random square crop of that square.
         hflip: probability of a horizontal flip.
-        sbd, images, download: see `VOCSegmentation`.
+        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        images: for prediction, an image, a folder of images or a video.
+        download: download missing archives of VOC2007, VOC2012 and SBD.
         **kwargs: see `VisionDataModule`.
 
     Raises:
-        DatasetError: the tree, a mask or the proposals are not as described.
-        ValueError: an argument is out of its range.
+        UserError: an option is out of range, or the dataset differs from the layout.
     """
 
-    annotated = "{SegmentationClass,SegmentationObject}/<id>.png"
-    voc_classes = ("background", *VOC_CLASSES)
-    with_objects = True
+    annotation_files = "{SegmentationClass,SegmentationObject}/<id>.png"
+    default_classes = ("background", *VOC_CLASSES)
+    needs_object_masks = True
 
     def __init__(
         self,
@@ -177,35 +197,35 @@ class VOCInstanceCrops(MaskTree):
         **kwargs: Any,
     ) -> None:
         sets = {"train": train, "val": val, "test": test}
-        super().__init__(sbd=sbd, root=root, sets=sets, classes=classes, images=images, download=download, **kwargs)
+        super().__init__(sbd, root=root, image_sets=sets, classes=classes, images=images, download=download, **kwargs)
         if crops not in ("objects", "proposals"):
             raise UserError(f"crops: expected objects or proposals, found {crops}")
         if crop_size > image_size:
-            raise UserError(f"crop_size: expected image_size ({image_size}) or less, found {crop_size}")
+            raise UserError(f"crop_size: expected at most image_size ({image_size}), found {crop_size}")
         self.crops, self.proposals = crops, proposals
         self.train_transform = MaskTransform(image_size, crop_size, hflip=hflip)
         self.predict_transform = BoxTransform(None, exif_orientation=True)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            return self._to_predict()
-        files, by_proposals = self.files(split), self.crops == "proposals"
+            return self._prediction_dataset()
+        files, crops_proposals = self.files(split), self.crops == "proposals"
         training = split == "train"
-        if self.proposals is None and training and by_proposals:
+        if self.proposals is None and training and crops_proposals:
             raise DatasetError(
-                "proposals: the second stage needs boxes that may hold objects, found none: python -m "
-                f"tools.proposals {self._options(split)} --out FOLDER, then --data.proposals FOLDER"
+                "proposals: expected a folder for the second stage, found none; set --data.proposals FOLDER after "
+                f"python -m tools.proposals {self._proposal_options(split)} --out FOLDER"
             )
-        if self.proposals is not None and (by_proposals or not training):
-            names = [files.pictures[i] for i in range(len(files))]
-            check_proposals(self.proposals, names, self._options(split))
+        if self.proposals is not None and (crops_proposals or not training):
+            names = [files.images[i] for i in range(len(files))]
+            require_proposals(self.proposals, names, self._proposal_options(split))
         if training:
-            folder = self.proposals if by_proposals else None
-            return CropDataset(self.devkit, files, self.num_classes, self.train_transform, folder)
-        pictures = MaskDataset(self.devkit, files, self.num_classes, MaskTransform(), evaluation=True)
-        return pictures if self.proposals is None else WithProposals(pictures, self.proposals)
+            folder = self.proposals if crops_proposals else None
+            return InstanceCropDataset(self.devkit, files, self.num_classes, self.train_transform, folder)
+        dataset = SemanticDataset(self.devkit, files, self.num_classes, MaskTransform(), evaluation=True)
+        return dataset if self.proposals is None else ProposalDataset(dataset, self.proposals)
 
-    def _options(self, split: Split) -> str:
-        return f"--masks --root {self.root} --sets {' '.join(self.sets[split])}" + (
-            f" --sbd {self.given_sbd}" if self.given_sbd else ""
-        )
+    def _proposal_options(self, split: Split) -> str:
+        """Return the options of ``python -m tools.proposals`` for this dataset."""
+        sbd = f" --sbd {self.given_sbd}" if self.given_sbd else ""
+        return f"--masks --root {self.root} --sets {' '.join(self.image_sets[split])}{sbd}"

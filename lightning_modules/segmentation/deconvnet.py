@@ -304,7 +304,7 @@ class DeconvNet(VisionModule):
             if s.shape[1:] != image.shape[1:]:
                 raise UserError(
                     f"crf: expected images at their own size, found {image.shape[2]}x{image.shape[1]} of "
-                    f"{s.shape[2]}x{s.shape[1]}: set --data.eval_size null"
+                    f"{s.shape[2]}x{s.shape[1]}: set --data.eval_image_size null"
                 )
         return [CRF(s.softmax(0), image).argmax(0) for s, image in pairs]
 

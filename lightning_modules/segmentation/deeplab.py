@@ -228,7 +228,7 @@ class Decoder:
         wrong = [f"{i.shape[2]}x{i.shape[1]} of {w}x{h}" for i, (h, w) in pairs if i.shape[1:] != (h, w)]
         if self.crf is not None and wrong:
             raise UserError(
-                f"crf: expected images at their own size, found {wrong[0]}: set --data.eval_size null, and "
+                f"crf: expected images at their own size, found {wrong[0]}: set --data.eval_image_size null, and "
                 "--model.eval_scales if the network is to see them smaller"
             )
         if isinstance(images, Tensor):

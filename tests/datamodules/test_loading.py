@@ -258,3 +258,7 @@ def test_collate() -> None:
     assert batch["labels"]["b"].tolist() == [-100, -100]
     assert collate([samples[0], {"skipped": ["x: broken"]}])["skipped"] == ["x: broken"]
     assert collate([{"skipped": ["x: broken"]}]) == {"skipped": ["x: broken"]}
+
+
+def test_collate_passes_on_a_refused_sample() -> None:
+    assert collate([{"id": "a"}, {"refused": "why"}]) == {"refused": "why"}

@@ -1,4 +1,4 @@
-"""VOC's layout: coordinates, marks, parts, class lists, and each way in which a tree can be wrong."""
+"""VOC detection: coordinates, difficult objects, class lists, downloads and broken datasets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 import datamodules.voc as voc
+from datamodules.archives import Archive
 from datamodules.detection.voc import VOCDetection, read_annotation
 from datamodules.synthetic.voc import write_voc
-from errors import BrokenImageError, DatasetError
+from errors import BrokenImageError, DatasetError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,13 @@ def test_a_persons_head_and_hands_are_no_objects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<annotation><object>", r"a\.xml: expected an annotation in VOC's XML, found"),
-        (xml(an_object("unicorn")), r"a\.xml: object 1 is a 'unicorn', expected one of cat, dog: .*--data.classes"),
-        (xml("<object><name>cat</name></object>"), r"a\.xml: object 1 has no whole box"),
-        (xml(an_object(box=("one", 1, 2, 3))), r"a\.xml: object 1 has no whole box"),
+        ("<annotation><object>", r"a\.xml: expected an annotation in VOC's XML format, found"),
+        (
+            xml(an_object("unicorn")),
+            r"a\.xml: expected object 1 to be one of cat, dog, found 'unicorn'; .*--data.classes",
+        ),
+        (xml("<object><name>cat</name></object>"), r"a\.xml: expected a box of four numbers for object 1"),
+        (xml(an_object(box=("one", 1, 2, 3))), r"a\.xml: expected a box of four numbers for object 1"),
     ],
 )
 def test_a_wrong_annotation_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -118,7 +122,7 @@ def test_a_batch_follows_the_contract(drawn: str) -> None:
         assert (target["boxes"] <= 64).all()
 
 
-def test_pictures_of_different_sizes_are_a_list(drawn: str) -> None:
+def test_images_of_different_sizes_are_a_list(drawn: str) -> None:
     batch = next(iter(module(drawn, image_size=(60, 100)).val_dataloader()))
     assert isinstance(batch["image"], list)
     assert all(min(image.shape[1:]) == 60 for image in batch["image"])
@@ -158,7 +162,7 @@ def test_own_classes(root: Path, tmp_path: Path) -> None:
     assert set(by_file.annotations("train").labels.tolist()) == {0, 1, 2}
     usual = module(root).annotations("train").labels
     assert (np.array([1, 2, 0])[usual] == by_file.annotations("train").labels).all()
-    with pytest.raises(DatasetError, match="expected one of bird: give the classes by --data.classes"):
+    with pytest.raises(DatasetError, match="to be one of bird, found .*; set the classes with --data.classes"):
         module(root, classes=["bird"]).annotations("train")
     names.write_text("bird\nbird\n")
     with pytest.raises(DatasetError, match="classes: expected different names"):
@@ -183,16 +187,16 @@ def test_boxes_without_area_are_left_out_and_counted(root: Path) -> None:
     path = sorted((root / "VOCdevkit" / "VOC2007" / "Annotations").glob("*.xml"))[0]
     path.write_text(xml(an_object("bird", (5, 5, 4, 9)) + an_object("bird", (5, 5, 5, 5))))
     data = module(root)
-    with pytest.warns(UserWarning, match=r"train: left out 1 object \(VOC2007/Annotations/.*whose box has no area"):
+    with pytest.warns(UserWarning, match=r"train: ignored 1 object \(VOC2007/Annotations/.*whose box has no area"):
         sample = data.dataset("train")[0]
     assert len(sample["target"]["boxes"]) == 1  # a single pixel is an area
 
 
-def test_boxes_beyond_the_picture_are_clipped_or_left_out_and_counted(root: Path) -> None:
-    """The image's own size counts: the file's may be missing or wrong."""
+def test_boxes_beyond_the_image_are_clipped_or_ignored_and_counted(root: Path) -> None:
+    """The size of the image counts: that of the XML file may be missing or wrong."""
     path = sorted((root / "VOCdevkit" / "VOC2007" / "Annotations").glob("*.xml"))[0]
-    with Image.open(root / "VOCdevkit" / "VOC2007" / "JPEGImages" / f"{path.stem}.jpg") as picture:
-        width, height = picture.size
+    with Image.open(root / "VOCdevkit" / "VOC2007" / "JPEGImages" / f"{path.stem}.jpg") as image:
+        width, height = image.size
     boxes = [(-3, 5, 20, 30), (5, 5, width + 9, height), (width + 5, 5, width + 9, 9), (51, 2, width, height)]
     for text in (xml(""), "<annotation></annotation>"):
         path.write_text(
@@ -201,14 +205,14 @@ def test_boxes_beyond_the_picture_are_clipped_or_left_out_and_counted(root: Path
         with pytest.warns(UserWarning, match="train: ") as caught:
             dataset = module(root, hflip=0.0, image_size=64).dataset("train")
         lines = [str(warning.message) for warning in caught]
-        assert any("left out 1 object" in line and "outside of the image" in line for line in lines)
+        assert any("ignored 1 object" in line and "outside the image" in line for line in lines)
         assert any("clipped the box of 2 objects" in line and path.name in line for line in lines)
         target = dataset[0]["target"]  # type: ignore[index]
         expected = torch.tensor([[0.0, 4, 20, 30], [4, 4, width, height], [50, 1, width, height]])
         torch.testing.assert_close(target["boxes"], expected * torch.tensor([64 / width, 64 / height] * 2))
 
 
-# --- what can be wrong ------------------------------------------------------------------------------------------------
+# --- broken datasets --------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_root_shows_the_tree_and_says_what_to_fetch(tmp_path: Path) -> None:
@@ -227,28 +231,30 @@ def test_a_missing_root_shows_the_tree_and_says_what_to_fetch(tmp_path: Path) ->
 
 
 def test_a_missing_list_names_those_that_are_there(root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no list minival.txt in .*: there are test, train, trainval, val"):
+    with pytest.raises(DatasetError, match=r"expected the list minival.txt, found test, train, trainval, val"):
         module(root, val=["VOC2007/minival"]).dataset("val")
     with pytest.raises(ValueError, match="val: expected image sets like VOC2007/trainval, found test"):
         module(root, val=["test"])
 
 
-@pytest.mark.parametrize(("folder", "kind"), [("JPEGImages", "picture"), ("Annotations", "XML file")])
+@pytest.mark.parametrize(("folder", "kind"), [("JPEGImages", "an image"), ("Annotations", "an XML file")])
 def test_an_id_without_its_file_is_named(root: Path, folder: str, kind: str) -> None:
     first = sorted((root / "VOCdevkit" / "VOC2012" / folder).iterdir())[0]
     first.unlink()
-    with pytest.raises(DatasetError, match=rf"VOC2012/trainval names 1 id \({first.stem}\) without a {kind}"):
+    with pytest.raises(
+        DatasetError, match=rf"VOC2012/trainval: expected for each id {kind} .* found none for 1 id \({first.stem}\)"
+    ):
         module(root).dataset("train")
 
 
-def test_a_truncated_picture_is_named(root: Path) -> None:
+def test_a_truncated_image_is_named(root: Path) -> None:
     data = module(root)
     dataset = data.dataset("val")
     path = Path(data.devkit, dataset[0]["id"])
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(BrokenImageError, match=path.name):
         dataset[0]
-    with pytest.raises(RuntimeError, match=f"{path.name}.*broken_images skip"):
+    with pytest.raises(UserError, match=f"{path.name}.*broken_images skip"):
         list(data.val_dataloader())
 
 
@@ -257,7 +263,7 @@ def test_a_truncated_picture_is_named(root: Path) -> None:
 
 @pytest.fixture
 def archive(drawn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The drawn devkit as the archive of VOC2007's trainval, on the second of two hosts; the first gives rubbish."""
+    """The synthetic devkit as the archive of VOC2007 trainval on the third host; the second serves another file."""
     hosts = tmp_path / "hosts"
     for name in ("bad", "good"):
         (hosts / name / "voc2007").mkdir(parents=True)
@@ -266,8 +272,8 @@ def archive(drawn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         tar.add(Path(drawn, "VOCdevkit", "VOC2007"), "VOCdevkit/VOC2007")
     (hosts / "bad" / "voc2007" / "a.tar").write_text("<html>sorry</html>")
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(voc, "HOSTS", tuple(f"file://{hosts / name}" for name in ("none", "bad", "good")))
-    monkeypatch.setattr(voc, "ARCHIVES", {"VOC2007/trainval": ("voc2007/a.tar", md5)})
+    urls = tuple(f"file://{hosts / name}" for name in ("none", "bad", "good"))
+    monkeypatch.setattr(voc, "ARCHIVES", {"VOC2007/trainval": Archive(urls, "voc2007/a.tar", md5)})
     return path
 
 
@@ -283,8 +289,8 @@ def test_download_tries_the_hosts_in_turn_and_checks_the_sum(archive: Path, tmp_
 def test_where_no_host_helps_the_message_says_what_to_do(archive: Path, tmp_path: Path) -> None:
     archive.unlink()
     root = tmp_path / "new"
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError) as caught:
         module(root, train=["VOC2007/train"], val=["VOC2007/val"], test=["VOC2007/val"], download=True).prepare_data()
     text = str(caught.value)
-    assert "another file than expected, by its MD5 sum" in text
+    assert "wrong MD5 checksum" in text
     assert f"unpack it in {root}: tar -xf a.tar -C {root}" in text

@@ -1,4 +1,4 @@
-"""One object at a time: what is labeled in each stage, where crops come from, and that they repeat themselves."""
+"""DeconvNet's crops of objects and proposals: their masks, boxes and random numbers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-import lightning_modules.components.selective_search as search
 from datamodules.loading import SeededDataset
-from datamodules.proposals import path_of, read_proposals, write_boxes
-from datamodules.segmentation.instance_crops import CropDataset, VOCInstanceCrops, cut, enlarge, only_object
+from datamodules.proposals import proposal_path, read_image_proposals, write_proposals
+from datamodules.segmentation.instance_crops import (
+    InstanceCropDataset,
+    VOCInstanceCrops,
+    add_context,
+    crop_with_padding,
+    single_object_mask,
+)
 from datamodules.segmentation.masks import read_ids, save_ids
-from datamodules.segmentation.voc import VOCInstance
+from datamodules.segmentation.voc_instance import VOCInstance
 from datamodules.synthetic.segmentation import write_voc_segmentation
-from datamodules.transforms import FILL, VOID, MaskTransform
+from datamodules.transforms import FILL_COLOR, VOID, MaskTransform
 from errors import DatasetError
+from tools import proposals as command
 from tools.proposals import main
 
 CLASSES = ["background", "aeroplane", "bicycle", "bird"]
@@ -37,50 +43,50 @@ def crops(root: Path, **options: Any) -> VOCInstanceCrops:
     return VOCInstanceCrops(str(root), **{**small, **options})
 
 
-def made_up(root: Path, folder: Path, name: str, boxes: np.ndarray) -> None:
-    write_boxes(path_of(str(folder), name), boxes.astype(np.float32), 2000)
+def write_boxes(folder: Path, name: str, boxes: np.ndarray) -> None:
+    write_proposals(proposal_path(str(folder), name), boxes.astype(np.float32), 2000)
 
 
 # --- crops ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_box_with_context() -> None:
-    assert enlarge(np.array([10.0, 20.0, 110.0, 70.0])) == (0, 15, 120, 75)
-    assert enlarge(np.array([0.0, 0.0, 50.0, 50.0])) == (-5, -5, 55, 55)
-    left, top, right, bottom = enlarge(np.array([3.0, 3.0, 3.1, 3.1]))
+    assert add_context(np.array([10.0, 20.0, 110.0, 70.0])) == (0, 15, 120, 75)
+    assert add_context(np.array([0.0, 0.0, 50.0, 50.0])) == (-5, -5, 55, 55)
+    left, top, right, bottom = add_context(np.array([3.0, 3.0, 3.1, 3.1]))
     assert (right - left, bottom - top) == (1, 1)
 
 
-def test_a_part_that_reaches_beyond_the_picture() -> None:
-    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-    found = cut(picture, (-1, 1, 4, 6), FILL)
+def test_a_crop_beyond_the_image() -> None:
+    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    found = crop_with_padding(image, (-1, 1, 4, 6), FILL_COLOR)
     assert found.shape == (5, 5, 3)
-    assert (found[:3, 1:] == picture[1:, :4]).all()
-    assert (found[3:] == FILL).all()
-    assert (found[:, 0] == FILL).all()
-    mask = cut(picture[..., 0], (3, -2, 7, 2), VOID)
+    assert (found[:3, 1:] == image[1:, :4]).all()
+    assert (found[3:] == FILL_COLOR).all()
+    assert (found[:, 0] == FILL_COLOR).all()
+    mask = crop_with_padding(image[..., 0], (3, -2, 7, 2), VOID)
     assert (mask == [[255] * 4, [255] * 4, [9, 12, 255, 255], [24, 27, 255, 255]]).all()
 
 
 def test_all_but_the_object_is_background() -> None:
     ids = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
-    assert only_object((ids == 2).astype(np.uint8), 4, ids == 255).tolist() == [[0, 0, 5], [5, 255, 0]]
+    assert single_object_mask((ids == 2).astype(np.uint8), 4, ids == 255).tolist() == [[0, 0, 5], [5, 255, 0]]
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_stage_shows_each_object_by_itself(drawn: Path) -> None:
-    """Whatever is drawn: it is an object's enlarged box, with that object's class and none of the others."""
+    """Every crop is the enlarged box of an object, with the class of that object only."""
     dataset = crops(drawn).dataset("train")
-    assert isinstance(dataset, CropDataset)
-    dataset.transform = MaskTransform()  # the crop as it is
-    truth = VOCInstance(str(drawn), classes=CLASSES[1:], hflip=0).dataset("train")
+    assert isinstance(dataset, InstanceCropDataset)
+    dataset.transform = MaskTransform()  # keeps the crop
+    reference = VOCInstance(str(drawn), classes=CLASSES[1:], hflip=0).dataset("train")
     seeded = SeededDataset(dataset, 0, True)
     drawn_objects = 0
     for index in range(len(dataset)):
-        target = truth[index]["target"]
-        boxes = [enlarge(box) for box in target["boxes"].numpy()]
+        target = reference[index]["target"]
+        boxes = [add_context(box) for box in target["boxes"].numpy()]
         found = set()
         for epoch in range(12):
             sample = seeded[epoch, index, 0]
@@ -88,34 +94,34 @@ def test_the_first_stage_shows_each_object_by_itself(drawn: Path) -> None:
             hits = []
             for k, box in enumerate(boxes):
                 label = int(target["labels"][k]) + 1
-                own = cut(target["masks"][k].numpy() * np.uint8(label), box, VOID)
+                own = crop_with_padding(target["masks"][k].numpy() * np.uint8(label), box, VOID)
                 if own.shape == crop.shape and ((crop == own) | (crop == VOID)).all() and (crop == label).any():
                     hits.append(k)
             assert hits
             assert set(np.unique(crop)) <= {0, VOID, *(int(target["labels"][k]) + 1 for k in hits)}
             found.update(hits)
         drawn_objects += len(found)
-    objects = sum(len(truth[i]["target"]["labels"]) for i in range(len(dataset)))
+    objects = sum(len(reference[i]["target"]["labels"]) for i in range(len(dataset)))
     assert drawn_objects > 0.9 * objects
 
 
 def test_the_second_stage_shows_proposals_that_overlap_an_object(drawn: Path, tmp_path: Path) -> None:
-    truth = VOCInstance(str(drawn), classes=CLASSES[1:], hflip=0).dataset("train")
+    reference = VOCInstance(str(drawn), classes=CLASSES[1:], hflip=0).dataset("train")
     rng = np.random.default_rng(0)
     near: dict[str, set[tuple[int, int, int, int]]] = {}
-    for index in range(len(truth)):  # type: ignore[arg-type]
-        sample = truth[index]
+    for index in range(len(reference)):  # type: ignore[arg-type]
+        sample = reference[index]
         boxes = sample["target"]["boxes"].numpy()
         corners = rng.uniform(0, 40, (30, 2))
         jittered = np.repeat(boxes, 3, 0) + rng.uniform(-4, 4, (3 * len(boxes), 4))
         anywhere = np.concatenate([corners, corners + rng.uniform(4, 12, (30, 2))], 1)
         proposals = np.concatenate([jittered, anywhere]).astype(np.float32) if index else anywhere[:1] * 0 + 1
-        made_up(drawn, tmp_path, sample["id"], proposals)
+        write_boxes(tmp_path, sample["id"], proposals)
         overlap = box_iou(torch.from_numpy(proposals.astype(np.float32)), torch.from_numpy(boxes))
         kept = proposals[(overlap >= 0.5).any(1).numpy()]
-        near[sample["id"]] = {enlarge(box) for box in (kept if len(kept) else boxes)}
+        near[sample["id"]] = {add_context(box) for box in (kept if len(kept) else boxes)}
     dataset = crops(drawn, crops="proposals", proposals=str(tmp_path)).dataset("train")
-    assert isinstance(dataset, CropDataset)
+    assert isinstance(dataset, InstanceCropDataset)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def remember(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,19 +132,21 @@ def test_the_second_stage_shows_proposals_that_overlap_an_object(drawn: Path, tm
     seeded = SeededDataset(dataset, 0, True)
     several = 0
     for index in range(len(dataset)):
-        name = truth[index]["id"]
-        whole = dataset.files[index]
-        ids = read_ids(str(drawn / "VOCdevkit" / whole.classes))
+        name = reference[index]["id"]
+        files = dataset.files[index]
+        ids = read_ids(str(drawn / "VOCdevkit" / files.class_mask))
         for epoch in range(6):
             seeded[epoch, index, 0]
             _, mask = seen[-1]
-            # All classes count: the mask is the image's, cut out by one of the boxes.
-            assert any((m := cut(ids, box, VOID)).shape == mask.shape and (m == mask).all() for box in near[name])
+            # All classes count: the mask is a crop of the image's mask.
+            assert any(
+                (m := crop_with_padding(ids, box, VOID)).shape == mask.shape and (m == mask).all() for box in near[name]
+            )
             several += len(set(np.unique(mask)) - {0, VOID}) > 1
     assert several > 0
 
 
-def test_a_picture_without_objects_is_taken_whole(drawn: Path, tmp_path: Path) -> None:
+def test_an_image_without_objects_is_used_as_a_whole(drawn: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(drawn, tmp_path / "root"))
     name = (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt").read_text().split()[0]
     for kind in ("Class", "Object"):
@@ -171,9 +179,9 @@ def test_batches_of_both_stages_and_of_evaluation(drawn: Path, tmp_path: Path) -
     assert batch["mask"].shape == (4, 32, 32)
     assert batch["mask"].dtype == torch.int64
     assert "proposals" not in next(iter(data.val_dataloader()))
-    truth = VOCInstance(str(drawn), classes=CLASSES[1:]).dataset("val")
-    for i in range(len(truth)):  # type: ignore[arg-type]
-        made_up(drawn, tmp_path, truth[i]["id"], np.array([[1.0, 2.0, 30.0, 40.0 + i]]))
+    reference = VOCInstance(str(drawn), classes=CLASSES[1:]).dataset("val")
+    for i in range(len(reference)):  # type: ignore[arg-type]
+        write_boxes(tmp_path, reference[i]["id"], np.array([[1.0, 2.0, 30.0, 40.0 + i]]))
     # The first stage needs no proposals of its training images.
     data = crops(drawn, proposals=str(tmp_path))
     assert "proposals" not in next(iter(data.train_dataloader()))
@@ -185,37 +193,41 @@ def test_batches_of_both_stages_and_of_evaluation(drawn: Path, tmp_path: Path) -
     assert all(image.shape[1:] == mask.shape for image, mask in pairs)
 
 
-# --- what can be wrong ------------------------------------------------------------------------------------------------
+# --- errors and tools ------------------------------------------------------------------------------------------------
 
 
 def test_the_command_that_makes_the_proposals(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """VOC's images and SBD's, beside the devkit; nothing is written outside of the folder."""
-    monkeypatch.setattr(search, "selective_search", lambda image, top: np.array([[0, 0, 9, 9]], np.float32))
+    """It covers images of VOC and SBD and writes only to the output folder."""
+    monkeypatch.setattr(command, "selective_search", lambda image, top: np.array([[0, 0, 9, 9]], np.float32))
     out = tmp_path / "a" / "proposals"
     options = ["--masks", "--root", str(drawn), "--out", str(out), "--workers", "1"]
     assert main([*options, "--sets", "SBD/trainaug", "VOC2012/val"]) == 0
     assert "already" in capsys.readouterr().out
     data = crops(drawn, train=["SBD/trainaug"], crops="proposals", proposals=str(out))
-    listed = [data.files("train").pictures, data.files("val").pictures]
-    names = [pictures[i] for pictures in listed for i in range(len(pictures))]
+    listed = [data.files("train").images, data.files("val").images]
+    names = [images[i] for images in listed for i in range(len(images))]
     assert any("benchmark_RELEASE" in name for name in names)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
     assert len(list(out.rglob("*.boxes"))) == len(set(names))
-    assert read_proposals(str(out), names[-1]).tolist() == [[0, 0, 9, 9]]
+    assert read_image_proposals(str(out), names[-1]).tolist() == [[0, 0, 9, 9]]
     assert len(next(iter(data.train_dataloader()))["id"]) == 4
-    assert main([*options, "--sets", "VOC2012/none"]) == 1
+    assert main([*options, "--sets", "VOC2012/none"]) == 2
 
 
 def test_bad_arguments_and_missing_proposals(drawn: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="the second stage needs boxes.*--masks --root .* --data.proposals FOLDER"):
+    with pytest.raises(
+        DatasetError, match="for the second stage, found none; set --data.proposals FOLDER after .*--masks --root "
+    ):
         crops(drawn, crops="proposals").dataset("train")
-    with pytest.raises(DatasetError, match="expected boxes of 12 images.*--masks --root .*--sets VOC2012/train --out"):
+    with pytest.raises(
+        DatasetError, match="expected a file for each of 12 images.*--masks --root .*--sets VOC2012/train --out"
+    ):
         crops(drawn, crops="proposals", proposals=str(tmp_path)).dataset("train")
     with pytest.raises(DatasetError, match="--sets VOC2012/val"):
         crops(drawn, proposals=str(tmp_path)).dataset("val")
     with pytest.raises(ValueError, match="crops: expected objects or proposals, found boxes"):
         crops(drawn, crops="boxes")
-    with pytest.raises(ValueError, match=r"crop_size: expected image_size \(40\) or less, found 50"):
+    with pytest.raises(ValueError, match=r"crop_size: expected at most image_size \(40\), found 50"):
         crops(drawn, crop_size=50)

@@ -9,7 +9,7 @@ import pytest
 
 import cli.parser
 from benchmarks.detection_fps import system_of
-from datamodules.proposals import path_of, write_boxes
+from datamodules.proposals import proposal_path, write_proposals
 from datamodules.synthetic.voc import write_voc
 from tests.small_system import differences, kill_and_resume, outcome
 
@@ -63,7 +63,7 @@ def write_any_proposals(devkit: Path, folder: str) -> None:
     for picture in devkit.glob("*/JPEGImages/*.jpg"):
         corner = rng.uniform(0, 40, (30, 2))
         boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (30, 2))], 1).astype(np.float32)
-        write_boxes(path_of(folder, str(picture.relative_to(devkit))), boxes, 30)
+        write_proposals(proposal_path(folder, str(picture.relative_to(devkit))), boxes, 30)
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def test_a_crf_follows_the_edges_of_the_picture(crf: Any) -> None:
     (after,) = Decoder(crf=crf)(network, as_floats, image[None])
     assert (before == truth).float().mean() < 0.85
     assert (after == truth).float().mean() > 0.95
-    with pytest.raises(ValueError, match="found 32x24 of 64x48: set --data.eval_size null"):
+    with pytest.raises(ValueError, match="found 32x24 of 64x48: set --data.eval_image_size null"):
         Decoder(crf=crf)(network, as_floats, image[None], [(48, 64)])
 
 

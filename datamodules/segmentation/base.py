@@ -1,0 +1,171 @@
+"""Files of PASCAL VOC and the Semantic Boundaries Dataset (SBD), and the base of the datamodules that read them.
+
+SBD: Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+from datamodules.archives import Archive
+from datamodules.base import Split
+from datamodules.folders import draw_tree, is_image
+from datamodules.image_dataset import PackedStrings
+from datamodules.transforms import VOID
+from datamodules.voc import VOCData
+from errors import DatasetError, UserError
+
+# The checksum is torchvision's.
+SBD_ARCHIVE = Archive(
+    (
+        "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",
+        "https://web.archive.org/web/2020/https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/"
+        "semantic_contours",
+    ),
+    "benchmark.tgz",
+    "82b4d87ceb2ed10f6038a1cba92111cb",
+)
+
+VOC_TRAIN_SIZE = 1464  # images of VOC2012 train
+TRAINAUG_SIZE = 10582  # images of VOC2012 train and SBD, without VOC2012 val
+
+
+class MaskFiles(NamedTuple):
+    """Files of one image relative to the devkit; ``object_mask`` is empty if the datamodule does not need it."""
+
+    image: str
+    class_mask: str
+    object_mask: str = ""
+
+
+@dataclass(frozen=True)
+class PackedMaskFiles:
+    """Files of all images of a split, in the order of its lists."""
+
+    images: PackedStrings
+    class_masks: PackedStrings
+    object_masks: PackedStrings
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> MaskFiles:
+        return MaskFiles(self.images[index], self.class_masks[index], self.object_masks[index])
+
+
+class VOCMaskData(VOCData):
+    """Base of datamodules for masks: the files of VOC and SBD, and the union of both.
+
+    Args:
+        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        **kwargs: see `VOCData`.
+
+    Raises:
+        UserError: the number of classes is out of range.
+    """
+
+    image_set_folder = "Segmentation"
+    needs_object_masks = False
+
+    def __init__(self, sbd: str | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.given_sbd = sbd
+        if isinstance(self.classes, list) and not 0 < len(self.classes) < VOID:
+            raise UserError(f"classes: expected 1 to {VOID - 1} names, found {len(self.classes)}")
+
+    @property
+    def sbd(self) -> str:
+        """The folder ``benchmark_RELEASE``."""
+        parent = os.path.dirname(os.path.normpath(self.devkit)) or "."
+        return self.given_sbd or os.path.join(parent, "benchmark_RELEASE")
+
+    def prepare_data(self) -> None:
+        """Download missing archives of VOC and SBD if ``download`` is set."""
+        super().prepare_data()
+        uses_sbd = any(name.startswith("SBD/") for name in self._required_image_sets())
+        if self.download and uses_sbd and not os.path.isdir(os.path.join(self.sbd, "dataset")):
+            SBD_ARCHIVE.download(self._sbd_parent)
+
+    def files(self, split: Split) -> PackedMaskFiles:
+        """List the files of a split's image sets, in the order of the lists.
+
+        Raises:
+            DatasetError: a list, an image or a mask is missing.
+        """
+        found = [files for image_set in self.image_sets[split] for files in self._files(image_set)]
+        return PackedMaskFiles(*(PackedStrings([files[i] for files in found]) for i in range(3)))
+
+    def _required_image_sets(self) -> list[str]:
+        names = super()._required_image_sets()
+        return [*names, "VOC2012/train", "VOC2012/val"] if "SBD/trainaug" in names else names
+
+    def _files(self, image_set: str) -> list[MaskFiles]:
+        if image_set == "SBD/trainaug":
+            return self._trainaug_files()
+        if image_set.startswith("SBD/"):
+            return self._sbd_files(image_set, self._read_sbd_ids(image_set))
+        return self._voc_files(image_set, self._read_ids(image_set))
+
+    def _voc_files(self, image_set: str, ids: list[str]) -> list[MaskFiles]:
+        folder = image_set.split("/")[0]
+        files = {"an image in JPEGImages": self._image_paths(folder)}
+        for kind in ("SegmentationClass", *(("SegmentationObject",) if self.needs_object_masks else ())):
+            masks = self._paths_by_stem(f"{folder}/{kind}").items()
+            files[f"a mask in {kind}"] = {name: path for name, path in masks if is_image(path)}
+        self._require_files(image_set, ids, files)
+        return [MaskFiles(*(paths[name] for paths in files.values())) for name in ids]
+
+    def _sbd_files(self, image_set: str, ids: list[str]) -> list[MaskFiles]:
+        dataset = os.path.join(self.sbd, "dataset")
+        files = {}
+        for kind in ("img", "cls", *(("inst",) if self.needs_object_masks else ())):
+            relative = os.path.join(os.path.relpath(dataset, self.devkit), kind)
+            files[f"a file in {os.path.join(dataset, kind)}"] = self._paths_by_stem(relative)
+        self._require_files(image_set, ids, files)
+        return [MaskFiles(*(paths[name] for paths in files.values())) for name in ids]
+
+    def _trainaug_files(self) -> list[MaskFiles]:
+        """List SBD train and val and VOC2012 train, without VOC2012 val; masks are VOC's where they exist.
+
+        For the released data these are the 10,582 images that DeepLab and most later systems train on.
+        """
+        voc, held_out = self._read_ids("VOC2012/train"), set(self._read_ids("VOC2012/val"))
+        sbd = {*self._read_sbd_ids("SBD/train"), *self._read_sbd_ids("SBD/val")}
+        sbd_only = sorted(sbd - set(voc) - held_out)
+        total = len(voc) + len(sbd_only)
+        summary = (
+            f"{total:,} images, {len(voc):,} with VOC's masks and {len(sbd_only):,} with SBD's; "
+            f"{len(sbd & held_out):,} of SBD's {len(sbd):,} images are in VOC's val and ignored"
+        )
+        if len(voc) == VOC_TRAIN_SIZE and total != TRAINAUG_SIZE:
+            raise DatasetError(
+                f"SBD/trainaug: expected {TRAINAUG_SIZE:,} images, found {summary}; restore the lists of the releases: "
+                f"{SBD_ARCHIVE.instructions(self._sbd_parent)}"
+            )
+        rank_zero_info(f"SBD/trainaug: {summary}")
+        return self._voc_files("VOC2012/train", voc) + self._sbd_files("SBD/trainaug", sbd_only)
+
+    @property
+    def _sbd_parent(self) -> str:
+        return os.path.dirname(os.path.normpath(self.sbd)) or "."
+
+    def _read_sbd_ids(self, image_set: str) -> list[str]:
+        name = image_set.split("/")[1]
+        folder = os.path.join(self.sbd, "dataset")
+        try:
+            with open(os.path.join(folder, f"{name}.txt"), encoding="utf-8") as file:
+                return [line.strip() for line in file if line.strip()]
+        except OSError:
+            pass
+        if os.path.isdir(folder):
+            known = sorted(entry.removesuffix(".txt") for entry in os.listdir(folder) if entry.endswith(".txt"))
+            raise DatasetError(f"{folder}: expected the list {name}.txt, found {', '.join([*known, 'trainaug'])}")
+        raise DatasetError(
+            f"{type(self).__name__}: no image set {image_set}\nexpected\n  {self.sbd}/dataset/\n    img/<id>.jpg\n"
+            f"    cls/<id>.mat\n    inst/<id>.mat\n    {{train,val}}.txt\nfound\n{draw_tree(self.sbd)}\n"
+            f"set --data.download true, or {SBD_ARCHIVE.instructions(self._sbd_parent)}"
+        )

@@ -1,0 +1,103 @@
+"""Instance segmentation on PASCAL VOC, SBD and custom datasets in VOC's layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.base import Split
+from datamodules.box_transforms import BoxTransform
+from datamodules.images import read_image
+from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
+from datamodules.segmentation.masks import masks_and_boxes, read_objects
+from datamodules.transforms import MaskTransform, to_tensor
+
+
+class InstanceDataset(Dataset):
+    """Images with the mask, box and class of each object; see the batch contract.
+
+    Boxes are computed from the transformed masks. An object without a pixel after the transform is removed.
+
+    Args:
+        root: folder that the files are relative to.
+        files: the images and their masks.
+        num_classes: number of classes, without the background.
+        transform: transforms images and masks.
+    """
+
+    def __init__(self, root: str, files: PackedMaskFiles, num_classes: int, transform: MaskTransform) -> None:
+        self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image_path, class_mask, object_mask = (os.path.join(self.root, name) for name in self.files[index])
+        image = read_image(image_path)
+        ids, labels = read_objects(object_mask, class_mask, self.num_classes, image.shape[:2])
+        image, ids = self.transform(image, ids)
+        masks, boxes, labels = masks_and_boxes(ids, labels)
+        target = {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(labels),
+            "difficult": torch.zeros(len(labels), dtype=torch.bool),
+            "masks": torch.from_numpy(masks),
+        }
+        return {"image": to_tensor(image), "target": target, "id": self.files[index].image}
+
+
+class VOCInstance(VOCMaskData):
+    """VOC, SBD or a custom dataset in the layout of `VOCSegmentation`, with ``SegmentationObject/<id>.png``.
+
+    Labels start at 0 and do not include the background. In evaluation, images keep their original size.
+
+    Args:
+        root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
+        train: image sets for training, see `VOCSegmentation`.
+        val: image sets for validation.
+        test: image sets for testing.
+        classes: names in the order of the ids, starting with id 1 (0 is the background), or a file with one name per
+            line; None selects VOC's 20 classes.
+        image_size: size that training images are resized to: the side of a square, or [shorter, longest], which keeps
+            the aspect ratio; None keeps their size.
+        hflip: probability of a horizontal flip in training.
+        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        images: for prediction, an image, a folder of images or a video.
+        download: download missing archives of VOC2007, VOC2012 and SBD.
+        **kwargs: see `VisionDataModule`.
+
+    Raises:
+        UserError: an option is out of range, or the dataset differs from the layout.
+    """
+
+    annotation_files = "{SegmentationClass,SegmentationObject}/<id>.png"
+    needs_object_masks = True
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train: Sequence[str] = ("VOC2012/train",),
+        val: Sequence[str] = ("VOC2012/val",),
+        test: Sequence[str] = ("VOC2012/val",),
+        classes: list[str] | str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        hflip: float = 0.5,
+        sbd: str | None = None,
+        images: str | None = None,
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        sets = {"train": train, "val": val, "test": test}
+        super().__init__(sbd, root=root, image_sets=sets, classes=classes, images=images, download=download, **kwargs)
+        self.train_transform = MaskTransform(image_size, hflip=hflip)
+        self.predict_transform = BoxTransform(None, exif_orientation=True)
+
+    def dataset(self, split: Split) -> Dataset:
+        if split == "predict":
+            return self._prediction_dataset()
+        transform = self.train_transform if split == "train" else MaskTransform()
+        return InstanceDataset(self.devkit, self.files(split), self.num_classes, transform)

@@ -1,0 +1,122 @@
+"""Semantic segmentation on PASCAL VOC, SBD and custom datasets in VOC's layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.base import Split
+from datamodules.box_transforms import BoxTransform
+from datamodules.images import read_image
+from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
+from datamodules.segmentation.masks import read_mask
+from datamodules.transforms import MaskTransform, to_tensor
+from datamodules.voc import VOC_CLASSES
+
+
+class SemanticDataset(Dataset):
+    """Images with the class of each pixel; see the batch contract.
+
+    Args:
+        root: folder that the files are relative to.
+        files: the images and their masks.
+        num_classes: number of classes, including the background.
+        transform: transforms images and masks.
+        evaluation: return the stored mask as ``original_mask`` and transform only the image.
+    """
+
+    def __init__(
+        self, root: str, files: PackedMaskFiles, num_classes: int, transform: MaskTransform, evaluation: bool
+    ) -> None:
+        self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
+        self.evaluation = evaluation
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        files = self.files[index]
+        image = read_image(os.path.join(self.root, files.image))
+        original_mask = read_mask(os.path.join(self.root, files.class_mask), self.num_classes, image.shape[:2])
+        image, mask = self.transform(image, original_mask)
+        key, mask = ("original_mask", original_mask) if self.evaluation else ("mask", mask)
+        return {"image": to_tensor(image), key: torch.from_numpy(mask.astype(np.int64)), "id": files.image}
+
+
+class VOCSegmentation(VOCMaskData):
+    """VOC, SBD, the union of both, or a custom dataset in VOC's layout::
+
+        VOCdevkit/VOC2012/JPEGImages/<id>.jpg
+        VOCdevkit/VOC2012/SegmentationClass/<id>.png                         palette indices are class ids, 255 = void
+        VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,trainval}.txt    one id per line
+        benchmark_RELEASE/dataset/{img/<id>.jpg,cls/<id>.mat,inst/<id>.mat,train.txt,val.txt}    beside VOCdevkit
+
+    Image sets are ``VOC2012/train`` (1,464 images), ``VOC2012/val`` (1,449), ``SBD/train`` (8,498), ``SBD/val``
+    (2,857) and ``SBD/trainaug`` (10,582: SBD and VOC2012 train without VOC2012 val, with VOC's masks where they
+    exist). FCN's validation set of 736 images is ``VOC2012/seg11valid``, with the authors' list in
+    ImageSets/Segmentation.
+
+    In evaluation, masks keep their original size.
+
+    Args:
+        root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
+        train: image sets for training, each ``<folder>/<list>``.
+        val: image sets for validation.
+        test: image sets for testing.
+        classes: names in the order of the ids, starting with id 0, or a file with one name per line; None selects the
+            background and VOC's 20 classes.
+        image_size: size that training images are resized to first: the side of a square, or [shorter, longest], which
+            keeps the aspect ratio; None keeps their size.
+        crop_size: side of the random square crop in training; pixels outside the image are void. None trains on full
+            images.
+        scale: smallest and largest factor of the random scaling before the crop.
+        hflip: probability of a horizontal flip in training.
+        color_jitter: brightness, contrast and saturation are multiplied by factors in [1 - c, 1 + c] in training.
+        eval_image_size: size of images in validation, test and prediction, as ``image_size``; None keeps their size.
+        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        images: for prediction, an image, a folder of images or a video.
+        download: download missing archives of VOC2007, VOC2012 and SBD.
+        **kwargs: see `VisionDataModule`.
+
+    Raises:
+        UserError: an option is out of range, or the dataset differs from the layout.
+    """
+
+    annotation_files = "SegmentationClass/<id>.png"
+    default_classes = ("background", *VOC_CLASSES)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train: Sequence[str] = ("VOC2012/train",),
+        val: Sequence[str] = ("VOC2012/val",),
+        test: Sequence[str] = ("VOC2012/val",),
+        classes: list[str] | str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        crop_size: int | None = 321,
+        scale: tuple[float, float] = (0.5, 1.5),
+        hflip: float = 0.5,
+        color_jitter: float = 0.0,
+        eval_image_size: int | tuple[int, int] | None = None,
+        sbd: str | None = None,
+        images: str | None = None,
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        sets = {"train": train, "val": val, "test": test}
+        super().__init__(sbd, root=root, image_sets=sets, classes=classes, images=images, download=download, **kwargs)
+        self.train_transform = MaskTransform(image_size, crop_size, scale, hflip, color_jitter)
+        self.eval_transform = MaskTransform(eval_image_size)
+        self.predict_transform = BoxTransform(eval_image_size, exif_orientation=True)
+
+    def dataset(self, split: Split) -> Dataset:
+        if split == "predict":
+            return self._prediction_dataset()
+        training = split == "train"
+        transform = self.train_transform if training else self.eval_transform
+        return SemanticDataset(self.devkit, self.files(split), self.num_classes, transform, evaluation=not training)
