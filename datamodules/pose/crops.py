@@ -1,4 +1,8 @@
-"""Person crops and whole-image views with their affine transforms."""
+"""Transforms of images with people: a square crop around one person, or the full image.
+
+The affine map of a crop is the only operation that moves coordinates. A square of side s becomes S pixels by
+x -> (x + 0.5) S / s - 0.5, where x is relative to the first pixel of the square.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,19 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
-from datamodules.transforms import fitted, is_size, to_tensor
+from datamodules.transforms import is_valid_size, output_size, to_tensor
 from errors import UserError
 
-MARGIN = 0.15  # by which a box of joints is enlarged to each side: the part of its longer side that hands and feet take
+ROTATION_PROBABILITY = 0.4  # pose-hg-train, src/util/pose.lua
 
 
-TURNED = 0.4  # part of the training crops that are rotated (the author's code)
-
-
-class View(NamedTuple):
-    """An image as it enters the batch.
+class TransformedImage(NamedTuple):
+    """The result of a transform.
 
     Attributes:
-        image: uint8 (3,H,W).
-        matrix: float64 (2,3), from the image's coordinates to the image's.
-        flipped: whether left and right are exchanged.
+        image: uint8 (3, H, W).
+        matrix: affine map from pixels of the stored image to pixels of ``image``, float64 (2, 3).
+        flipped: whether the image is flipped horizontally.
     """
 
     image: Tensor
@@ -36,14 +37,14 @@ class View(NamedTuple):
 
 
 def crop_matrix(center: Sequence[float], side: float, size: int, angle: float = 0.0, flip: bool = False) -> np.ndarray:
-    """The affine map that makes a square of an image to ``size`` x ``size`` pixels: float64 (2,3).
+    """Return the affine map from an image to a crop, float64 (2, 3).
 
     Args:
-        center: (x, y) of the square; it becomes ((size - 1) / 2, (size - 1) / 2).
-        side: of the square in the image's pixels.
-        size: in pixels.
-        angle: degrees by which what is shown is turned about the center, clockwise as one sees it.
-        flip: reflect it then from left to right: x -> size - 1 - x.
+        center: (x, y) of the square, which maps to the center of the crop.
+        side: side of the square in pixels of the image.
+        size: side of the crop in pixels.
+        angle: clockwise rotation of the content about the center in degrees.
+        flip: flip the crop horizontally after the rotation: x -> size - 1 - x.
     """
     cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     linear = np.array([[cosine, -sine], [sine, cosine]]) * (size / side)
@@ -53,15 +54,24 @@ def crop_matrix(center: Sequence[float], side: float, size: int, angle: float = 
 
 
 def apply_affine(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Maps points (...,2) by a matrix (2,3); in float64."""
+    """Map points (..., 2) by an affine map (2, 3) in float64."""
     return points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
 def warp(path: str, matrix: np.ndarray, size: int, exif_orientation: bool = False) -> np.ndarray:
-    """The part of an image that ``matrix`` maps to ``size`` x ``size`` pixels: uint8 (S,S,3) RGB, black beyond it.
+    """Read the part of an image that ``matrix`` maps to ``size`` x ``size`` pixels.
 
-    An image that is reduced by two or more is first read smaller, so that nothing aliases: a JPEG by its DCT, others
-    by means over areas. What is left is bilinear.
+    Reductions by two and more do not alias: a JPEG is decoded at a reduced size, other formats are averaged over areas.
+    The remaining reduction is bilinear.
+
+    Args:
+        path: the image.
+        matrix: affine map from the image to the crop, float64 (2, 3).
+        size: side of the crop in pixels.
+        exif_orientation: apply the EXIF orientation.
+
+    Returns:
+        RGB, uint8 (size, size, 3), black outside the image.
 
     Raises:
         BrokenImageError: the image cannot be read.
@@ -69,8 +79,8 @@ def warp(path: str, matrix: np.ndarray, size: int, exif_orientation: bool = Fals
     image = EncodedImage(path, exif_orientation)
     reduction = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     height, width = (max(1, int(length / max(1.0, reduction))) for length in (image.height, image.width))
-    pixels = image.decode(at_least=(height, width))
-    # libjpeg rounds a reduced size up, so that the last pixel may stand for less than the others.
+    pixels = image.decode(min_size=(height, width))
+    # libjpeg rounds a reduced size up, so that the last pixel may cover less area than the others.
     factor = next(f for f in (1, 2, 4, 8) if pixels.shape[:2] == (-(-image.height // f), -(-image.width // f)))
     steps = np.array([factor, factor], np.float64)
     if reduction / factor >= 2:
@@ -83,29 +93,29 @@ def warp(path: str, matrix: np.ndarray, size: int, exif_orientation: bool = Fals
     return cv2.warpAffine(pixels, reduced, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
-def scale_channels(pixels: np.ndarray, color: float) -> np.ndarray:
-    """Multiplies each channel of uint8 (H,W,3) by its own factor, uniform in 1 +- ``color``."""
-    factors = np.random.uniform(1 - color, 1 + color, 3)
+def scale_channels(pixels: np.ndarray, color_jitter: float) -> np.ndarray:
+    """Multiply each channel of an image, uint8 (H, W, 3), by a random factor in [1 - c, 1 + c]."""
+    factors = np.random.uniform(1 - color_jitter, 1 + color_jitter, 3)
     table = np.rint(np.clip(np.arange(256)[:, None] * factors, 0, 255)).astype(np.uint8)
     return cv2.LUT(pixels, table[None])
 
 
 class PersonCrop:
-    """Cuts one person out: path, center and side of a square to a `View` of ``size`` x ``size`` pixels.
+    """Crop a square around one person and resize it.
 
-    With the defaults nothing is random: evaluation. The augmentation is that of Newell et al. 2016 (pose-hg-train):
-    what is beyond the image is black.
+    The augmentation is that of Newell et al. 2016 (pose-hg-train). The defaults disable it, for evaluation.
 
     Args:
-        size: side of the result in pixels.
-        scale: the square's side changes by a factor 2^z, z normal with this deviation, clipped at twice that.
-        rotation: two of five crops are turned by a normal angle of this deviation in degrees, clipped at twice that.
+        size: side of the crop in pixels.
+        scale: standard deviation of z in the random factor 2^z of the square's side; z is clipped at 2 deviations.
+        rotation: standard deviation in degrees of the random rotation, clipped at 2 deviations; 40% of the crops are
+            rotated.
         hflip: probability of a horizontal flip.
-        color: each channel is multiplied by its own factor, uniform in 1 +- this.
-        exif_orientation: turn the image as its camera says; for prediction, since annotations are of stored pixels.
+        color_jitter: each channel is multiplied by a random factor in [1 - c, 1 + c].
+        exif_orientation: apply the EXIF orientation. Use it only in prediction: annotations refer to stored pixels.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an option is out of range.
     """
 
     def __init__(
@@ -114,71 +124,71 @@ class PersonCrop:
         scale: float = 0.0,
         rotation: float = 0.0,
         hflip: float = 0.0,
-        color: float = 0.0,
+        color_jitter: float = 0.0,
         exif_orientation: bool = False,
     ) -> None:
-        for name, right, expected, found in (
-            ("image_size", isinstance(size, int) and size >= 1, "a side of 1 pixel or more for crops of people", size),
+        for name, valid, expected, found in (
+            ("image_size", isinstance(size, int) and size >= 1, "one side of at least 1 px for person crops", size),
             ("scale", 0 <= scale <= 2, "0 to 2", scale),
             ("rotation", 0 <= rotation <= 90, "0 to 90 degrees", rotation),
             ("hflip", 0 <= hflip <= 1, "a probability", hflip),
-            ("color", 0 <= color <= 1, "0 to 1", color),
+            ("color_jitter", 0 <= color_jitter <= 1, "0 to 1", color_jitter),
         ):
-            if not right:
+            if not valid:
                 raise UserError(f"{name}: expected {expected}, found {found}")
-        self.size, self.scale, self.rotation, self.hflip, self.color = size, scale, rotation, hflip, color
+        self.size, self.scale, self.rotation, self.hflip, self.color_jitter = size, scale, rotation, hflip, color_jitter
         self.exif_orientation = exif_orientation
 
-    def __call__(self, path: str, center: Sequence[float], side: float) -> View:
-        # As many draws whatever comes of them, so that an option changes nothing but itself.
+    def __call__(self, path: str, center: Sequence[float], side: float) -> TransformedImage:
+        # The number of draws is constant, so that an option changes only its own effect.
         zoom, angle = (random.gauss(0, 1) for _ in range(2))
-        turned, flip = random.random() < TURNED, random.random() < self.hflip
+        rotate, flip = random.random() < ROTATION_PROBABILITY, random.random() < self.hflip
         side *= 2 ** (self.scale * min(2.0, max(-2.0, zoom)))
-        angle = self.rotation * min(2.0, max(-2.0, angle)) if turned else 0.0
+        angle = self.rotation * min(2.0, max(-2.0, angle)) if rotate else 0.0
         matrix = crop_matrix(center, side, self.size, angle, flip)
         pixels = warp(path, matrix, self.size, self.exif_orientation)
-        if self.color:
-            pixels = scale_channels(pixels, self.color)
-        return View(to_tensor(pixels), matrix, flip)
+        if self.color_jitter:
+            pixels = scale_channels(pixels, self.color_jitter)
+        return TransformedImage(to_tensor(pixels), matrix, flip)
 
 
-class WholePicture:
-    """Reads an image whole: path to a `View`, for detectors of people.
+class FullImage:
+    """Read a full image and resize it, for detectors of people.
 
     Args:
-        size: its longest side in pixels, or (shorter, longest), either of which keeps the aspect; None: as it is.
+        size: longest side in pixels, or (shorter, longest); both keep the aspect ratio. None keeps the size.
         hflip: probability of a horizontal flip.
-        color: see `PersonCrop`.
+        color_jitter: see `PersonCrop`.
         exif_orientation: see `PersonCrop`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an option is out of range.
     """
 
     def __init__(
         self,
         size: int | tuple[int, int] | None,
         hflip: float = 0.0,
-        color: float = 0.0,
+        color_jitter: float = 0.0,
         exif_orientation: bool = False,
     ) -> None:
-        PersonCrop(1, hflip=hflip, color=color)
-        if not is_size(size):
-            raise UserError(f"image_size: expected 1 or more, found {size}")
+        PersonCrop(1, hflip=hflip, color_jitter=color_jitter)  # checks the options
+        if not is_valid_size(size):
+            raise UserError(f"image_size: expected at least 1, found {size}")
         self.size = (size, size) if isinstance(size, int) else size
-        self.hflip, self.color, self.exif_orientation = hflip, color, exif_orientation
+        self.hflip, self.color_jitter, self.exif_orientation = hflip, color_jitter, exif_orientation
 
-    def __call__(self, path: str) -> View:
+    def __call__(self, path: str) -> TransformedImage:
         flip = random.random() < self.hflip
         pixels = EncodedImage(path, self.exif_orientation).decode()
         height, width = pixels.shape[:2]
-        new_height, new_width = fitted(height, width, self.size)
+        new_height, new_width = output_size(height, width, self.size)
         pixels = resize(pixels, (new_height, new_width))
-        y, x = new_height / height, new_width / width
+        x, y = new_width / width, new_height / height
         matrix = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
         if flip:
             pixels = cv2.flip(pixels, 1)
             matrix[0] = -matrix[0] + [0, 0, new_width - 1]
-        if self.color:
-            pixels = scale_channels(pixels, self.color)
-        return View(to_tensor(pixels), matrix, flip)
+        if self.color_jitter:
+            pixels = scale_channels(pixels, self.color_jitter)
+        return TransformedImage(to_tensor(pixels), matrix, flip)

@@ -1,4 +1,8 @@
-"""Leeds Sports Pose (Johnson and Everingham 2010) and its extension LSPET (2011): joints.mat beside its images."""
+"""Leeds Sports Pose (LSP) and its extended training set (LSPET).
+
+Johnson and Everingham, "Clustered Pose and Nonlinear Appearance Models for Human Pose Estimation", BMVC 2010, and
+"Learning Effective Human Pose Estimation from Inaccurate Annotation", CVPR 2011.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,28 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.base import Split
-from datamodules.folders import tree
-from datamodules.pose.base import People, Person, PoseData, read_mat
+from datamodules.folders import draw_tree
+from datamodules.pose.base import PoseData
+from datamodules.pose.joints import LSP_JOINTS
+from datamodules.pose.people import People, Person, read_mat
 from errors import DatasetError, UserError
 
-LSP_JOINTS = [
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
-    "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "upper_neck", "head_top",
-]  # fmt: skip
+CROP_SCALE = 1.25  # side of the crop relative to the longer side of the joints' box
 
-ENLARGE = 1.25  # the square's side, in the longer side of the joints' box, as MPII's is in the person's height
+_SET = re.compile(r"([^:]+)(?::(\d+)-(\d+))?")
 
 
 def read_lsp(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Joints, float64 (N,14,2), counted from 0, and whether they are labeled, bool (N,14).
+    """Read ``joints.mat`` of LSP or LSPET.
 
-    LSP's array is (3,14,N): its third row says which joints are hidden, but all are annotated. LSPET's is (14,3,N): its
-    third column is 1 for joints that are annotated.
+    The array of LSP is (3, 14, N); its third row marks hidden joints, and all joints are labeled. The array of LSPET is
+    (14, 3, N); its third column is 1 for labeled joints.
+
+    Returns:
+        Keypoints, float64 (N, 14, 2), and whether they are labeled, bool (N, 14).
 
     Raises:
-        DatasetError: the file is neither.
+        DatasetError: the array has another shape.
     """
     joints = np.asarray(read_mat(path, "joints", "LSP's array joints"))
     people = np.moveaxis(joints, -1, 0) if joints.ndim == 3 else joints[None]
@@ -40,35 +46,50 @@ def read_lsp(path: str) -> tuple[np.ndarray, np.ndarray]:
     elif people.shape[1:] == (len(LSP_JOINTS), 3):
         labeled = people[..., 2] > 0
     else:
-        raise DatasetError(f"{path}: expected joints of (3,14,N) or (14,3,N), found {joints.shape}")
-    points = people[..., :2].astype(np.float64) - 1
-    return points, labeled & np.isfinite(points).all(-1)
+        raise DatasetError(f"{path}: expected joints of shape (3, 14, N) or (14, 3, N), found {joints.shape}")
+    keypoints = people[..., :2].astype(np.float64) - 1
+    return keypoints, labeled & np.isfinite(keypoints).all(-1)
+
+
+def _to_person(image: str, keypoints: np.ndarray, labeled: np.ndarray) -> Person:
+    """Crop a square around the labeled joints; its side is 0 for fewer than two joints."""
+    box = keypoints[labeled] if labeled.any() else np.zeros((1, 2))
+    low, high = box.min(0), box.max(0)
+    center = (low + high) / 2
+    return Person(image, 0, (center[0], center[1]), CROP_SCALE * (high - low).max(), keypoints, labeled, float("nan"))
 
 
 class LSP(PoseData):
-    """LSP, LSPET, or both::
+    """LSP, LSPET or both::
 
-        root/lsp_dataset/joints.mat      (3,14,2000)
+        root/lsp_dataset/joints.mat      (3, 14, 2000)
         root/lsp_dataset/images/im0001.jpg
-        root/lspet_dataset/joints.mat    (14,3,10000)
+        root/lspet_dataset/joints.mat    (14, 3, 10000)
         root/lspet_dataset/images/im00001.jpg
 
-    A set is ``<folder>`` or ``<folder>:<first>-<last>``, people counted from 1, both included. The defaults are the
-    usual ones: trained on LSPET and the first half of LSP, measured on the second half of LSP.
+    A set is ``<folder>`` or ``<folder>:<first>-<last>``, counted from 1, both included. The defaults are the usual
+    ones: train on LSPET and the first half of LSP, evaluate on the second half of LSP.
 
-    The square that is cut out is a quarter larger than the longer side of the labeled joints' box, about its center:
-    in evaluation too, as the dataset says nothing else of where a person is. People with fewer than two labeled joints
-    are left out. There are no heads' boxes: ``head_size`` is nan.
+    The crop is a square around the labeled joints with 1.25 times the longer side of their box, in evaluation too: the
+    datasets do not locate people in another way. People with fewer than two labeled joints are skipped. Head boxes are
+    not annotated: ``head_size`` is nan.
 
     Args:
-        root: folder of the sets' folders. Only prediction can do without.
-        train, val, test: sets, see above.
-        crop, image_size, scale, rotation, hflip, color, images: see `PoseData`.
+        root: parent of the sets' folders. Only prediction works without it.
+        train: sets for training, see above.
+        val: sets for validation.
+        test: sets for testing.
+        crop: see `PoseData`.
+        image_size: see `PoseData`.
+        scale: see `PoseData`.
+        rotation: see `PoseData`.
+        hflip: see `PoseData`.
+        color_jitter: see `PoseData`.
+        images: see `PoseData`.
         **kwargs: see `VisionDataModule`.
 
     Raises:
-        DatasetError: the files are not as described.
-        ValueError: an argument is out of its range.
+        UserError: an option is out of range, or the files differ from the layout.
     """
 
     joint_names = LSP_JOINTS
@@ -79,16 +100,16 @@ class LSP(PoseData):
         train: Sequence[str] = ("lspet_dataset", "lsp_dataset:1-1000"),
         val: Sequence[str] = ("lsp_dataset:1001-2000",),
         test: Sequence[str] = ("lsp_dataset:1001-2000",),
-        crop: Literal["person", "picture"] = "person",
+        crop: Literal["person", "image"] = "person",
         image_size: int | tuple[int, int] | None = 256,
         scale: float = 0.25,
         rotation: float = 30.0,
         hflip: float = 0.5,
-        color: float = 0.4,
+        color_jitter: float = 0.4,
         images: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, crop, image_size, scale, rotation, hflip, color, images, **kwargs)
+        super().__init__(root, crop, image_size, scale, rotation, hflip, color_jitter, images, **kwargs)
         self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         for split, names in self.sets.items():
             for name in names:
@@ -98,14 +119,14 @@ class LSP(PoseData):
     def people(self, split: Split) -> People:
         kept, skipped = [], Counter[str]()
         for name in self.sets[split]:
-            for person in self._people(name):
+            for person in self._read_set(name):
                 if person.side > 0:
                     kept.append(person)
                 else:
                     skipped["two labeled joints"] += 1
-        return People.gather(kept, len(LSP_JOINTS), skipped)
+        return People.pack(kept, len(LSP_JOINTS), skipped)
 
-    def _people(self, name: str) -> list[Person]:
+    def _read_set(self, name: str) -> list[Person]:
         match = _SET.fullmatch(name)
         assert match is not None
         folder, first, last = match.groups()
@@ -113,24 +134,15 @@ class LSP(PoseData):
         if not os.path.isfile(path):
             raise DatasetError(
                 f"LSP: no {path}\nexpected\n  {self.root}/{folder}/\n    joints.mat\n    images/im0001.jpg\nfound\n"
-                f"{tree(self.folder)}"
+                f"{draw_tree(self.folder)}"
             )
-        points, labeled = read_lsp(path)
-        start, stop = (int(first), int(last)) if first else (1, len(points))
-        if not 1 <= start <= stop <= len(points):
-            raise DatasetError(f"LSP: {name}: {path} has the people 1 to {len(points)}")
-        # The files' names have four digits in LSP and five in LSPET.
+        keypoints, labeled = read_lsp(path)
+        start, stop = (int(first), int(last)) if first else (1, len(keypoints))
+        if not 1 <= start <= stop <= len(keypoints):
+            raise DatasetError(f"{path}: expected a range of the people 1 to {len(keypoints)}, found {name}")
+        # File names have four digits in LSP and five in LSPET.
         digits = 4 if os.path.isfile(os.path.join(self.folder, folder, "images", "im0001.jpg")) else 5
         return [
-            _person(f"{folder}/images/im{i + 1:0{digits}d}.jpg", points[i], labeled[i]) for i in range(start - 1, stop)
+            _to_person(f"{folder}/images/im{i + 1:0{digits}d}.jpg", keypoints[i], labeled[i])
+            for i in range(start - 1, stop)
         ]
-
-
-_SET = re.compile(r"([^:]+)(?::(\d+)-(\d+))?")
-
-
-def _person(image: str, points: np.ndarray, labeled: np.ndarray) -> Person:
-    """A person whose side is 0 where fewer than two joints give a box."""
-    low, high = (points[labeled].min(0), points[labeled].max(0)) if labeled.any() else (np.zeros(2), np.zeros(2))
-    center = (low + high) / 2
-    return Person(image, 0, (center[0], center[1]), ENLARGE * (high - low).max(), points, labeled, float("nan"))

@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from datamodules.pose.mpii import MAT, MPII_JOINTS, PERSON, VAL_LIST
+from datamodules.pose.joints import MPII_JOINTS
+from datamodules.pose.mpii import VAL_LIST
+from datamodules.pose.mpii_annotations import PIXELS_PER_SCALE, RELEASE_FILE
 from datamodules.synthetic.drawing import any_color, background, clutter, color, save, with_noise
 from errors import UserError
 
@@ -119,7 +121,7 @@ def write_mpii(
         "version": "12",
         "single_person": single_person,
     }
-    savemat(os.path.join(folder, MAT), {"RELEASE": release}, do_compression=True)
+    savemat(os.path.join(folder, RELEASE_FILE), {"RELEASE": release}, do_compression=True)
     with open(os.path.join(folder, VAL_LIST), "w") as file:
         file.writelines(f"{i + 1:09d}.jpg\n" for i in range(train, train + val))
     return list(MPII_JOINTS)
@@ -150,7 +152,7 @@ def _rects(people: list[Sitter], shape: tuple[int, int], rng: np.random.Generato
         rect["annopoints"] = {"point": points} if len(known) else empty
         placed = rng.random() > 0.03
         center = np.rint(person.center + person.height * rng.normal(0, 0.02, 2) + 1).tolist()
-        rect["scale"] = person.height / PERSON * float(rng.uniform(0.93, 1.07)) if placed else empty
+        rect["scale"] = person.height / PIXELS_PER_SCALE * float(rng.uniform(0.93, 1.07)) if placed else empty
         rect["objpos"] = {"x": center[0], "y": center[1]} if placed else empty
     return rects
 
@@ -159,7 +161,7 @@ def _test_rects(people: list[Sitter]) -> Any:
     rects = np.zeros(len(people), [("scale", object), ("objpos", object)])
     for rect, person in zip(rects, people, strict=True):
         x, y = np.rint(person.center + 1).tolist()
-        rect["scale"], rect["objpos"] = person.height / PERSON, {"x": x, "y": y}
+        rect["scale"], rect["objpos"] = person.height / PIXELS_PER_SCALE, {"x": x, "y": y}
     return rects
 
 

@@ -16,8 +16,7 @@ import cli.parser
 from callbacks.figures import draw_sample
 from callbacks.joint_tables import draw_curves
 from callbacks.prediction_writer import table_rows
-from datamodules.pose.lsp import LSP_JOINTS
-from datamodules.pose.mpii import MPII_JOINTS
+from datamodules.pose.joints import LSP_JOINTS, MPII_JOINTS
 from datamodules.synthetic.mpii import write_mpii
 from visualization.drawing import to_picture
 from visualization.poses import (

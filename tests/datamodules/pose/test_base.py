@@ -1,4 +1,4 @@
-"""The crop of a person: where its joints come to lie, what its pixels show there, and the way back."""
+"""Pose samples: keypoints and pixels stay aligned in crops and full images, and map back to the original."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from datamodules.base import Split
-from datamodules.pose.base import People, Person, PoseData, PoseDataset, joint_boxes, mirror_partners
-from datamodules.pose.crops import PersonCrop, WholePicture, apply_affine, crop_matrix, scale_channels, warp
+from datamodules.pose.base import PoseData, PoseDataset, joint_boxes
+from datamodules.pose.crops import FullImage, PersonCrop, apply_affine, crop_matrix
+from datamodules.pose.people import People, Person
 from errors import DatasetError
+from tests.datamodules.pose.spots import center_of_mass, spots
 
 NAMES = ["right_wrist", "head_top", "left_wrist", "left_eye"]
 
@@ -30,29 +31,11 @@ class Spots(PoseData):
         self.given = people or []
 
     def people(self, split: Split) -> People:
-        return People.gather(self.given, len(NAMES), Counter())
-
-
-def spots(path: Path, points: np.ndarray, size: tuple[int, int], radius: float, quality: int = 98) -> None:
-    """Draws round spots about points that need not be whole: their centers of mass are the points."""
-    y, x = np.mgrid[: size[0], : size[1]]
-    distance = np.hypot(x - points[:, 0, None, None], y - points[:, 1, None, None]).min(0)
-    gray = (255 * np.clip(radius - distance + 0.5, 0, 1)).astype(np.uint8)
-    assert cv2.imwrite(str(path), np.repeat(gray[..., None], 3, 2), [cv2.IMWRITE_JPEG_QUALITY, quality])
+        return People.pack(self.given, len(NAMES), Counter())
 
 
 def person(image: str, points: np.ndarray, center: tuple[float, float], side: float, number: int = 0) -> Person:
     return Person(image, number, center, side, points, np.isfinite(points).all(1), 10.0)
-
-
-def center_of_mass(image: torch.Tensor, at: torch.Tensor, reach: int) -> np.ndarray:
-    """Of what is bright about a point (x, y) of uint8 (3,H,W)."""
-    gray = image.float().mean(0).numpy()
-    x0, y0 = (max(0, round(float(v)) - reach) for v in at)
-    window = gray[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1]
-    window = np.where(window > 40, window, 0)
-    y, x = np.mgrid[: window.shape[0], : window.shape[1]]
-    return np.array([(x * window).sum(), (y * window).sum()]) / window.sum() + [x0, y0]
 
 
 @pytest.fixture
@@ -71,62 +54,11 @@ def sample() -> list[Person]:
     return Spots.sample  # type: ignore[attr-defined]
 
 
-# --- coordinates ------------------------------------------------------------------------------------------------------
-
-
-def test_a_square_becomes_pixels_edge_to_edge() -> None:
-    """x -> (x + 0.5) S / s - 0.5 from the square's first pixel, which the contract of all pose systems is."""
-    matrix = crop_matrix((19.5, 29.5), 40, 10)  # covers the pixels 0..39 and 10..49 exactly
-    x, y = np.random.default_rng(0).uniform(-20, 60, (2, 200))
-    moved = apply_affine(np.stack([x, y], 1), matrix)
-    np.testing.assert_allclose(moved[:, 0], (x + 0.5) * 10 / 40 - 0.5)
-    np.testing.assert_allclose(moved[:, 1], (y - 10 + 0.5) * 10 / 40 - 0.5)
-    np.testing.assert_allclose(apply_affine(np.array([19.5, 29.5]), crop_matrix((19.5, 29.5), 7.7, 31, 40)), 15)
-
-
-def test_a_flip_mirrors_the_crop_and_a_turn_is_clockwise() -> None:
-    points = np.random.default_rng(1).uniform(0, 50, (100, 2))
-    plain, flipped = (apply_affine(points, crop_matrix((20, 30), 40, 64, 25, flip)) for flip in (False, True))
-    np.testing.assert_allclose(flipped[:, 0], 63 - plain[:, 0])
-    np.testing.assert_allclose(flipped[:, 1], plain[:, 1])
-    above = apply_affine(np.array([20, 20]), crop_matrix((20, 30), 40, 40, 90))
-    np.testing.assert_allclose(above, [29.5, 19.5], atol=1e-9)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-@pytest.mark.parametrize("reduction", [0.4, 1, 1.9, 2.1, 3.3, 5, 9.7])
-def test_pixels_lie_where_the_coordinates_say(tmp_path: Path, suffix: str, reduction: float) -> None:
-    """However much smaller the image is read: with reductions of two and more a JPEG's DCT does part of it."""
-    points = np.array([[410.0, 300.3], [211.4, 405.0], [333.3, 222.2]])
-    spots(tmp_path / f"a{suffix}", points, (611, 613), max(5, 2.5 * reduction))
-    size = round(430 / reduction)
-    matrix = crop_matrix((310, 320), 430, size, angle=17, flip=True)
-    image = torch.from_numpy(warp(str(tmp_path / f"a{suffix}"), matrix, size)).permute(2, 0, 1)
-    for at in torch.from_numpy(apply_affine(points, matrix)):
-        found = center_of_mass(image, at, int(max(5, 8 / reduction + 3)))
-        np.testing.assert_allclose(found, at.numpy(), atol=0.06 if reduction >= 1 else 0.15)
-
-
-def test_nothing_aliases_where_the_crop_is_much_smaller(tmp_path: Path) -> None:
-    board = (np.indices((800, 800)).sum(0) % 2 * 255).astype(np.uint8)
-    for suffix in (".png", ".jpg"):
-        cv2.imwrite(str(tmp_path / f"a{suffix}"), board)
-        crop = warp(str(tmp_path / f"a{suffix}"), crop_matrix((400, 400), 600, 80), 80)
-        assert abs(crop.astype(float) - 127.5).max() < 8
-
-
-def test_what_is_beyond_the_picture_is_black(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 20, 3), 200, np.uint8))
-    crop = warp(str(tmp_path / "a.png"), crop_matrix((0, 9.5), 20, 20), 20)
-    assert (crop[:, :9] == 0).all()
-    assert (crop[:, 11:] == 200).all()
-
-
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def test_joints_come_back_to_where_they_were(root: Path) -> None:
-    """Through scale, rotation, flip and the batch's float32, to a thousandth of a pixel; flips exchange the sides."""
+    """Scale, rotation and flip are inverted to 0.001 px in float32; flips exchange left and right."""
     data = Spots(str(root), sample(), scale=0.25, rotation=30, hflip=0.5)
     loader = data.train_dataloader()
     flips, angles, scales = [], [], []
@@ -138,21 +70,21 @@ def test_joints_come_back_to_where_they_were(root: Path) -> None:
             matrix = batch["to_original"]
             back = (batch["keypoints"] @ matrix[:, :, :2].transpose(1, 2) + matrix[:, None, :, 2]).numpy()
             for i, name in enumerate(batch["id"]):
-                truth = sample()[int(name[0])].keypoints
+                expected = sample()[int(name[0])].keypoints
                 linear = matrix[i, :, :2].double()
                 flip = bool(torch.det(linear) < 0)
-                np.testing.assert_allclose(back[i], truth[[2, 1, 0, 3] if flip else [0, 1, 2, 3]], atol=1e-3)
+                np.testing.assert_allclose(back[i], expected[[2, 1, 0, 3] if flip else [0, 1, 2, 3]], atol=1e-3)
                 flips.append(flip)
                 scales.append(float(torch.det(linear).abs().sqrt() * 64 / sample()[int(name[0])].side))
                 angles.append(float(torch.atan2(linear[0, 1], linear[1, 1]).rad2deg()))
     assert 0.35 < np.mean(flips) < 0.65
-    assert 0.45 < np.mean(np.abs(angles) < 1e-3) < 0.75, "three of five are not turned"
+    assert 0.45 < np.mean(np.abs(angles) < 1e-3) < 0.75, "60% are not rotated"
     assert 40 < np.abs(angles).max() < 60.01
     assert 0.7 < min(scales) < 0.8 < 1.25 < max(scales) < 1.42
 
 
 def test_the_spots_are_under_the_joints(root: Path) -> None:
-    data = Spots(str(root), sample(), image_size=128, color=0.2)
+    data = Spots(str(root), sample(), image_size=128, color_jitter=0.2)
     batch = next(iter(data.train_dataloader()))
     seen = 0
     for image, keypoints in zip(batch["image"], batch["keypoints"], strict=True):
@@ -206,32 +138,16 @@ def test_evaluation_is_not_random(root: Path) -> None:
     np.testing.assert_allclose(a["keypoints"], apply_affine(sample()[2].keypoints, expected), atol=1e-4)
 
 
-def test_channels_get_factors_of_their_own() -> None:
-    np.random.seed(0)
-    pixels = np.full((2, 2, 3), 100, np.uint8)
-    drawn = np.array([scale_channels(pixels, 0.4)[0, 0] for _ in range(500)])
-    assert drawn.min() < 64
-    assert drawn.max() > 136
-    assert drawn.min() >= 60
-    assert drawn.max() <= 140
-    assert abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.2
-    assert (scale_channels(np.full((1, 1, 3), 250, np.uint8), 1.0) >= 0).all()
+# --- full images ----------------------------------------------------------------------------------------------------
 
 
-def test_partners() -> None:
-    assert mirror_partners(NAMES).tolist() == [2, 1, 0, 3], "a joint without a partner stays"
-
-
-# --- whole images ---------------------------------------------------------------------------------------------------
-
-
-def test_whole_pictures_bear_all_their_people(root: Path) -> None:
+def test_full_images_have_all_their_people(root: Path) -> None:
     people = [
         sample()[0],
         sample()[0]._replace(number=1, keypoints=sample()[0].keypoints + np.array([3, 4])),
         sample()[1],
     ]
-    data = Spots(str(root), people, crop="picture", image_size=None, color=0)
+    data = Spots(str(root), people, crop="image", image_size=None, color_jitter=0)
     dataset = data.dataset("val")
     assert len(dataset) == 2  # type: ignore[arg-type]
     batch = next(iter(data.val_dataloader()))
@@ -248,8 +164,8 @@ def test_whole_pictures_bear_all_their_people(root: Path) -> None:
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("size", [100, (90, 400), None])
-def test_resized_and_flipped_pictures(root: Path, flip: float, size: Any) -> None:
-    data = Spots(str(root), sample(), crop="picture", image_size=size, hflip=flip, color=0)
+def test_resized_and_flipped_images(root: Path, flip: float, size: Any) -> None:
+    data = Spots(str(root), sample(), crop="image", image_size=size, hflip=flip, color_jitter=0)
     one = data.dataset("train")[3]
     assert tuple(one["image"].shape[1:]) == {100: (76, 100), (90, 400): (90, 118), None: (130, 170)}[size]
     keypoints = one["target"]["keypoints"][0]
@@ -263,42 +179,42 @@ def test_boxes_of_joints() -> None:
     points = np.array([[[10.0, 20], [50, 40], [999, 999]], [[-8.0, 5], [4, 45], [0, 0]]])
     labeled = np.array([[True, True, False], [True, True, False]])
     boxes = joint_boxes(points, labeled, 50, 100)
-    # Edges of pixels; a margin of 0.15 of the longer side and half a pixel.
+    # The margin is 0.15 of the longer side plus half a pixel.
     np.testing.assert_allclose(boxes[0], [10 - 6, 20 - 6, 51 + 6, 41 + 6], atol=1e-4)
     np.testing.assert_allclose(boxes[1], [0, 0, 4 + 1 + 6, 50], atol=1e-4)
     assert joint_boxes(np.zeros((0, 3, 2)), np.zeros((0, 3), bool), 5, 5).shape == (0, 4)
 
 
-def test_people_of_whom_nothing_is_seen_are_not_trained_on(root: Path) -> None:
+def test_people_outside_the_image_are_not_trained_on(root: Path) -> None:
     people = [sample()[0], sample()[0]._replace(number=1, keypoints=sample()[0].keypoints + 400)]
-    data = Spots(str(root), people, crop="picture", image_size=None)
+    data = Spots(str(root), people, crop="image", image_size=None)
     assert len(data.dataset("train")[0]["target"]["boxes"]) == 1
     assert len(data.dataset("val")[0]["target"]["boxes"]) == 2
 
 
-# --- prediction, and what is refused ----------------------------------------------------------------------------------
+# --- prediction and errors --------------------------------------------------------------------------------------------
 
 
-def test_prediction_takes_each_picture_for_a_person(root: Path) -> None:
+def test_prediction_takes_each_image_as_a_person(root: Path) -> None:
     batch = next(iter(Spots(None, images=str(root)).predict_dataloader()))
     assert batch["image"].shape == (4, 3, 64, 64)
     corners = apply_affine(np.array([[-0.5, 31.5], [63.5, 31.5]]), batch["to_original"][0].numpy())
     np.testing.assert_allclose(corners, [[-0.5, 64.5], [169.5, 64.5]], atol=1e-3)
-    whole = next(iter(Spots(None, images=str(root), crop="picture", image_size=None).predict_dataloader()))
-    assert whole["image"].shape == (4, 3, 130, 170)
-    assert set(whole) == {"image", "to_original", "id"}
+    full = next(iter(Spots(None, images=str(root), crop="image", image_size=None).predict_dataloader()))
+    assert full["image"].shape == (4, 3, 130, 170)
+    assert set(full) == {"image", "to_original", "id"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size: expected a side of 1 pixel or more for crops of people, found 0"),
-        ({"image_size": None}, "image_size: expected a side of 1 pixel or more for crops of people, found None"),
+        ({"image_size": 0}, "image_size: expected one side of at least 1 px for person crops, found 0"),
+        ({"image_size": None}, "image_size: expected one side of at least 1 px for person crops, found None"),
         ({"scale": -1}, "scale: expected 0 to 2"),
         ({"rotation": 100}, "rotation: expected 0 to 90 degrees, found 100"),
         ({"hflip": 2}, "hflip: expected a probability, found 2"),
-        ({"color": 3, "crop": "picture"}, "color: expected 0 to 1, found 3"),
-        ({"image_size": (0, 5), "crop": "picture"}, "image_size: expected 1 or more"),
+        ({"color_jitter": 3, "crop": "image"}, "color_jitter: expected 0 to 1, found 3"),
+        ({"image_size": (0, 5), "crop": "image"}, "image_size: expected at least 1"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
@@ -306,14 +222,16 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         Spots("x", **options)
 
 
-def test_a_missing_picture_or_root_is_one_line(root: Path) -> None:
+def test_a_missing_image_or_root_is_one_line(root: Path) -> None:
     (root / "3.jpg").unlink()
     for build in (
         lambda: Spots(str(root), sample()).dataset("val"),
         lambda: Spots(str(root)).dataset("val"),
         lambda: Spots(None, sample()).dataset("train"),
     ):
-        with pytest.raises(DatasetError, match=r"people on 1 image \(3.jpg\) that is not in|no people|no dataset") as e:
+        with pytest.raises(
+            DatasetError, match=r"found none of 1 image \(3.jpg\)|expected people in val|expected a dataset"
+        ) as e:
             build()
         assert "\n" not in str(e.value)
 
@@ -322,14 +240,16 @@ def test_a_joint_far_away_is_counted_and_kept(root: Path) -> None:
     people = sample()
     people[2] = people[2]._replace(keypoints=people[2].keypoints + np.array([[0, 0], [900, 0], [0, 0], [0, 0]]))
     data = Spots(str(root), people)
-    with pytest.warns(UserWarning, match=r"val: kept 1 person \(2.jpg#0\) with a joint more than 2 boxes away"):
+    with pytest.warns(
+        UserWarning, match=r"val: kept 1 person \(2.jpg#0\) with a joint more than 2 crop sides from the center"
+    ):
         dataset = data.dataset("val")
     one = dataset[2]
     assert one["labeled"].all()
     assert one["keypoints"][1, 0] > 300
 
 
-def test_the_view_is_usable_alone(root: Path) -> None:
-    people = People.gather(sample(), len(NAMES), Counter())
+def test_the_dataset_is_usable_alone(root: Path) -> None:
+    people = People.pack(sample(), len(NAMES), Counter())
     assert len(PoseDataset(str(root), people, NAMES, PersonCrop(32))) == 6
-    assert PoseDataset(str(root), people, NAMES, WholePicture(40))[5]["image"].shape == (3, 31, 40)
+    assert PoseDataset(str(root), people, NAMES, FullImage(40))[5]["image"].shape == (3, 31, 40)

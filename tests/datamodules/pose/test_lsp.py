@@ -1,4 +1,4 @@
-"""LSP and LSPET: both arrays, which people are in which set, and what is refused."""
+"""LSP and LSPET: both arrays, sets, crops and invalid files."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from datamodules.pose.base import mirror_partners
-from datamodules.pose.lsp import LSP, LSP_JOINTS, read_lsp
+from datamodules.pose.lsp import LSP, read_lsp
 from errors import DatasetError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 def write(folder: Path, people: np.ndarray, extended: bool) -> None:
-    """Writes people, float (N,14,3), in the layout of LSP or LSPET."""
+    """Write people, float (N, 14, 3), in the layout of LSP or LSPET."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     joints = people.transpose(1, 2, 0) if extended else people.transpose(2, 1, 0)
     savemat(folder / "joints.mat", {"joints": joints})
@@ -57,7 +56,7 @@ def test_the_third_number_means_hidden_in_lsp_and_labeled_in_lspet(tmp_path: Pat
 def test_sets(root: Path) -> None:
     data = module(root, train=["lspet_dataset", "lsp_dataset:1-3"], val=["lsp_dataset:4-8"], test=["lsp_dataset:8-8"])
     train = data.people("train")
-    assert [train.name(i) for i in range(len(train))] == [
+    assert [train.person_id(i) for i in range(len(train))] == [
         *(f"lspet_dataset/images/im{i:05d}.jpg#0" for i in range(1, 7)),
         *(f"lsp_dataset/images/im{i:04d}.jpg#0" for i in range(1, 4)),
     ]
@@ -88,35 +87,34 @@ def test_people_without_two_joints_are_left_out(tmp_path: Path) -> None:
     people[0, :, 2] = 0
     people[1, 1:, 2] = 0
     write(tmp_path / "mine", people, True)
-    with pytest.warns(UserWarning, match="train: 1 people; left out 2: 2 without two labeled joints"):
+    with pytest.warns(UserWarning, match="train: 1 people; skipped 2: 2 without two labeled joints"):
         dataset = module(tmp_path, train=["mine"]).dataset("train")
     assert dataset[0]["id"] == "mine/images/im00003.jpg#0"
-
-
-def test_partners() -> None:
-    # pose-hg-train's pairs for LSP, counted from 1: 1-6, 2-5, 3-4, 7-12, 8-11, 9-10.
-    assert mirror_partners(LSP_JOINTS).tolist() == [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13]
 
 
 def test_what_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="train: expected sets like lsp_dataset or lsp_dataset:1-1000, found lsp:5"):
         module(root, train=["lsp:5"])
     for options, message in (
-        ({"train": ["lsp_dataset:5-9"]}, "lsp_dataset:5-9: .*joints.mat has the people 1 to 8"),
-        ({"train": ["lsp_dataset:4-3"]}, "has the people 1 to 8"),
+        ({"train": ["lsp_dataset:5-9"]}, "joints.mat: expected a range of the people 1 to 8, found lsp_dataset:5-9"),
+        ({"train": ["lsp_dataset:4-3"]}, "the people 1 to 8, found lsp_dataset:4-3"),
         ({"train": ["none"]}, r"(?s)LSP: no .*none/joints.mat\nexpected.*found"),
     ):
         with pytest.raises(DatasetError, match=message):
             module(root, **options).dataset("train")
     path = root / "lsp_dataset" / "joints.mat"
     savemat(path, {"joints": np.zeros((14, 2, 5))})
-    with pytest.raises(DatasetError, match=r"expected joints of \(3,14,N\) or \(14,3,N\), found \(14, 2, 5\)"):
+    with pytest.raises(
+        DatasetError, match=r"expected joints of shape \(3, 14, N\) or \(14, 3, N\), found \(14, 2, 5\)"
+    ):
         module(root, train=["lsp_dataset"]).dataset("train")
     savemat(path, {"other": 1})
     with pytest.raises(DatasetError, match="expected LSP's array joints, found other"):
         module(root, train=["lsp_dataset"]).dataset("train")
     (root / "lspet_dataset" / "images" / "im00002.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"people on 1 image \(lspet_dataset/images/im00002.jpg\) that is not in"):
+    with pytest.raises(
+        DatasetError, match=r"expected all images of train, found none of 1 image \(lspet_dataset/images/im00002.jpg\)"
+    ):
         module(root, train=["lspet_dataset"]).dataset("train")
 
 

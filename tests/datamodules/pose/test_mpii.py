@@ -1,4 +1,4 @@
-"""MPII: the release's irregularities, the conversions, who is held out, and each way in which a file can be wrong."""
+"""MPII: irregularities of the release, conversions, held-out people and invalid files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from datamodules.pose.base import mirror_partners
 from datamodules.pose.crops import apply_affine
-from datamodules.pose.mpii import MPII, MPII_JOINTS, read_head_sizes, read_release
+from datamodules.pose.joints import MPII_JOINTS, flip_indices
+from datamodules.pose.mpii import MPII
+from datamodules.pose.mpii_annotations import read_head_sizes, read_release
 from datamodules.synthetic.mpii import write_mpii
 from errors import DatasetError
 
@@ -47,7 +48,7 @@ def rect(points: Any = None, **changes: Any) -> dict[str, Any]:
 
 
 def release(folder: Path, annorects: list[Any], training: list[int] | None = None, name: str = "RELEASE") -> Path:
-    """Writes the release with one image for each annorect, and the images; "absent" leaves the field out."""
+    """Write the release and one image per annorect; "absent" omits the field."""
     (folder / "images").mkdir(exist_ok=True)
     pictures = [{"image": {"name": f"{i:03d}.jpg"}, "annorect": rects} for i, rects in enumerate(annorects)]
     for picture in pictures:
@@ -61,7 +62,7 @@ def release(folder: Path, annorects: list[Any], training: list[int] | None = Non
 
 
 def only(folder: Path, annorect: Any) -> list[Any]:
-    """What the reader finds on the one image with this annorect: (person, what it lacks)."""
+    """Read a release with one image and this annorect."""
     return read_release(str(release(folder, [annorect])))[0]
 
 
@@ -73,8 +74,8 @@ def module(root: Any, **options: Any) -> MPII:
 
 
 def test_files_count_from_one_and_we_from_zero(tmp_path: Path) -> None:
-    (person, lacks), *_ = only(tmp_path, structs([rect()]))
-    assert lacks == ""
+    (person, missing), *_ = only(tmp_path, structs([rect()]))
+    assert missing == ""
     assert person.image == "images/000.jpg"
     assert person.keypoints[9].tolist() == [50, 20]
     assert person.keypoints[0].tolist() == [40, 100]
@@ -86,10 +87,10 @@ def test_files_count_from_one_and_we_from_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", [1, 0, "1", "0", EMPTY, "absent"])
 def test_a_joint_is_labeled_whatever_its_mark(tmp_path: Path, mark: Any) -> None:
-    """Hidden joints are annotated and count."""
+    """Hidden joints are annotated and evaluated."""
     more = {} if isinstance(mark, str) and mark == "absent" else {"is_visible": mark}
-    (person, lacks), *_ = only(tmp_path, structs([rect([point(5, 3, 4, **more), point(2, 7.5, 8, **more)])]))
-    assert lacks == ""
+    (person, missing), *_ = only(tmp_path, structs([rect([point(5, 3, 4, **more), point(2, 7.5, 8, **more)])]))
+    assert missing == ""
     assert np.flatnonzero(person.labeled).tolist() == [2, 5]
     assert person.keypoints[2].tolist() == [6.5, 7]
 
@@ -110,7 +111,7 @@ def test_annorect_is_absent_empty_scalar_or_an_array(tmp_path: Path, annorect: A
 
 
 @pytest.mark.parametrize(
-    ("changes", "lacks"),
+    ("changes", "missing"),
     [
         ({"annopoints": EMPTY}, "joints"),
         ({"annopoints": None}, "joints"),
@@ -123,12 +124,14 @@ def test_annorect_is_absent_empty_scalar_or_an_array(tmp_path: Path, annorect: A
         ({"scale": None, "objpos": None, "annopoints": None}, "objpos or scale"),
     ],
 )
-def test_who_cannot_be_used_is_known_for_what_is_lacking(tmp_path: Path, changes: dict[str, Any], lacks: str) -> None:
-    # A second person with all fields, so that the field is there and empty, as well as alone without it.
-    assert only(tmp_path, structs([rect(**changes)]))[0].lacks == lacks
+def test_a_person_without_an_annotation_is_skipped_for_it(
+    tmp_path: Path, changes: dict[str, Any], missing: str
+) -> None:
+    # Alone, and next to a person with all fields, so that the field exists and is empty.
+    assert only(tmp_path, structs([rect(**changes)]))[0].missing == missing
     if all(value is not None for value in changes.values()):
         found = only(tmp_path, structs([rect(), rect(**changes)]))
-        assert [item.lacks for item in found] == ["", lacks]
+        assert [item.missing for item in found] == ["", missing]
         assert [item.person.number for item in found] == [0, 1]
 
 
@@ -139,22 +142,22 @@ def test_a_person_without_head_box_is_trained_on_but_not_measured(tmp_path: Path
     data = module(tmp_path)
     assert len(data.people("train")) == 2
     assert np.isnan(data.people("train").head_size).tolist() == [False, True]
-    with pytest.warns(UserWarning, match="^val: 1 people; left out 1: 1 without a head box$"):
+    with pytest.warns(UserWarning, match="^val: 1 people; skipped 1: 1 without a head box$"):
         assert len(data.dataset("val")) == 1  # type: ignore[arg-type]
 
 
 def test_other_sets_of_fields(tmp_path: Path) -> None:
     extra = {"part_occ1": EMPTY, "head_r11": "0.98", "torso_r33": "1"}
-    assert only(tmp_path, structs([rect(**extra)]))[0].lacks == ""
+    assert only(tmp_path, structs([rect(**extra)]))[0].missing == ""
     test = [structs([{"scale": 1.0, "objpos": {"x": 3, "y": 4}}]), structs([rect()])]
     assert list(read_release(str(release(tmp_path, test, [0, 1])))) == [1], "test images have no joints"
 
 
-def test_what_was_left_out_is_counted_in_one_line(tmp_path: Path) -> None:
+def test_skipped_people_are_counted_in_one_line(tmp_path: Path) -> None:
     people = [rect(), rect(annopoints=EMPTY), rect(scale=EMPTY), rect(objpos=EMPTY), rect(annopoints=EMPTY)]
     release(tmp_path, [structs(people), structs([rect()])])
     (tmp_path / "val.txt").write_text("images/001.jpg\n")
-    expected = "^train: 1 people; left out 4: 2 without joints, 2 without objpos or scale$"
+    expected = "^train: 1 people; skipped 4: 2 without joints, 2 without objpos or scale$"
     with pytest.warns(UserWarning, match=expected):
         assert len(module(tmp_path).dataset("train")) == 1  # type: ignore[arg-type]
 
@@ -163,27 +166,29 @@ def test_no_people_at_all(tmp_path: Path) -> None:
     release(tmp_path, [structs([rect(scale=EMPTY)]), structs([rect()])])
     (tmp_path / "val.txt").write_text("001.jpg\n")
     with (
-        pytest.warns(UserWarning, match="left out 1"),
-        pytest.raises(DatasetError, match=r"MPII: train has no people: left out 1 without objpos or scale$"),
+        pytest.warns(UserWarning, match="skipped 1"),
+        pytest.raises(
+            DatasetError, match=r"MPII: expected people in train, found none; skipped 1 without objpos or scale$"
+        ),
     ):
         module(tmp_path).dataset("train")
 
 
 def test_the_origin_holds_at_a_tenth_of_the_head(tmp_path: Path) -> None:
-    """A head of 9 pixels: one pixel of shift in x and y is more than a tenth of it."""
+    """With a head of 9 px, a shift of 1 px in x and y exceeds a tenth of it."""
     write_mpii(str(tmp_path), train=6, val=4, size=96)
     data = module(tmp_path, image_size=48)
     content = loadmat(str(tmp_path / "mpii_human_pose_v1_u12_1.mat"), squeeze_me=True, struct_as_record=False)
     errors, shifted = [], []
     dataset = data.dataset("train")
-    partners = mirror_partners(MPII_JOINTS)
+    flipped = flip_indices(MPII_JOINTS)
     for i in range(len(dataset)):  # type: ignore[arg-type]
         one = dataset[i]
         name, number = one["id"].split("#")
         picture = next(a for a in content["RELEASE"].annolist if f"images/{a.image.name}" == name)
         found = np.atleast_1d(picture.annorect)[int(number)]
         matrix = one["to_original"].double().numpy()
-        order = partners if np.linalg.det(matrix[:, :2]) < 0 else np.arange(16)
+        order = flipped if np.linalg.det(matrix[:, :2]) < 0 else np.arange(16)
         back = apply_affine(one["keypoints"].numpy(), matrix)[order]
         for p in np.atleast_1d(found.annopoints.point):
             errors.append(np.hypot(*(back[p.id] - [p.x - 1, p.y - 1])) / 9)
@@ -199,24 +204,24 @@ def test_the_origin_holds_at_a_tenth_of_the_head(tmp_path: Path) -> None:
 @pytest.mark.shared_data
 @pytest.mark.skipif(not (SHARED / "pckh").is_dir(), reason="needs ../shared/data/pckh")
 def test_real_annotations(tmp_path: Path) -> None:
-    """2,958 people of the release, against what was published with the benchmark's predictions."""
+    """Compare 2,958 people of the release to the ground truth published with the benchmark's predictions."""
     content = loadmat(str(SHARED / "pckh" / "detections.mat"))
-    truth = np.load(SHARED / "pckh" / "ground_truth.npz")
+    published = np.load(SHARED / "pckh" / "ground_truth.npz")
     annorects = [entry["annorect"] for entry in content["annolist"].ravel()]
     pictures = structs([{"image": {"name": f"{i}.jpg"}, "annorect": rects} for i, rects in enumerate(annorects)])
     path = tmp_path / "real.mat"
     savemat(path, {"RELEASE": {"annolist": pictures, "img_train": np.ones(len(pictures), np.uint8)}})
     found = read_release(str(path))
     people = [found[i][0] for i in range(len(annorects))]
-    assert not any(item.lacks for item in people)
+    assert not any(item.missing for item in people)
     labeled = np.stack([item.person.labeled for item in people])
-    np.testing.assert_array_equal(labeled, ~truth["missing"])
+    np.testing.assert_array_equal(labeled, ~published["missing"])
     joints = np.stack([item.person.keypoints for item in people])
-    # What was published has 0 for 17 coordinates of 13 joints that the release gives.
-    known = labeled[..., None] & (truth["joints"] != 0)
+    # The published file has 0 for 17 coordinates of 13 joints that the release contains.
+    known = labeled[..., None] & (published["joints"] != 0)
     assert (labeled[..., None] & ~known).sum() == 17
-    np.testing.assert_allclose((joints + 1)[known], truth["joints"][known], atol=1e-3)
-    heads = 0.6 * np.linalg.norm(truth["headboxes"][:, 1] - truth["headboxes"][:, 0], axis=1)
+    np.testing.assert_allclose((joints + 1)[known], published["joints"][known], atol=1e-3)
+    heads = 0.6 * np.linalg.norm(published["headboxes"][:, 1] - published["headboxes"][:, 0], axis=1)
     np.testing.assert_allclose([item.person.head_size for item in people], heads, atol=1e-3)
     np.testing.assert_allclose(read_head_sizes(str(SHARED / "pckh" / "ground_truth.npz")), heads)
 
@@ -226,7 +231,7 @@ def test_real_annotations(tmp_path: Path) -> None:
 def test_a_real_conversion() -> None:
     file = "annotations/mpii_sample.json"
     data = module(SHARED / "mpii_sample", train=file, val=file)
-    with pytest.warns(UserWarning, match="no PCKh without|5 images .* in both train and val"):
+    with pytest.warns(UserWarning, match="--data.headboxes FILE for PCKh|5 images .* in both train and val"):
         dataset = data.dataset("val")
     one = dataset[0]
     assert one["keypoints"].shape == (16, 2)
@@ -234,7 +239,7 @@ def test_a_real_conversion() -> None:
     assert np.isnan(one["head_size"])
 
 
-# --- who is held out --------------------------------------------------------------------------------------------------
+# --- held-out people --------------------------------------------------------------------------------------------------
 
 
 def names(data: MPII, split: Any) -> set[str]:
@@ -242,7 +247,7 @@ def names(data: MPII, split: Any) -> set[str]:
     return {people.images[i] for i in range(len(people.images))}
 
 
-def test_a_list_holds_pictures_out(tmp_path: Path) -> None:
+def test_a_list_holds_images_out(tmp_path: Path) -> None:
     release(tmp_path, [structs([rect()] * (1 + i % 2)) for i in range(6)])
     (tmp_path / "mine.txt").write_text("003.jpg\n\n005.jpg\n")
     data = module(tmp_path, val="mine.txt")
@@ -251,7 +256,9 @@ def test_a_list_holds_pictures_out(tmp_path: Path) -> None:
     assert len(names(data, "train")) == 4
     assert module(tmp_path, val=str(tmp_path / "mine.txt")).people("val").number.tolist() == [0, 1, 0, 1]
     (tmp_path / "mine.txt").write_text("003.jpg\nnone.jpg\n")
-    with pytest.raises(DatasetError, match=r"mine.txt: 1 name \(none.jpg\) that no training image with people has"):
+    with pytest.raises(
+        DatasetError, match=r"mine.txt: expected training images with people, found 1 name \(none.jpg\)"
+    ):
         module(tmp_path, val="mine.txt").people("train")
     with pytest.raises(DatasetError, match="val: expected a list of images, found .*No such file"):
         module(tmp_path, val="gone.txt").people("train")
@@ -262,14 +269,14 @@ def test_the_published_indices_hold_people_out(tmp_path: Path) -> None:
     savemat(tmp_path / "chosen.mat", {"RELEASE_img_index": [[1, 3]], "RELEASE_person_index": [[2, 1]]})
     data = module(tmp_path, val="chosen.mat")
     people = data.people("val")
-    assert [people.name(i) for i in range(len(people))] == ["images/000.jpg#1", "images/002.jpg#0"]
-    assert names(data, "train") == {"images/001.jpg"}, "nobody is trained on who stands beside"
+    assert [people.person_id(i) for i in range(len(people))] == ["images/000.jpg#1", "images/002.jpg#0"]
+    assert names(data, "train") == {"images/001.jpg"}, "the other people of held-out images are not trained on"
     savemat(tmp_path / "chosen.mat", {"RELEASE_img_index": [[1, 4]], "RELEASE_person_index": [[3, 1]]})
-    with pytest.raises(DatasetError, match=r"does not have 2 of them \(1/3, 4/1\)"):
+    with pytest.raises(DatasetError, match=r"expected people of .*, found 2 image/persons \(1/3, 4/1\)"):
         module(tmp_path, val="chosen.mat").people("val")
 
 
-def test_else_a_tenth_of_the_pictures_by_their_names(tmp_path: Path) -> None:
+def test_without_a_list_a_tenth_of_the_images_is_held_out(tmp_path: Path) -> None:
     release(tmp_path, [structs([rect()] * 2) for _ in range(60)])
     data = module(tmp_path)
     val, train = names(data, "val"), names(data, "train")
@@ -302,16 +309,16 @@ def conversion(folder: Path, train: Any, val: Any) -> Path:
 def test_conversions(tmp_path: Path) -> None:
     train = [entry(), entry(), entry(center=[-1.0, -1.0], scale=-1.0), entry(joints_vis=[0] * 16)]
     data = module(conversion(tmp_path, train, [entry(image="b.jpg", joints_vis=[0, 1] + [0] * 14)]))
-    with pytest.warns(UserWarning, match="no head boxes: no PCKh without --data.headboxes"):
+    with pytest.warns(UserWarning, match="no head boxes; set --data.headboxes FILE for PCKh"):
         people = data.people("train")
-    assert [people.name(i) for i in range(len(people))] == ["images/a.jpg#0", "images/a.jpg#1"]
+    assert [people.person_id(i) for i in range(len(people))] == ["images/a.jpg#0", "images/a.jpg#1"]
     assert people.skipped == {"objpos or scale": 1, "joints": 1}
     assert people.center[0].tolist() == [49, 59 + 7.5]
     assert people.side[0] == 125
     assert people.keypoints[0, 3].tolist() == [12, 22]
     assert people.labeled[0].tolist() == [True] * 15 + [False], "joints_vis means labeled"
     assert np.isnan(data.people("val").head_size).all()
-    assert len(data.people("val")) == 1, "without head boxes for anyone nobody is left out"
+    assert len(data.people("val")) == 1, "people are kept if there are no head boxes at all"
 
 
 @pytest.mark.parametrize("kind", ["npz", "mat"])
@@ -331,13 +338,13 @@ def test_head_boxes_of_conversions(tmp_path: Path, kind: str) -> None:
         module(tmp_path, headboxes=f"heads.{kind}").people("val")
 
 
-def test_a_picture_on_both_sides_is_said(tmp_path: Path) -> None:
+def test_an_image_in_both_splits_is_reported(tmp_path: Path) -> None:
     data = module(conversion(tmp_path, [entry(), entry(image="c.jpg")], [entry()]))
     with pytest.warns(UserWarning, match=r"1 image \(images/a.jpg\) in both train and val"):
         data.people("train")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def refused(data: MPII, message: str) -> None:
@@ -358,17 +365,17 @@ def test_a_mat_that_is_not_mpiis(tmp_path: Path) -> None:
     path.write_bytes(b"")
     refused(module(tmp_path), r"u12_1.mat: expected the struct RELEASE .*, found ")
     release(tmp_path, [structs([rect([point(16, 1, 1), point(1, 1, 1)])])])
-    refused(module(tmp_path), "000.jpg: person 1 has a joint with the id 16.0, expected 0 to 15")
+    refused(module(tmp_path), r"expected joint ids 0 to 15, found 16.0 \(person 1, images/000.jpg\)")
 
 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([entry(), entry(scale=None)], r"train.json: person 2 has no scale: expected \{image, center, scale"),
-        ([entry(joints=[[1, 2]] * 14)], "train.json: person 1 is not as expected"),
-        ([entry(center=["x", 2])], "train.json: person 1 is not as expected"),
-        ([entry(joints_vis=[1, 0])], "train.json: person 1 is not as expected"),
-        ([5], "train.json: person 1 has no image and no center"),
+        ([entry(), entry(scale=None)], r"train.json: expected \{image, center, scale.*, found person 2 without scale$"),
+        ([entry(joints=[[1, 2]] * 14)], "train.json: expected .*, found an invalid person 1"),
+        ([entry(center=["x", 2])], "train.json: expected .*, found an invalid person 1"),
+        ([entry(joints_vis=[1, 0])], "train.json: expected .*, found an invalid person 1"),
+        ([5], "train.json: expected .*, found person 1 without image, center"),
         ({"images": []}, "train.json: expected a list of"),
         ([], "train.json: expected a list of"),
         ("{", "train.json: expected a JSON conversion of MPII, found"),
@@ -386,11 +393,11 @@ def test_missing_pieces(tmp_path: Path) -> None:
     ):
         module(tmp_path).dataset("train")
     conversion(tmp_path, [entry(), entry(image="gone.jpg")], [entry(image="b.jpg")])
-    refused(module(tmp_path), r"MPII: train has people on 1 image \(images/gone.jpg\) that is not in ")
-    refused(module(tmp_path, train="annot/train.json"), "MPII: val: expected a .json of the people held out")
+    refused(module(tmp_path), r"expected all images of train, found none of 1 image \(images/gone.jpg\)")
+    refused(module(tmp_path, train="annot/train.json"), "val: expected a .json of the people held out")
     os.unlink(tmp_path / "annot" / "valid.json")
     refused(module(tmp_path), "valid.json: expected a JSON conversion of MPII, found .*No such file")
     np.savez(tmp_path / "heads.npz", boxes=np.zeros(3))
     refused(module(tmp_path, headboxes="heads.npz"), "heads.npz: expected headboxes")
-    with pytest.raises(DatasetError, match="no dataset given: --data.root"):
+    with pytest.raises(DatasetError, match="expected a dataset, found none; set --data.root"):
         MPII().dataset("train")

@@ -1,4 +1,4 @@
-"""Rendered solids: where the rays hit, what is light and dark, and which images are new."""
+"""Rendered solids: projection, shading, sampling of rotations and batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from datamodules.base import Split
-from datamodules.pose.rendered_solids import DISTANCE, FILLS, SOLIDS, RenderedSolids, Solid, render
+from datamodules.pose.rendered_solids import (
+    CAMERA_DISTANCE,
+    FILL_FRACTION,
+    SOLIDS,
+    RenderedSolids,
+    Solid,
+    render_solid,
+)
 from errors import DatasetError
 from lightning_modules.pose.rotations import euler_to_matrix, geodesic
 
@@ -22,12 +29,12 @@ TO_CAMERA = np.array([0.0, 0.0, -1.0])
 
 
 def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
-    """By degrees."""
+    """Return the rotation by angles in degrees."""
     return euler_to_matrix(torch.tensor([yaw, pitch, roll], dtype=torch.float64).deg2rad()).numpy()
 
 
 def lit(rotation: np.ndarray, solid: Solid = "aeroplane", light: np.ndarray = TO_CAMERA) -> np.ndarray:
-    return render(rotation, solid, BLACK, WHITE, light)[..., 0]
+    return render_solid(rotation, solid, BLACK, WHITE, light)[..., 0]
 
 
 def data(split: Split = "train", seed: int = 0, **options: int) -> torch.utils.data.DataLoader:
@@ -49,14 +56,14 @@ def test_not_turned_an_aeroplane_is_seen_from_above_with_its_nose_to_the_right()
 def test_corners_of_boxes_are_where_the_camera_projects_them(solid: Solid) -> None:
     boxes = np.array(SOLIDS[solid]).reshape(-1, 3, 2)
     radius = np.linalg.norm(np.abs(boxes).max(-1), axis=-1).max()
-    half = math.tan(math.asin(1 / DISTANCE)) / FILLS
+    half = math.tan(math.asin(1 / CAMERA_DISTANCE)) / FILL_FRACTION
     for angles in ((30, 20, 10), (200, -60, 100), (-70, 45, 250)):
         rotation = turned(*angles)
         corners = np.stack(np.meshgrid(*np.eye(2), indexing="ij"), -1)
         corners = np.concatenate(
             [[[b[0, i], b[1, j], b[2, k]] for i in (0, 1) for j in (0, 1) for k in (0, 1)] for b in boxes]
         )
-        camera = corners @ rotation.T / radius + [0, 0, DISTANCE]
+        camera = corners @ rotation.T / radius + [0, 0, CAMERA_DISTANCE]
         pixels = (camera[:, :2] / camera[:, 2:] / half + 1) / 2 * 96 - 0.5
         rows, columns = np.nonzero(lit(rotation, solid) > 0)
         for axis, found in ((0, columns), (1, rows)):
@@ -65,17 +72,17 @@ def test_corners_of_boxes_are_where_the_camera_projects_them(solid: Solid) -> No
 
 
 def test_each_direction_has_its_color() -> None:
-    """The chair's largest faces, its seat's and its back's, or the only one that is seen."""
+    """The most frequent color is that of the face that points to the camera."""
     colors = np.eye(6, 3) * 150 + 20 * np.arange(6)[:, None]
     for i, (axis, sign) in enumerate(itertools.product(range(3), (-1, 1))):
         toward = Rotation.align_vectors([TO_CAMERA], [sign * np.eye(3)[axis]])[0].as_matrix()
-        seen = render(toward, "chair", BLACK, colors, TO_CAMERA)
+        seen = render_solid(toward, "chair", BLACK, colors, TO_CAMERA)
         values, counts = np.unique(seen[seen.sum(-1) > 0].round(3), axis=0, return_counts=True)
         np.testing.assert_allclose(values[counts.argmax()], colors[i], atol=0.01)
 
 
-def test_the_whole_solid_is_on_the_picture_however_it_is_turned() -> None:
-    loader = data("val", val=90)
+def test_every_rotation_lies_within_the_image() -> None:
+    loader = data("val", val_size=90)
     for solid in SOLIDS:
         for batch in list(loader)[:5]:
             for rotation in batch["rotation"].numpy():
@@ -93,10 +100,10 @@ def test_faces_are_shaded_by_lamberts_law() -> None:
 
 
 def seen_by_one_ray(rotation: np.ndarray, solid: Solid, x: float, y: float, light: np.ndarray) -> float:
-    """Goes through the faces one by one, in the camera's axes: how bright is the nearest on the ray (x, y, 1)."""
+    """Return the brightness of the nearest face on the ray (x, y, 1), face by face in camera axes."""
     boxes = np.array(SOLIDS[solid]).reshape(-1, 3, 2)
     radius = np.linalg.norm(np.abs(boxes).max(-1), axis=-1).max()
-    middle, ray = np.array([0, 0, DISTANCE * radius]), np.array([x, y, 1.0])
+    middle, ray = np.array([0, 0, CAMERA_DISTANCE * radius]), np.array([x, y, 1.0])
     nearest, bright = math.inf, 0.0
     for box in boxes:
         for axis in range(3):
@@ -116,7 +123,7 @@ def seen_by_one_ray(rotation: np.ndarray, solid: Solid, x: float, y: float, ligh
 def test_against_one_ray_after_the_other(solid: Solid) -> None:
     rng = np.random.default_rng(0)
     light = np.array([0.5, -0.7, -0.6]) / np.linalg.norm([0.5, -0.7, -0.6])
-    half = math.tan(math.asin(1 / DISTANCE)) / FILLS
+    half = math.tan(math.asin(1 / CAMERA_DISTANCE)) / FILL_FRACTION
     for _ in range(4):
         rotation = turned(*rng.uniform(-180, 180, 3))
         drawn = lit(rotation, solid, light)
@@ -126,7 +133,7 @@ def test_against_one_ray_after_the_other(solid: Solid) -> None:
             assert drawn[row, column] == pytest.approx(expected, abs=0.05)
 
 
-def test_no_two_turns_look_alike() -> None:
+def test_no_two_rotations_look_alike() -> None:
     turns = Rotation.create_group("O").as_matrix()
     assert len(turns) == 24
     for solid in SOLIDS:
@@ -135,8 +142,8 @@ def test_no_two_turns_look_alike() -> None:
         assert min(apart) > 1, solid
 
 
-def test_training_pictures_are_new_every_epoch_and_those_of_evaluation_never() -> None:
-    dataset = data(train=16).dataset
+def test_training_images_are_new_in_every_epoch_and_evaluation_images_are_fixed() -> None:
+    dataset = data(train_size=16).dataset
     first, again, later = dataset[0, 3, 0], dataset[0, 3, 0], dataset[1, 3, 0]  # type: ignore[index]
     assert torch.equal(first["image"], again["image"])
     assert torch.equal(first["rotation"], again["rotation"])
@@ -159,7 +166,7 @@ def test_batches_follow_the_contract() -> None:
 
 
 def test_rotations_prefer_no_direction() -> None:
-    dataset = data("train", train=3000, image_size=16).dataset
+    dataset = data("train", train_size=3000, image_size=16).dataset
     drawn = torch.stack([dataset[0, i, 0]["rotation"] for i in range(1500)])  # type: ignore[index]
     torch.testing.assert_close(drawn.mean(0), torch.zeros(3, 3), atol=0.06, rtol=0)
     # Evenly drawn angles have the density (1 - cos t) / pi, of mean pi / 2 + 2 / pi.
@@ -167,12 +174,12 @@ def test_rotations_prefer_no_direction() -> None:
     assert float(angles.mean()) == pytest.approx(math.pi / 2 + 2 / math.pi, abs=0.06)
 
 
-def test_a_users_pictures_are_cut_to_their_middle_square(tmp_path: Path) -> None:
+def test_prediction_uses_the_center_square(tmp_path: Path) -> None:
     Image.new("RGB", (90, 50), (200, 0, 0)).save(tmp_path / "a.png")
     module = RenderedSolids(images=str(tmp_path), num_workers=0)
     (batch,) = module.predict_dataloader()
     assert batch["image"].shape == (1, 3, 64, 64)
-    with pytest.raises(DatasetError, match="predict needs images"):
+    with pytest.raises(DatasetError, match="expected an image or a folder to predict"):
         RenderedSolids().dataset("predict")
 
 
@@ -182,9 +189,9 @@ def test_a_users_pictures_are_cut_to_their_middle_square(tmp_path: Path) -> None
         ({"solids": []}, "solids: expected some of aeroplane, chair, corner, each once, found \\[\\]"),
         ({"solids": ["cube"]}, "found \\['cube'\\]"),
         ({"solids": ["chair", "chair"]}, "each once"),
-        ({"paint": "stripes"}, "paint: expected faces or plain, found stripes"),
-        ({"image_size": 8}, "image_size: expected 16 or more, found 8"),
-        ({"val": 0}, "expected 1 or more, found 9600, 0, 600"),
+        ({"coloring": "stripes"}, "coloring: expected per_face or uniform, found stripes"),
+        ({"image_size": 8}, "image_size: expected at least 16, found 8"),
+        ({"val_size": 0}, "val_size: expected at least 1, found 0"),
     ],
 )
 def test_bad_arguments(options: dict, message: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 from scipy.io import loadmat
 
 from datamodules.images import read_image
-from datamodules.pose.mpii import MPII, MPII_JOINTS
+from datamodules.pose.joints import MPII_JOINTS
+from datamodules.pose.mpii import MPII
 from datamodules.synthetic.__main__ import main
 from datamodules.synthetic.drawing import background
 from datamodules.synthetic.mpii import (

@@ -490,7 +490,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert len(MPII(str(tmp_path / "people"), image_size=64).dataset("train")) % 2 == 0  # type: ignore[arg-type]
     plain = [*OPTIONS, "--model.dropout", "0", "--model.batch_norm", "false", "--data.root", str(tmp_path / "people")]
     # No augmentation, so that the mean over ranks equals that of one batch.
-    plain += ["--data.scale", "0", "--data.rotation", "0", "--data.hflip", "0", "--data.color", "0"]
+    plain += ["--data.scale", "0", "--data.rotation", "0", "--data.hflip", "0", "--data.color_jitter", "0"]
     plain += ["--model.stage_epochs", "[2, 3]"]
     ranks = [*plain, "--data.batch_size", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     assert finish(*train_ranks(ranks, tmp_path)) == [0, 0], (tmp_path / "log.txt").read_text()
@@ -521,7 +521,7 @@ def test_it_learns_people_by_heart(tmp_path: Path) -> None:
     """The cascade overfits four people, from MPII's files to PCKh, and the second stage improves the result."""
     write_mpii(str(tmp_path), train=4, val=1, size=96)
     people = MPII(str(tmp_path), image_size=96).dataset("train")
-    people.view = PersonCrop(96)  # type: ignore[attr-defined]
+    people.transform = PersonCrop(96)  # type: ignore[attr-defined]
     batch = default_collate([people[i] for i in range(4)])
     module = narrow(width_multiplier=0.1, batch_norm=True, dropout=0.0, stage_epochs=[1, 1], crops_per_person=8)
     module.setup("fit")

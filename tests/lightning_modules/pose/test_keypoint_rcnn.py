@@ -304,7 +304,7 @@ def test_a_run_on_people_resumes_in_the_same_bits(tmp_path: Path, monkeypatch: p
     cli.parser.run([
         "fit", "--model", "KeypointRCNN", "--model.backbone", "vgg16", "--model.width", "0.03",
         "--model.batch_norm", "true", "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
-        "--model.test_proposals", "[100, 20]", "--data", "MPII", "--data.root", "mpii", "--data.crop", "picture",
+        "--model.test_proposals", "[100, 20]", "--data", "MPII", "--data.root", "mpii", "--data.crop", "image",
         "--data.image_size", "[64, 80]", "--data.batch_size", "2", "--data.num_workers", "0",
         "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu",
         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled",

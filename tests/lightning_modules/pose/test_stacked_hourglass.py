@@ -273,7 +273,7 @@ def test_it_learns_people_by_heart(tmp_path: Path) -> None:
     """From MPII's files to PCKh: people that it was trained on are found again, their right and left included."""
     write_mpii(str(tmp_path), train=4, val=1, size=96)
     people = MPII(str(tmp_path), image_size=64).dataset("train")
-    people.view = PersonCrop(64)  # type: ignore[attr-defined]
+    people.transform = PersonCrop(64)  # type: ignore[attr-defined]
     batch = default_collate([people[i] for i in range(3)])
     module = narrow(stacks=1, features=32, depth=3, sigma=1.0)
     module.setup("fit")
