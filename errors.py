@@ -37,3 +37,10 @@ class BrokenImageError(UserError, OSError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.path, self.reason)
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """Return the error, or the cause of it, that was raised for the user to correct; None for a bug."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error

@@ -59,6 +59,8 @@ def list_classes(slot: str) -> str:
 def unknown_class(slot: str, name: str) -> str:
     """Return the answer to a class name that is not one of the slot's."""
     names = class_names(slot)
+    if name in names:
+        return f"--{slot}: expected a class that this command supports, found {name}"
     kind = {"model": "a system", "data": "a datamodule"}.get(slot, f"a class for {slot}")
     return f"--{slot}: expected {kind}, found {name}{nearest(name, names)}"
 

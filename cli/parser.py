@@ -45,7 +45,7 @@ from cli.runs import (
     take_options,
 )
 from datamodules.base import VisionDataModule
-from errors import CheckpointError, UserError
+from errors import CheckpointError, find_user_error
 
 ROOT = Path(__file__).resolve().parent.parent
 # The split whose dataset is read before the model is built.
@@ -279,7 +279,7 @@ def run(args: list[str]) -> None:
         status = stop.code if isinstance(stop.code, int) else 1
         raise
     except Exception as error:
-        message = _user_error(error)
+        message = find_user_error(error)
         if message is None or os.environ.get("SHOW_TRACEBACK"):
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -291,13 +291,6 @@ def run(args: list[str]) -> None:
             if status in (EXIT_RESUMABLE, EXIT_INTERRUPTED):
                 print_once(f"resume with: python train.py fit --resume {directory}")
             print_once(f"run directory: {directory}")
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Return the error, or the cause of it, that was raised for the user to correct; None for a bug."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
 
 
 def answer_class_help(args: list[str]) -> bool:

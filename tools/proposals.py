@@ -1,4 +1,8 @@
-"""Compute Selective Search proposals for a dataset: ``python -m tools.proposals --root VOCdevkit --out DIR``."""
+"""Compute Selective Search proposals for a dataset: ``python -m tools.proposals --root VOCdevkit --out DIR``.
+
+The command skips images that have a valid file, so that it continues an interrupted run. See `datamodules.proposals`
+for the files.
+"""
 
 from __future__ import annotations
 
@@ -20,168 +24,175 @@ import torch
 from rich.progress import track
 from torchvision.ops import box_iou
 
-from datamodules.detection.voc import Annotations
+from datamodules.detection.voc import DetectionAnnotations, VOCDetection
 from datamodules.images import read_image
-from datamodules.proposals import path_of, read_boxes, read_proposals, write_boxes
+from datamodules.proposals import proposal_path, read_image_proposals, read_proposals, write_proposals
+from datamodules.segmentation.voc_semantic import VOCSegmentation
 from errors import BrokenImageError, DatasetError, UserError
+from lightning_modules.components.selective_search import selective_search
+from tools.command import command, make_folder, names_or_file
+from visualization.region_hierarchy import draw_region_hierarchy
+
+Job = tuple[str, str, int]  # image, file of its proposals, maximum number of boxes
 
 
-def is_found(objects: np.ndarray, boxes: np.ndarray, iou: float = 0.5) -> np.ndarray:
-    """Whether some box overlaps each object by ``iou`` or more: bool (M,) for float32 (M,4) and (N,4) xyxy."""
-    return (box_iou(torch.from_numpy(objects), torch.from_numpy(boxes)) >= iou).any(1).numpy()
+def is_found(objects: np.ndarray, boxes: np.ndarray, iou_threshold: float = 0.5) -> np.ndarray:
+    """Return whether a box overlaps each object by at least ``iou_threshold``: bool (M,).
+
+    Args:
+        objects: float32 (M, 4), xyxy.
+        boxes: float32 (N, 4), xyxy.
+        iou_threshold: smallest IoU.
+    """
+    return (box_iou(torch.from_numpy(objects), torch.from_numpy(boxes)) >= iou_threshold).any(1).numpy()
 
 
-def propose(picture: str, path: str, top: int) -> None:
-    """Computes an image's boxes and writes them."""
-    # The one place where a datamodule's file asks for a system's: no loader comes here, they read what was written.
-    from lightning_modules.components.selective_search import selective_search
-
-    write_boxes(path, selective_search(read_image(picture), top), top)
+# --- computation ----------------------------------------------------------------------------------------------------
 
 
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
-    cv2.setNumThreads(0)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def compute(jobs: Sequence[tuple[str, str, int]], workers: int) -> Iterator[str | None]:
-    """Runs `propose` on each; yields, as they are done, None or what is wrong with the image.
+def compute(jobs: Sequence[Job], num_workers: int) -> Iterator[str | None]:
+    """Compute and write proposals; yield for each finished job None, or the reason why its image cannot be read.
 
     Raises:
-        RuntimeError: a worker ended before its work did.
+        UserError: a worker was killed.
     """
-    if workers == 1:
+    if num_workers == 1:
         for job in jobs:
-            yield _error_of(job)
+            yield _run(job)
         return
-    # On Ctrl-C what waits is canceled; the few images that were handed to the workers are finished and written.
-    # Fresh processes: a forked one inherits locks that this one's threads may hold.
-    fresh = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, fresh, initializer=_start_worker, initargs=(os.getpid(),))
+    # Spawn: a forked process would inherit locks that threads of this process may hold.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        for future in as_completed([pool.submit(_error_of, job) for job in jobs]):
+        for future in as_completed([pool.submit(_run, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker was ended from outside, for want of memory perhaps: --workers with a smaller number; "
-            "the same command goes on"
+            "workers: expected workers that run to the end, found one that was killed, possibly out of memory; "
+            "run the command again with fewer --workers"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, images that are being processed are still written
 
 
-def _error_of(job: tuple[str, str, int]) -> str | None:
+def _run(job: Job) -> str | None:
+    image, path, top_n = job
     try:
-        propose(*job)
+        write_proposals(path, selective_search(read_image(image), top_n), top_n)
     except BrokenImageError as error:
         return str(error)
     return None
 
 
-def left_to_do(folder: str, names: Sequence[str], top: int) -> tuple[list[str], list[str]]:
-    """Images whose boxes must be computed, and what is wrong with the files of those of them that have one."""
-    jobs, remarks = [], []
-    for name in names:
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
+    cv2.setNumThreads(0)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def find_missing(folder: str, images: Sequence[str], top_n: int) -> tuple[list[str], list[str]]:
+    """Return the images without valid proposals, and the reason for each invalid file."""
+    missing, reasons = [], []
+    for image in images:
+        path = proposal_path(folder, image)
         try:
-            found = read_boxes(path_of(folder, name))[1]
-            if found == top:
+            found = read_proposals(path)[1]
+            if found == top_n:
                 continue
-            remarks.append(f"{path_of(folder, name)}: at most {found} boxes were asked for, now {top}")
+            reasons.append(f"{path}: expected at most {top_n} boxes, found a file of at most {found}")
         except FileNotFoundError:
             pass
         except DatasetError as error:
-            remarks.append(str(error))
-        jobs.append(name)
-    return jobs, remarks
+            reasons.append(str(error))
+        missing.append(image)
+    return missing, reasons
 
 
-def summary(folder: str, annotations: Annotations) -> str:
-    """How many boxes there are, and the part of the objects, but for the difficult ones, that one of them overlaps."""
+# --- output ---------------------------------------------------------------------------------------------------------
+
+
+def summarize(folder: str, annotations: DetectionAnnotations) -> str:
+    """Return the mean number of boxes and the recall of objects, without difficult ones, at IoU 0.5."""
     boxes, found = 0, []
     for i in range(len(annotations.images)):
         with suppress(FileNotFoundError):
-            proposals = read_proposals(folder, annotations.images[i])
+            proposals = read_image_proposals(folder, annotations.images[i])
             objects = np.arange(annotations.start[i], annotations.start[i + 1])
             objects = objects[~annotations.difficult[objects]]
             found.append(is_found(annotations.boxes[objects], proposals))
             boxes += len(proposals)
     hits = np.concatenate([np.zeros(0, bool), *found])
     recall = f", recall {hits.mean():.4f} of {len(hits)} objects at IoU 0.5" if len(hits) else ""
-    return f"{len(found)} images, {boxes / max(1, len(found)):.1f} boxes each on average{recall}"
+    return f"{len(found)} images, {boxes / max(1, len(found)):.1f} boxes per image{recall}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Computes what is missing; returns the exit status."""
-    from datamodules.detection.voc import VOCDetection
-    from datamodules.segmentation.voc import VOCSegmentation
-
-    parser = argparse.ArgumentParser(prog="python -m tools.proposals", description=__doc__.split("\n")[0])
-    parser.add_argument("--root", required=True, help="the folder VOCdevkit, or the one that it lies in")
-    parser.add_argument("--sets", nargs="+", default=["VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"])
-    parser.add_argument("--out", required=True, help="folder for the boxes: --data.proposals of a training run")
-    parser.add_argument("--classes", nargs="+", help="names in label order, or a file of them; default: VOC's")
-    parser.add_argument("--top", type=int, default=2000, help="boxes of an image at most; default: %(default)s")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
-    parser.add_argument("--masks", action="store_true", help="sets of ImageSets/Segmentation and SBD, for DeconvNet")
-    parser.add_argument("--sbd", help="with --masks: benchmark_RELEASE; default: the one beside VOCdevkit")
-    parser.add_argument("--picture", help="PNG to draw the first image's regions in, as they grow")
-    options = parser.parse_args(arguments)
-    classes = options.classes
-    if classes is not None and len(classes) == 1 and os.path.isfile(classes[0]):
-        classes = classes[0]
+def write_figure(image: str, path: str) -> None:
+    """Write a PNG that shows the regions of an image while they are merged."""
+    encoded, data = cv2.imencode(".png", cv2.cvtColor(draw_region_hierarchy(read_image(image)), cv2.COLOR_RGB2BGR))
+    assert encoded
     try:
-        for name in ("top", "workers"):
-            if getattr(options, name) < 1:
-                raise UserError(f"{name}: expected 1 or more, found {getattr(options, name)}")
-        annotations: Annotations | None = None
-        if options.masks:
-            masks = VOCSegmentation(options.root, train=options.sets, sbd=options.sbd)
-            devkit, images = masks.devkit, masks.files("train").pictures
-        else:
-            data = VOCDetection(options.root, train=options.sets, classes=classes)
-            annotations = data.annotations("train")
-            devkit, images = data.devkit, annotations.images
-        names = list(dict.fromkeys(images[i] for i in range(len(images))))
-        if options.picture:
-            draw(os.path.join(devkit, names[0]), options.picture)
-        left, remarks = left_to_do(options.out, names, options.top)
-        for line in remarks:
-            print(f"computed anew: {line}", file=sys.stderr)
-        jobs = [(os.path.join(devkit, name), path_of(options.out, name), options.top) for name in left]
-        print(f"{len(names)} images, {len(names) - len(left)} have their boxes in {options.out} already")
-        broken = 0
-        try:
-            for error in track(compute(jobs, min(options.workers, max(1, len(jobs)))), "proposals", total=len(jobs)):
-                if error:
-                    broken += 1
-                    print(f"no boxes: {error}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("stopped: the same command goes on", file=sys.stderr)
-            return 130
-        if annotations is not None:
-            print(summary(options.out, annotations))
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        with open(path, "wb") as file:
+            file.write(data.tobytes())
+    except OSError as error:
+        raise UserError(f"figure: expected a file that can be written, found {error}") from None
+    print(f"{path}: regions of {image}")
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compute missing proposals; return the exit status, 1 if an image cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m tools.proposals", description=__doc__.split("\n")[0])
+    parser.add_argument("--root", required=True, help="the folder VOCdevkit or its parent")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=["VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"],
+        help="image sets; default: %(default)s",
+    )
+    parser.add_argument("--out", required=True, help="output folder; pass it to a training run as --data.proposals")
+    parser.add_argument("--classes", nargs="+", help="names in label order, or a file of them; default: VOC's")
+    parser.add_argument(
+        "--top_n", type=int, default=2000, help="maximum number of boxes per image; default: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one per core")
+    parser.add_argument("--masks", action="store_true", help="use image sets for segmentation and SBD, for DeconvNet")
+    parser.add_argument("--sbd", help="with --masks: the folder benchmark_RELEASE; default: beside VOCdevkit")
+    parser.add_argument("--figure", help="PNG file for the regions of the first image while they are merged")
+    options = parser.parse_args(arguments)
+    for name in ("top_n", "workers"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{name}: expected at least 1, found {getattr(options, name)}")
+    annotations: DetectionAnnotations | None = None
+    if options.masks:
+        segmentation = VOCSegmentation(options.root, train=options.sets, sbd=options.sbd)
+        devkit, images = segmentation.devkit, segmentation.files("train").images
+    else:
+        detection = VOCDetection(options.root, train=options.sets, classes=names_or_file(options.classes))
+        annotations = detection.annotations("train")
+        devkit, images = detection.devkit, annotations.images
+    make_folder("out", options.out)
+    names = list(dict.fromkeys(images[i] for i in range(len(images))))
+    if options.figure:
+        write_figure(os.path.join(devkit, names[0]), options.figure)
+    missing, reasons = find_missing(options.out, names, options.top_n)
+    for line in reasons:
+        print(f"recomputing: {line}", file=sys.stderr)
+    print(f"{len(names)} images, {len(names) - len(missing)} already have proposals in {options.out}")
+    jobs = [(os.path.join(devkit, name), proposal_path(options.out, name), options.top_n) for name in missing]
+    broken = 0
+    for error in track(compute(jobs, min(options.workers, max(1, len(jobs)))), "proposals", total=len(jobs)):
+        if error:
+            broken += 1
+            print(f"no proposals: {error}", file=sys.stderr)
+    if annotations is not None:
+        print(summarize(options.out, annotations))
     return 1 if broken else 0
-
-
-def draw(picture: str, path: str) -> None:
-    """Draws an image's regions as they grow, see `selective_search.draw_growth`, as a PNG."""
-    from lightning_modules.components.selective_search import draw_growth
-
-    coded, data = cv2.imencode(".png", cv2.cvtColor(draw_growth(read_image(picture)), cv2.COLOR_RGB2BGR))
-    assert coded
-    with open(path, "wb") as file:
-        file.write(data.tobytes())
-    print(f"{path}: the regions of {picture}")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from datamodules.detection.voc import VOCDetection
 from datamodules.synthetic.voc import write_voc
 from tools.anchors import find_anchors, main, mean_iou, shape_iou, training_sizes
 
-CENTRES = np.array([[0.5, 0.6], [1.5, 3.0], [4.0, 1.0], [6.0, 6.0]])
+CENTERS = np.array([[0.5, 0.6], [1.5, 3.0], [4.0, 1.0], [6.0, 6.0]])
 
 
 def clusters(seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    sizes = CENTRES[rng.integers(0, 4, 400)] * rng.uniform(0.9, 1.1, (400, 2))
+    sizes = CENTERS[rng.integers(0, 4, 400)] * rng.uniform(0.9, 1.1, (400, 2))
     return sizes
 
 
@@ -32,8 +32,8 @@ def test_the_clusters_are_found() -> None:
     anchors = find_anchors(sizes, 4)
     assert anchors.shape == (4, 2)
     assert (np.diff(anchors.prod(1)) > 0).all()
-    order = np.argsort(CENTRES.prod(1))
-    np.testing.assert_allclose(anchors, CENTRES[order], rtol=0.03)
+    order = np.argsort(CENTERS.prod(1))
+    np.testing.assert_allclose(anchors, CENTERS[order], rtol=0.03)
     assert mean_iou(sizes, anchors) > 0.88
 
 
@@ -54,7 +54,7 @@ def test_an_end_is_a_fixed_point_of_assignment_and_mean() -> None:
 
 
 def test_as_many_anchors_as_shapes_fit_exactly() -> None:
-    sizes = np.repeat(CENTRES, 3, axis=0)
+    sizes = np.repeat(CENTERS, 3, axis=0)
     assert mean_iou(sizes, find_anchors(sizes, 4)) == pytest.approx(1)
     with pytest.raises(ValueError, match="k: expected 1 to 4, the number of different shapes, found 5"):
         find_anchors(sizes, 5)
@@ -69,7 +69,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "VOCdevkit"
 
 
-def test_sizes_are_in_cells_of_the_warped_picture(devkit: Path) -> None:
+def test_sizes_are_in_cells_of_the_warped_image(devkit: Path) -> None:
     sizes = training_sizes(VOCDetection(str(devkit), train=["VOC2007/train"]), 96)
     # Evaluation warps images and boxes and does nothing else.
     warped = VOCDetection(str(devkit), val=["VOC2007/train"], image_size=96).dataset("val")
@@ -77,7 +77,7 @@ def test_sizes_are_in_cells_of_the_warped_picture(devkit: Path) -> None:
     np.testing.assert_allclose(sizes, (boxes[:, 2:] - boxes[:, :2]) / 32, rtol=1e-4)
 
 
-def test_the_command_prints_what_a_config_takes(devkit: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_prints_yaml_for_a_config(devkit: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--root", str(devkit), "--train", "VOC2007/train", "--image_size", "96", "--k", "3"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -90,10 +90,10 @@ def test_the_command_prints_what_a_config_takes(devkit: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == out
 
 
-def test_what_cannot_be_is_said_in_one_line(devkit: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--root", str(devkit), "--train", "VOC2007/train", "--k", "1000"]) == 1
+def test_an_error_is_one_line(devkit: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--root", str(devkit), "--train", "VOC2007/train", "--k", "1000"]) == 2
     assert capsys.readouterr().err.startswith("error: k: expected 1 to ")
-    assert main(["--root", str(devkit), "--train", "VOC2007/nothing"]) == 1
-    assert "no list nothing.txt" in capsys.readouterr().err
-    assert main(["--root", str(devkit), "--train", "VOC2007/train", "--classes", "cat"]) == 1
-    assert "expected one of cat" in capsys.readouterr().err
+    assert main(["--root", str(devkit), "--train", "VOC2007/nothing"]) == 2
+    assert "expected the list nothing.txt" in capsys.readouterr().err
+    assert main(["--root", str(devkit), "--train", "VOC2007/train", "--classes", "cat"]) == 2
+    assert "to be one of cat" in capsys.readouterr().err

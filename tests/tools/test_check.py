@@ -1,4 +1,4 @@
-"""The check finds what was planted, and nothing in a sound dataset."""
+"""The check finds planted problems, and none in a valid dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from PIL import Image
 from datamodules.classification.image_folder import ImageFolder
 from datamodules.detection.voc import VOCDetection
 from datamodules.pose.mpii import MPII
-from datamodules.segmentation.voc import VOCInstance, VOCSegmentation
+from datamodules.segmentation.voc_instance import VOCInstance
+from datamodules.segmentation.voc_semantic import VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.segmentation import write_voc_segmentation
@@ -29,22 +30,22 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_sound_dataset(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_dataset(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", "ImageFolder", "--data.root", str(root), "--workers", "2"]) == 0
     report = capsys.readouterr().out
-    assert "train/: 12 images, 6 a class" in report
+    assert "train/: 12 images, 6 per class" in report
     assert "val/: 6 images" in report
     assert report.endswith("no problems\n")
 
 
 def test_planted_problems(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, val = root / "train" / "striped_disk", root / "val" / "striped_disk"
-    pictures = sorted(train.iterdir())
-    shutil.copy(pictures[0], val / "copy.JPEG")
-    shutil.copy(pictures[1], root / "train" / "plain_square" / "contrary.JPEG")
-    shutil.copy(pictures[2], train / "repeated.JPEG")
-    pictures[3].write_bytes(pictures[3].read_bytes()[:350])
-    pictures[4].write_bytes(b"")
+    images = sorted(train.iterdir())
+    shutil.copy(images[0], val / "copy.JPEG")
+    shutil.copy(images[1], root / "train" / "plain_square" / "contrary.JPEG")
+    shutil.copy(images[2], train / "repeated.JPEG")
+    images[3].write_bytes(images[3].read_bytes()[:350])
+    images[4].write_bytes(b"")
     Image.fromarray(np.zeros((9, 30, 3), np.uint8)).convert("CMYK").save(train / "cmyk.jpg")
     (root / "val" / "unknown").mkdir()
     assert main(["--data", "ImageNet", "--data.root", str(root), "--workers", "1"]) == 1
@@ -69,12 +70,12 @@ def test_many_problems_are_counted_not_listed(root: Path) -> None:
         (root / "train" / "plain_square" / f"empty{i}.jpg").touch()
     problems = check(ImageFolder(str(root), image_size=16)).problems
     assert len(problems) == 21
-    assert problems[-1] == "50 unreadable images in all, 30 not shown"
+    assert problems[-1] == "50 unreadable images in total, 30 not shown"
 
 
-def test_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", "ImageFolder", "--data.root", str(tmp_path)]) == 2
-    assert "none of the splits' folders is there" in capsys.readouterr().err
+    assert "there is no folder of any split" in capsys.readouterr().err
     assert main(["--data", "ImageFolder", "--data.hflip", "2"]) == 2
     assert capsys.readouterr().err == "error: hflip: expected a probability, found 2.0\n"
 
@@ -82,9 +83,12 @@ def test_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--data", "ImagNet"], "error: --data: no class ImagNet; did you mean ImageNet?\n"),
-        (["--data", "FER2013"], "error: --data: FER2013 is of no use here: it is not of the kind that is asked for\n"),
-        (["--data", "ImageNet", "--data.rot", "x"], "error: ImageNet has no option rot; did you mean root?\n"),
+        (["--data", "ImagNet"], "error: --data: expected a datamodule, found ImagNet; did you mean ImageNet?\n"),
+        (["--data", "FER2013"], "error: --data: expected a class that this command supports, found FER2013\n"),
+        (
+            ["--data", "ImageNet", "--data.rot", "x"],
+            "error: ImageNet: expected one of its options, found rot; did you mean root?\n",
+        ),
     ],
 )
 def test_typos(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +111,7 @@ def test_objects_are_counted_and_what_is_wrong_with_them_named(tmp_path: Path) -
         (devkit / "Annotations" / f"{name}.xml").read_text().count("<object>") for name in [*lists[0], *lists[1]]
     )
     assert sum(counted) == listed < objects
-    assert any("6 images" in line and "0 images without one" in line for line in report.notes)
+    assert any("6 images" in line and "0 images without objects" in line for line in report.notes)
 
     first, second = lists[0][:2]
     (devkit / "JPEGImages" / f"{first}.jpg").write_bytes(b"no image")
@@ -120,7 +124,7 @@ def test_objects_are_counted_and_what_is_wrong_with_them_named(tmp_path: Path) -
     assert any(line.startswith("the same image in several splits") for line in problems)
     assert len(problems) == 3
     absent = check(VOCDetection(**options, val=["VOC2007/dev"], test=["VOC2007/dev"])).problems  # type: ignore[arg-type]
-    assert sum("no list dev.txt" in line for line in absent) == 1
+    assert sum("expected the list dev.txt" in line for line in absent) == 1
 
 
 def test_pixels_and_objects_are_counted_and_wrong_masks_named(
@@ -132,8 +136,8 @@ def test_pixels_and_objects_are_counted_and_wrong_masks_named(
     assert report.problems == []
     train, val = ((top / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val"))
     masks = [np.array(Image.open(top / f"SegmentationClass/{name}.png")) for name in train]
-    pixels, pictures = sum(int((mask == 2).sum()) for mask in masks), sum(bool((mask == 2).any()) for mask in masks)
-    assert any(line.startswith(f"  bicycle: {pixels} pixels") and f"in {pictures} " in line for line in report.notes)
+    pixels, images = sum(int((mask == 2).sum()) for mask in masks), sum(bool((mask == 2).any()) for mask in masks)
+    assert any(line.startswith(f"  bicycle: {pixels} pixels") and f"in {images} " in line for line in report.notes)
     objects = [np.array(Image.open(top / f"SegmentationObject/{name}.png")) for name in train]
     count = sum(len(np.setdiff1d(np.unique(mask), (0, 255))) for mask in objects)
     notes = check(VOCInstance(str(tmp_path))).notes
@@ -150,7 +154,14 @@ def test_pixels_and_objects_are_counted_and_wrong_masks_named(
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM ")]
     assert len(problems) == 6
     for i, expected in enumerate(
-        ("the same image in several splits", "found RGB", "no mask", "found 6x5", "found id 99", "not an image")
+        (
+            "the same image in several splits",
+            "found RGB",
+            "no readable image",
+            "found 6x5",
+            "found id 99",
+            "not an image",
+        )
     ):
         assert any(expected in line and train[i] in line for line in problems), expected
 
@@ -174,7 +185,7 @@ def test_people_and_their_joints_are_counted(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "mpii_human_pose_v1_u12_1.mat").unlink()
     with pytest.warns(UserWarning, match="no head boxes"):
         report_of = check(MPII(str(tmp_path)))
-    assert "  2 joints of 1 people lie outside of the image" in report_of.notes
+    assert "  2 joints of 1 people lie outside the image" in report_of.notes
     assert any("kept 1 person (images/000000002.jpg#0) with a joint more than" in line for line in report_of.notes)
     assert report_of.problems == ["images/gone.jpg: No such file or directory"]
 
@@ -183,12 +194,12 @@ def test_contents_and_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     write_style_images(str(tmp_path), contents=12, styles=3, size=16)
     arguments = ["--data", "StyleImages", "--data.root", str(tmp_path), "--workers", "1"]
     assert main(arguments) == 0
-    counts = [int(n) for n in re.findall(r"^contents to \w+ on: (\d+) images", capsys.readouterr().out, re.M)]
+    counts = [int(n) for n in re.findall(r"^content images for \w+: (\d+) images", capsys.readouterr().out, re.M)]
     assert sum(counts) == 12
     (tmp_path / "style" / "text.jpg").write_text("text")
     shutil.copy(tmp_path / "content" / "000.jpg", tmp_path / "style" / "stolen.jpg")
     assert main(arguments) == 1
     report = capsys.readouterr().out
-    assert "styles: 5 images" in report
+    assert "style images: 5 images" in report
     assert re.search(r"PROBLEM .*text.jpg: not an image", report)
     assert "stolen.jpg" in report

@@ -1,4 +1,4 @@
-"""Proposals on disk: whole or not at all, resumed, repaired, and moved along with the images that they belong to."""
+"""Proposals: files, the command that computes, continues and repairs them, and their use in batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import lightning_modules.components.selective_search as search
 from datamodules.detection.voc import VOCDetection
-from datamodules.proposals import read_boxes, read_proposals, write_boxes
+from datamodules.proposals import read_image_proposals, read_proposals, write_proposals
 from datamodules.synthetic.voc import write_voc
-from errors import DatasetError
+from errors import DatasetError, UserError
+from tools import proposals as command
 from tools.proposals import compute, is_found, main
 
 SETS = ["VOC2007/train", "VOC2007/val"]
@@ -32,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Boxes that are quickly made up stand in for the search; the list is the images' widths in turn."""
+    """Replace the search by random boxes; the list collects the width of each image."""
     widths: list[int] = []
 
     def make_up(image: np.ndarray, top: int | None = None) -> np.ndarray:
@@ -41,7 +41,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         corners = rng.uniform(0, 40, (30, 2))
         return np.concatenate([corners, corners + rng.uniform(1, 8, (30, 2))], 1).astype(np.float32)[:top]
 
-    monkeypatch.setattr(search, "selective_search", make_up)
+    monkeypatch.setattr(command, "selective_search", make_up)
     return widths
 
 
@@ -68,34 +68,34 @@ def data(root: str, **options: Any) -> VOCDetection:
     )
 
 
-# --- the files --------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, 2000])
 def test_what_is_written_is_read(tmp_path: Path, count: int) -> None:
     boxes = np.random.default_rng(0).uniform(0, 500, (count, 4)).astype(np.float32)
     path = tmp_path / "VOC2007" / "JPEGImages" / "a.jpg.boxes"
-    write_boxes(str(path), boxes, top=2000)
-    found, top = read_boxes(str(path))
+    write_proposals(str(path), boxes, top_n=2000)
+    found, top = read_proposals(str(path))
     np.testing.assert_array_equal(found, boxes)
     assert (found.dtype, found.shape, top) == (np.float32, (count, 4), 2000)
     assert found.flags.writeable  # else torch warns
     assert files(tmp_path) == [path]
-    np.testing.assert_array_equal(read_proposals(str(tmp_path), "VOC2007/JPEGImages/a.jpg"), boxes)
+    np.testing.assert_array_equal(read_image_proposals(str(tmp_path), "VOC2007/JPEGImages/a.jpg"), boxes)
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.boxes"
-    write_boxes(str(path), np.zeros((1, 4)), 5)
+    write_proposals(str(path), np.zeros((1, 4)), 5)
 
     def full(*_: Any) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        write_boxes(str(path), np.ones((2, 4)), 5)
+        write_proposals(str(path), np.ones((2, 4)), 5)
     assert files(tmp_path) == [path]
-    assert read_boxes(str(path))[0].tolist() == [[0, 0, 0, 0]]
+    assert read_proposals(str(path))[0].tolist() == [[0, 0, 0, 0]]
 
 
 def flip(data: bytes, at: int) -> bytes:
@@ -106,22 +106,22 @@ def flip(data: bytes, at: int) -> bytes:
     ("damage", "found"),
     [
         (lambda data: b"", "found 0 bytes"),
-        (lambda data: data[:-1], "found 47 bytes where there should be 48"),
-        (lambda data: data + b"x", "found 49 bytes where there should be 48"),
-        (lambda data: flip(data, 30), "found another checksum"),
-        (lambda data: flip(data, 8), "found another checksum"),
+        (lambda data: data[:-1], "found 47 bytes of boxes instead of 48"),
+        (lambda data: data + b"x", "found 49 bytes of boxes instead of 48"),
+        (lambda data: flip(data, 30), "found a wrong checksum"),
+        (lambda data: flip(data, 8), "found a wrong checksum"),
         (lambda data: b"<html>" + data[6:], "found a file that begins with b'<html>1"),
     ],
     ids=["empty", "truncated", "longer", "a bit of a box", "a bit of the header", "foreign"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, found: str) -> None:
     path = tmp_path / "a.boxes"
-    write_boxes(str(path), np.ones((3, 4), np.float32), 5)
+    write_proposals(str(path), np.ones((3, 4), np.float32), 5)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
-        DatasetError, match=rf"a\.boxes: expected an image's boxes, {found}.*tools\.proposals"
+        DatasetError, match=rf"a\.boxes: expected the proposals of an image, {found}.*tools\.proposals"
     ) as e:
-        read_boxes(str(path))
+        read_proposals(str(path))
     assert "\n" not in str(e.value)
 
 
@@ -132,7 +132,7 @@ def test_an_object_is_found_by_half_of_its_box() -> None:
     assert is_found(objects[:0], objects).tolist() == []
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- command ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_goes_on_where_it_was_stopped_and_repairs(
@@ -142,15 +142,15 @@ def test_the_command_goes_on_where_it_was_stopped_and_repairs(
     assert run(drawn, out) == 0
     first = {path: path.read_bytes() for path in files(out)}
     assert len(first) == 8
-    assert "8 images, 30.0 boxes each on average, recall " in capsys.readouterr().out
+    assert "8 images, 30.0 boxes per image, recall " in capsys.readouterr().out
     gone, damaged, *whole = first
     gone.unlink()
     damaged.write_bytes(first[damaged][:-5])
     stamps = {path: path.stat().st_mtime_ns for path in whole}
     assert run(drawn, out) == 0
     output = capsys.readouterr()
-    assert "8 images, 6 have their boxes" in output.out
-    assert f"computed anew: {damaged}: expected an image's boxes" in output.err
+    assert "8 images, 6 already have proposals" in output.out
+    assert f"recomputing: {damaged}: expected the proposals of an image" in output.err
     assert {path: path.read_bytes() for path in files(out)} == first
     assert {path: path.stat().st_mtime_ns for path in whole} == stamps
 
@@ -160,88 +160,88 @@ def test_another_number_of_boxes_is_computed_anew(
 ) -> None:
     out = tmp_path / "boxes"
     run(drawn, out)
-    assert run(drawn, out, "--top", "7") == 0
+    assert run(drawn, out, "--top_n", "7") == 0
     output = capsys.readouterr()
-    assert "at most 2000 boxes were asked for, now 7" in output.err
-    assert "8 images, 7.0 boxes each on average" in output.out
+    assert "expected at most 7 boxes, found a file of at most 2000" in output.err
+    assert "8 images, 7.0 boxes per image" in output.out
     assert len(searched) == 16
 
 
 def test_ctrl_c_keeps_what_is_done(
     drawn: str, tmp_path: Path, searched: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, made_up = tmp_path / "boxes", search.selective_search
+    out, made_up = tmp_path / "boxes", command.selective_search
 
     def press(image: np.ndarray, top: int | None = None) -> np.ndarray:
         if len(searched) == 3:
             raise KeyboardInterrupt
         return made_up(image, top)
 
-    monkeypatch.setattr(search, "selective_search", press)
+    monkeypatch.setattr(command, "selective_search", press)
     assert run(drawn, out) == 130
-    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert "interrupted" in capsys.readouterr().err
     assert len(files(out)) == 3
-    monkeypatch.setattr(search, "selective_search", made_up)
+    monkeypatch.setattr(command, "selective_search", made_up)
     assert run(drawn, out) == 0
     assert len(searched) == len(files(out)) == 8
 
 
-def test_a_broken_picture_is_named_and_the_others_are_done(
+def test_a_broken_image_is_named_and_the_others_are_done(
     drawn: str, tmp_path: Path, searched: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(drawn, tmp_path / "root"))
-    picture = sorted((root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())[0]
-    picture.write_bytes(picture.read_bytes()[:700])
+    image = sorted((root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:700])
     assert run(str(root), tmp_path / "boxes") == 1
     output = capsys.readouterr()
-    assert f"no boxes: {picture}: truncated image" in output.err
-    assert "7 images, 30.0 boxes each on average" in output.out
+    assert f"no proposals: {image}: truncated image" in output.err
+    assert "7 images, 30.0 boxes per image" in output.out
     assert len(files(tmp_path / "boxes")) == 7
 
 
 def test_a_worker_that_is_killed_is_told_of(drawn: str, tmp_path: Path) -> None:
-    picture = os.path.join(drawn, "VOCdevkit", "VOC2007", "JPEGImages", "000001.jpg")
-    results = compute([(picture, str(tmp_path / f"{i}.boxes"), 20) for i in range(50)], workers=2)
+    image = os.path.join(drawn, "VOCdevkit", "VOC2007", "JPEGImages", "000001.jpg")
+    results = compute([(image, str(tmp_path / f"{i}.boxes"), 20) for i in range(50)], num_workers=2)
     assert next(results) is None
     for worker in multiprocessing.active_children():
         worker.kill()
-    with pytest.raises(RuntimeError, match="a worker was ended from outside.*the same command goes on"):
+    with pytest.raises(UserError, match="found one that was killed.*run the command again"):
         list(results)
     assert 1 <= len(files(tmp_path)) < 50
     for path in tmp_path.glob("*.boxes"):
-        assert read_boxes(str(path))[0].shape == (20, 4)
+        assert read_proposals(str(path))[0].shape == (20, 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--top", "0"], "top: expected 1 or more, found 0"),
-        (["--workers", "0"], "workers: expected 1 or more, found 0"),
-        (["--classes", "unicorn"], "expected one of unicorn"),
-        (["--sets", "VOC2007/minival"], "no list minival.txt"),
+        (["--top_n", "0"], "top_n: expected at least 1, found 0"),
+        (["--workers", "0"], "workers: expected at least 1, found 0"),
+        (["--classes", "unicorn"], "to be one of unicorn"),
+        (["--sets", "VOC2007/minival"], "expected the list minival.txt"),
     ],
 )
 def test_what_is_wrong_is_one_line(
     drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert run(drawn, tmp_path / "boxes", *options) == 1
+    assert run(drawn, tmp_path / "boxes", *options) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_the_real_search_and_its_picture(drawn: str, tmp_path: Path) -> None:
+def test_the_real_search_and_its_figure(drawn: str, tmp_path: Path) -> None:
     root = Path(shutil.copytree(drawn, tmp_path / "root"))
     (root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "one.txt").write_text("000001\n")
-    out, picture = tmp_path / "boxes", tmp_path / "growth.png"
-    assert run(str(root), out, "--sets", "VOC2007/one", "--top", "40", "--picture", str(picture)) == 0
-    boxes = read_proposals(str(out), "VOC2007/JPEGImages/000001.jpg")
+    out, figure = tmp_path / "boxes", tmp_path / "growth.png"
+    assert run(str(root), out, "--sets", "VOC2007/one", "--top_n", "40", "--figure", str(figure)) == 0
+    boxes = read_image_proposals(str(out), "VOC2007/JPEGImages/000001.jpg")
     assert boxes.shape == (40, 4)
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert figure.read_bytes()[:4] == b"\x89PNG"
 
 
-# --- in a batch -------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_the_real_search_and_its_picture(drawn: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_proposals_are_moved_as_boxes_are_and_change_nothing_else(drawn: str, tmp_path: Path, options: dict) -> None:
-    """The objects themselves, and one box on top, are given as proposals: they come back as the objects do."""
+    """The objects and one more box serve as proposals: they are transformed like the objects."""
     module = data(drawn, **options)
     annotations = module.annotations("train")
     for i in range(len(annotations.images)):
@@ -265,7 +265,7 @@ def test_proposals_are_moved_as_boxes_are_and_change_nothing_else(drawn: str, tm
         kept = (
             annotations.boxes[mine] if module.train_difficult else annotations.boxes[mine][~annotations.difficult[mine]]
         )
-        write_boxes(str(tmp_path / f"{annotations.images[i]}.boxes"), np.concatenate([kept, kept[:1]]), 2000)
+        write_proposals(str(tmp_path / f"{annotations.images[i]}.boxes"), np.concatenate([kept, kept[:1]]), 2000)
     given = list(data(drawn, proposals=str(tmp_path), **options).train_dataloader())
     for batch, usual in zip(given, module.train_dataloader(), strict=True):
         assert isinstance(batch["proposals"], list)
@@ -281,20 +281,22 @@ def test_proposals_are_moved_as_boxes_are_and_change_nothing_else(drawn: str, tm
             assert torch.equal(image, expected)
 
 
-def test_a_picture_without_proposals_names_the_command_that_computes_them(
+def test_an_image_without_proposals_names_the_command_that_computes_them(
     drawn: str, tmp_path: Path, searched: list[int]
 ) -> None:
     out = tmp_path / "boxes"
     names = ["aeroplane", "bicycle", "bird"]
     module = data(drawn, proposals=str(out), classes=names)
-    with pytest.raises(DatasetError, match=r"expected boxes of 2 images, .*boxes lacks 2 images \(VOC2007") as error:
+    with pytest.raises(
+        DatasetError, match=r"a file for each of 2 images, .*boxes has none for 2 images \(VOC2007"
+    ) as error:
         module.dataset("val")
-    command = shlex.split(str(error.value).rpartition(": ")[2])
-    assert command[:3] == ["python", "-m", "tools.proposals"]
-    assert main([*command[3:], "--workers", "1"]) == 0
+    words = shlex.split(str(error.value).rpartition(": ")[2])
+    assert words[:3] == ["python", "-m", "tools.proposals"]
+    assert main([*words[3:], "--workers", "1"]) == 0
     batch = next(iter(module.val_dataloader()))
     assert [len(proposals) for proposals in batch["proposals"]] == [30, 30]
-    with pytest.raises(DatasetError, match="expected boxes of 6 images"):
+    with pytest.raises(DatasetError, match="expected a file for each of 6 images"):
         module.dataset("train")
     files(out)[0].write_bytes(b"")
     with pytest.raises(DatasetError, match="found 0 bytes"):

@@ -1,0 +1,58 @@
+"""Shared behavior of the commands in this folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+
+from errors import UserError, find_user_error
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Decorate the ``main`` of a command: it returns 2 after a `UserError`, printed as one line, and 130 after Ctrl-C.
+
+    Every other exception is a bug and keeps its traceback.
+    """
+
+    @wraps(main)
+    def wrapped(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            message = find_user_error(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+
+    return wrapped
+
+
+def make_folder(option: str, folder: str) -> None:
+    """Create an output folder.
+
+    Args:
+        option: the option that names it, for the error message.
+        folder: the folder.
+
+    Raises:
+        UserError: the folder cannot be created.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: expected a folder that can be created, found {error}") from None
+
+
+def names_or_file(classes: list[str] | None) -> list[str] | str | None:
+    """Return the value of ``--classes`` as datamodules take it: a single existing file is a file of names."""
+    if classes is not None and len(classes) == 1 and os.path.isfile(classes[0]):
+        return classes[0]
+    return classes

@@ -1,0 +1,157 @@
+"""Read the images of a dataset in parallel and collect what `tools.check` reports."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from rich.progress import track
+
+from datamodules.image_dataset import PackedStrings
+from datamodules.images import EncodedImage
+from errors import BrokenImageError
+
+MAX_LINES = 20  # of one kind of problem; more are only counted
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+class ImageFacts(NamedTuple):
+    """Facts about one image.
+
+    Attributes:
+        mode: pixel format (``RGB``, ``L``, ``CMYK``, ...); empty if unreadable.
+        height: in pixels.
+        width: in pixels.
+        digest: hash of the decoded pixels, 16 bytes.
+        error: why the image cannot be read; empty if it can.
+        warning: irregularity of a file that can be read; empty if there is none.
+    """
+
+    mode: str
+    height: int
+    width: int
+    digest: bytes
+    error: str = ""
+    warning: str = ""
+
+
+def read_facts(path: str) -> ImageFacts:
+    """Decode one image."""
+    try:
+        image = EncodedImage(path)
+        pixels = image.decode()
+    except BrokenImageError as error:
+        return ImageFacts("", 0, 0, b"", error=error.reason)
+    digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
+    return ImageFacts(image.mode, image.height, image.width, digest, warning=image.warning or "")
+
+
+class Report:
+    """Collects problems and notes about a dataset.
+
+    Args:
+        num_workers: processes that read files.
+        progress: show a progress bar on standard error.
+
+    Attributes:
+        problems: lines about what to fix before a training run.
+        notes: lines of statistics and minor irregularities.
+    """
+
+    def __init__(self, num_workers: int = 1, progress: bool = False) -> None:
+        self.num_workers, self.progress = num_workers, progress
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        # {digest: (title, class, name) of each image with these pixels}
+        self._copies: dict[bytes, list[tuple[str, str, str]]] = defaultdict(list)
+
+    def add_problems(self, lines: list[str], kind: str) -> None:
+        """Add the first 20 lines of one kind and the number of all others."""
+        self.problems += _shorten(lines, kind)
+
+    def add_counts(self, names: Sequence[str], counts: np.ndarray) -> None:
+        """Note the count of each name if there are at most 20 names."""
+        if len(names) <= MAX_LINES:
+            self.notes += [f"  {name}: {count}" for name, count in zip(names, counts, strict=True)]
+
+    def map(self, function: Callable[[Item], T], items: Sequence[Item], title: str) -> list[T]:
+        """Apply a picklable function to all items, in parallel and with a progress bar."""
+        if self.num_workers <= 1:
+            return list(self._track(map(function, items), len(items), title))
+        # Ctrl-C reaches all processes of the group. Workers ignore it, and this process ends them.
+        with multiprocessing.Pool(self.num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            return list(self._track(pool.imap(function, items, chunksize=32), len(items), title))
+
+    def _track(self, results: Iterable[T], total: int, title: str) -> Iterable[T]:
+        return track(results, title, total=total, transient=True) if self.progress else results
+
+    def read_images(
+        self, title: str, folder: str, names: PackedStrings, classes: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Decode all images of a split and report unreadable ones, pixel formats and sizes.
+
+        Args:
+            title: name of the split.
+            folder: folder that the names are relative to.
+            names: paths of N images.
+            classes: N classes, for images that are in several of them; None if images have no class.
+
+        Returns:
+            (height, width) of each image, int64 (N, 2); zero if unreadable.
+        """
+        paths = [os.path.join(folder, names[i]) for i in range(len(names))]
+        facts = self.map(read_facts, paths, f"reading {title}")
+        for i, fact in enumerate(facts):
+            if not fact.error:
+                self._copies[fact.digest].append((title, classes[i] if classes else "", names[i]))
+        self.add_problems([f"{names[i]}: {f.error}" for i, f in enumerate(facts) if f.error], "unreadable images")
+        warnings = [f"{names[i]}: readable, but: {f.warning}" for i, f in enumerate(facts) if f.warning]
+        self.notes += _shorten(warnings, "irregular images")
+        sizes = np.array([(fact.height, fact.width) for fact in facts], np.int64).reshape(-1, 2)
+        readable = [not fact.error for fact in facts]
+        if any(readable):
+            modes = Counter(fact.mode for fact in facts if not fact.error)
+            self.notes.append("  pixel formats: " + ", ".join(f"{mode} {count}" for mode, count in modes.most_common()))
+            heights, widths = sizes[readable].T
+            extent = f"{widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}"
+            self.notes.append(f"  width x height: {extent}, median {np.median(widths):g}x{np.median(heights):g}")
+        return sizes
+
+    def add_duplicates(self) -> None:
+        """Report identical images in several splits or classes, and count the others."""
+        across_splits: list[str] = []
+        across_classes: list[str] = []
+        repeated = 0
+        for copies in self._copies.values():
+            names = ", ".join(name for _, _, name in copies[:4])
+            if len({title for title, _, _ in copies}) > 1:
+                across_splits.append(f"the same image in several splits: {names}")
+            elif len({label for _, label, _ in copies}) > 1:
+                across_classes.append(f"the same image in several classes: {names}")
+            else:
+                repeated += len(copies) - 1
+        self.add_problems(across_splits, "images in several splits")
+        self.add_problems(across_classes, "images in several classes")
+        if repeated:
+            self.notes.append(f"{repeated} images repeat another of their class and split")
+
+
+def count_range(counts: np.ndarray, classes: Sequence[str]) -> str:
+    """Describe the smallest and largest count: ``3 (cat) to 90 (dog) per class``."""
+    i, j = int(np.argmin(counts)), int(np.argmax(counts))
+    if counts[i] == counts[j]:
+        return f"{counts[i]} per class"
+    return f"{counts[i]} ({classes[i]}) to {counts[j]} ({classes[j]}) per class"
+
+
+def _shorten(lines: list[str], kind: str) -> list[str]:
+    more = [f"{len(lines)} {kind} in total, {len(lines) - MAX_LINES} not shown"] if len(lines) > MAX_LINES else []
+    return lines[:MAX_LINES] + more

@@ -1,0 +1,109 @@
+"""Check a dataset in VOC's layout: objects or masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from datamodules.base import Split
+from datamodules.detection.voc import VOCDetection
+from datamodules.images import image_size
+from datamodules.segmentation.base import MaskFiles, VOCMaskData
+from datamodules.segmentation.masks import count_ids, masks_and_boxes, read_mask, read_objects
+from datamodules.transforms import VOID
+from datamodules.voc import VOCData
+from errors import BrokenImageError, DatasetError
+from tools.dataset_checks.report import Report, count_range
+
+
+def _distinct_splits(data: VOCData) -> Iterator[tuple[str, Split]]:
+    """Yield a title and a split for each combination of image sets, since ``test`` often equals ``val``."""
+    splits: dict[tuple[str, ...], Split] = {}
+    for split in ("train", "val", "test"):
+        splits.setdefault(data.image_sets[split], split)
+    for image_sets, split in splits.items():
+        yield " + ".join(image_sets), split
+
+
+def check_objects(data: VOCDetection, report: Report) -> None:
+    """Count objects per class, and report boxes that are empty or outside the image."""
+    report.notes.append(f"{len(data.class_names)} classes")
+    for title, split in _distinct_splits(data):
+        try:
+            annotations = data.annotations(split)
+        except DatasetError as error:
+            report.problems.append(str(error))
+            continue
+        counts = np.bincount(annotations.labels, minlength=len(data.class_names))
+        report.notes.append(
+            f"{title}: {len(annotations.images)} images, {counts.sum()} objects, "
+            f"{count_range(counts, data.class_names)}, {annotations.difficult.sum()} difficult, "
+            f"{(np.diff(annotations.start) == 0).sum()} images without objects"
+        )
+        report.add_counts(data.class_names, counts)
+        report.problems += [f"{title}: {line}" for line in annotations.warnings()]
+        report.read_images(title, data.devkit, annotations.images)
+
+
+class MaskFacts(NamedTuple):
+    """Facts about the masks of one image.
+
+    Attributes:
+        counts: int64 (256,), pixels per id, or objects per label.
+        error: why the masks cannot be used; empty if they can.
+    """
+
+    counts: np.ndarray
+    error: str = ""
+
+
+def read_mask_facts(files: MaskFiles, root: str, num_classes: int) -> MaskFacts:
+    """Read the masks of one image. `Report.read_images` reports an image that cannot be read."""
+    image, class_mask, object_mask = (os.path.join(root, name) if name else "" for name in files)
+    nothing = np.zeros(256, np.int64)
+    try:
+        size = image_size(image)
+    except BrokenImageError:
+        return MaskFacts(nothing)
+    try:
+        if not object_mask:
+            return MaskFacts(count_ids(read_mask(class_mask, num_classes, size)))
+        _, _, labels = masks_and_boxes(*read_objects(object_mask, class_mask, num_classes, size))
+        return MaskFacts(np.bincount(labels, minlength=256))
+    except (BrokenImageError, DatasetError) as error:
+        return MaskFacts(nothing, str(error))
+
+
+def check_masks(data: VOCMaskData, report: Report) -> None:
+    """Count pixels or objects per class, and report invalid masks."""
+    names = data.class_names
+    report.notes.append(f"{len(names)} classes")
+    for title, split in _distinct_splits(data):
+        try:
+            files = data.files(split)
+        except DatasetError as error:
+            report.problems.append(str(error))
+            continue
+        function = partial(read_mask_facts, root=data.devkit, num_classes=len(names))
+        facts = report.map(function, [files[i] for i in range(len(files))], f"reading masks of {title}")
+        report.add_problems([fact.error for fact in facts if fact.error], "invalid masks")
+        counts = np.stack([fact.counts for fact in facts])
+        totals, images = counts.sum(0), (counts > 0).sum(0)
+        if data.needs_object_masks:
+            report.notes.append(
+                f"{title}: {len(files)} images, {totals.sum()} objects, {count_range(totals[: len(names)], names)}, "
+                f"{(counts.sum(1) == 0).sum()} images without objects"
+            )
+            report.add_counts(names, totals[: len(names)])
+        else:
+            fraction = totals / max(1, totals.sum())
+            report.notes.append(f"{title}: {len(files)} images, {totals.sum()} pixels, {fraction[VOID]:.2%} void")
+            report.notes += [
+                f"  {name}: {totals[i]} pixels ({fraction[i]:.2%}) in {images[i]} images"
+                for i, name in enumerate(names)
+            ]
+        report.read_images(title, data.devkit, files.images)
