@@ -26,7 +26,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from benchmarks.yolo_v2_sizes import frames_a_second
 from datamodules.box_transforms import BoxTransform
 from datamodules.folders import list_images
-from datamodules.voc import PictureDataset
+from datamodules.image_dataset import ImageDataset
 from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.base import VisionModule
 from lightning_modules.detection.fast_rcnn import FastRCNN
@@ -150,7 +150,7 @@ def pictures(folder: str | None, size: int, device: torch.device) -> list[Tensor
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         return [torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=generator).to(device)]
-    dataset = PictureDataset(list_images(folder)[:50], BoxTransform(size))
+    dataset = ImageDataset(list_images(folder)[:50], BoxTransform(size).image_only)
     return [dataset[i]["image"][None].to(device) for i in range(len(dataset))]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from datamodules.box_transforms import BoxTransform
 from datamodules.folders import list_images
-from datamodules.voc import PictureDataset
+from datamodules.image_dataset import ImageDataset
 from errors import BrokenImageError, DatasetError
 from lightning_modules.base import VisionModule
 from lightning_modules.components.selective_search import selective_search
@@ -116,7 +116,7 @@ def line(name: str, row: Row, first: Row) -> str:
 def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
     """The lines of the table."""
     paths = list_images(options.images)[: options.timed]
-    own, large = (PictureDataset(paths, BoxTransform(size)) for size in ((500, 500), (600, 1000)))
+    own, large = (ImageDataset(paths, BoxTransform(size).image_only) for size in ((500, 500), (600, 1000)))
     crops, pictures = ([dataset[i]["image"].to(device) for i in range(len(dataset))] for dataset in (own, large))
 
     def ready(module: Any) -> Any:

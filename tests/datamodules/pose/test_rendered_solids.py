@@ -22,7 +22,7 @@ from datamodules.pose.rendered_solids import (
     render_solid,
 )
 from errors import DatasetError
-from lightning_modules.pose.rotations import euler_to_matrix, geodesic
+from lightning_modules.pose.rotations import euler_to_matrix, geodesic_distance
 
 WHITE, BLACK = np.full((6, 3), 255.0), np.zeros((96, 96, 3))
 TO_CAMERA = np.array([0.0, 0.0, -1.0])
@@ -147,11 +147,11 @@ def test_training_images_are_new_in_every_epoch_and_evaluation_images_are_fixed(
     first, again, later = dataset[0, 3, 0], dataset[0, 3, 0], dataset[1, 3, 0]  # type: ignore[index]
     assert torch.equal(first["image"], again["image"])
     assert torch.equal(first["rotation"], again["rotation"])
-    assert float(geodesic(first["rotation"], later["rotation"])) > 1e-3
+    assert float(geodesic_distance(first["rotation"], later["rotation"])) > 1e-3
     for split in ("val", "test"):
         one, other = data(split, seed=0).dataset[0, 5, 0], data(split, seed=1).dataset[0, 5, 0]  # type: ignore[index, arg-type]
         assert torch.equal(one["image"], other["image"])
-        assert float(geodesic(one["rotation"], dataset[0, 5, 0]["rotation"])) > 1e-3  # type: ignore[index]
+        assert float(geodesic_distance(one["rotation"], dataset[0, 5, 0]["rotation"])) > 1e-3  # type: ignore[index]
     assert not torch.equal(data("val").dataset[0, 5, 0]["image"], data("test").dataset[0, 5, 0]["image"])  # type: ignore[index]
 
 
@@ -170,7 +170,7 @@ def test_rotations_prefer_no_direction() -> None:
     drawn = torch.stack([dataset[0, i, 0]["rotation"] for i in range(1500)])  # type: ignore[index]
     torch.testing.assert_close(drawn.mean(0), torch.zeros(3, 3), atol=0.06, rtol=0)
     # Evenly drawn angles have the density (1 - cos t) / pi, of mean pi / 2 + 2 / pi.
-    angles = geodesic(torch.eye(3).expand_as(drawn), drawn)
+    angles = geodesic_distance(torch.eye(3).expand_as(drawn), drawn)
     assert float(angles.mean()) == pytest.approx(math.pi / 2 + 2 / math.pi, abs=0.06)
 
 

@@ -1,4 +1,4 @@
-"""Orientation: losses that know that q and -q are one rotation, errors over ranks, and a network that learns it."""
+"""Orientation: losses that are equal for q and -q, metrics over ranks, learning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.small_system import differences, kill_and_resume, outcome
 
 
 def drawn(count: int, seed: int = 0) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Two rotations a row, and the degrees between them by SciPy."""
+    """Return pairs of random rotations, and SciPy's angles between them in degrees."""
     one, other = Rotation.random(count, random_state=seed), Rotation.random(count, random_state=seed + 1)
     degrees = np.degrees((one.inv() * other).magnitude())
     return torch.from_numpy(one.as_matrix()).float(), torch.from_numpy(other.as_matrix()).float(), degrees
@@ -50,25 +50,25 @@ def test_the_sine_loss_is_that_of_half_the_angle() -> None:
 
 def test_q_and_minus_q_are_one_rotation_for_both_losses_but_not_for_a_distance_of_numbers() -> None:
     q = torch.nn.functional.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
-    truth = quaternion_to_matrix(q)
-    assert float(chordal_loss(quaternion_to_matrix(-q), truth)) == pytest.approx(0, abs=1e-6)
-    assert float(sine_loss(quaternion_to_matrix(-q), truth)) < 1e-3
+    target = quaternion_to_matrix(q)
+    assert float(chordal_loss(quaternion_to_matrix(-q), target)) == pytest.approx(0, abs=1e-6)
+    assert float(sine_loss(quaternion_to_matrix(-q), target)) < 1e-3
     assert float((-q - q).square().sum(-1).mean()) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("loss", [chordal_loss, sine_loss])
 @pytest.mark.parametrize("degrees", [0, 1e-3, 90, 179.999, 180])
-def test_gradients_are_finite_and_lead_to_the_truth(loss, degrees: float) -> None:  # type: ignore[no-untyped-def]
-    truth = torch.eye(3)[None]
+def test_gradients_are_finite_and_lead_to_the_target(loss, degrees: float) -> None:  # type: ignore[no-untyped-def]
+    target = torch.eye(3)[None]
     turn = Rotation.from_euler("ZYX", [degrees, 0, 0], degrees=True).as_quat(scalar_first=True)
     q = torch.tensor(turn, dtype=torch.float32)[None].requires_grad_()
-    loss(quaternion_to_matrix(q), truth).backward()
+    loss(quaternion_to_matrix(q), target).backward()
     assert q.grad is not None
     assert torch.isfinite(q.grad).all()
     if degrees == 90:
         with torch.no_grad():
-            before = loss(quaternion_to_matrix(q), truth)
-            assert loss(quaternion_to_matrix(q - 0.01 * q.grad), truth) < before
+            before = loss(quaternion_to_matrix(q), target)
+            assert loss(quaternion_to_matrix(q - 0.01 * q.grad), target) < before
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -112,11 +112,11 @@ def test_ranks_with_uneven_shards_give_what_one_process_gives(tmp_path: Path) ->
 # --- module -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("head", "numbers"), [("quaternion", 4), ("six", 6)])
-@pytest.mark.parametrize("network", ["small", "resnet18", "resnet20_cifar", "googlenet"])
-def test_predictions_are_rotations(head: str, numbers: int, network: str) -> None:
+@pytest.mark.parametrize(("head", "numbers"), [("quaternion", 4), ("6d", 6)])
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "resnet20_cifar", "googlenet"])
+def test_predictions_are_rotations(head: str, numbers: int, backbone: str) -> None:
     torch.manual_seed(0)
-    module = OrientationRegressor(network, head).eval()  # type: ignore[arg-type]
+    module = OrientationRegressor(backbone, head).eval()  # type: ignore[arg-type]
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = module.predict(images)["rotation"]
@@ -134,19 +134,19 @@ def test_an_image_classifiers_weights_are_taken_but_for_the_head(
 ) -> None:
     classifier = cli.parser.lightning_modules.classification.image_classifier.ImageClassifier("resnet20_cifar", 10)
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "c.ckpt")
-    module = OrientationRegressor("resnet20_cifar", "six", weights=str(tmp_path / "c.ckpt"))
+    module = OrientationRegressor("resnet20_cifar", "6d", weights=str(tmp_path / "c.ckpt"))
     own = module.network.state_dict()
     for name, value in classifier.network.state_dict().items():
         assert name.startswith("fc.") or torch.equal(own[name], value)
     assert "newly initialized: fc.weight (10, 64) -> (6, 64)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("head", ["quaternion", "six"])
+@pytest.mark.parametrize("head", ["quaternion", "6d"])
 def test_a_small_network_learns_a_few_turns(head: str) -> None:
     torch.manual_seed(0)
-    loader = RenderedSolids(["corner"], image_size=32, val=24, batch_size=24, num_workers=0).val_dataloader()
+    loader = RenderedSolids(["corner"], image_size=32, val_size=24, batch_size=24, num_workers=0).val_dataloader()
     batch = next(iter(loader))
-    module = OrientationRegressor("small", head, width=8)  # type: ignore[arg-type]
+    module = OrientationRegressor("small", head, base_channels=8)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-3)
     first = None
     for _ in range(60):
@@ -168,8 +168,8 @@ def test_a_small_network_learns_a_few_turns(head: str) -> None:
 def test_a_run_resumed_in_mid_epoch_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cli.parser.run([
-        "fit", "--model", "OrientationRegressor", "--model.network", "resnet20_cifar", "--data", "RenderedSolids",
-        "--data.train", "20", "--data.val", "6", "--data.image_size", "32", "--data.batch_size", "4",
+        "fit", "--model", "OrientationRegressor", "--model.backbone", "resnet20_cifar", "--data", "RenderedSolids",
+        "--data.train_size", "20", "--data.val_size", "6", "--data.image_size", "32", "--data.batch_size", "4",
         "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--last.every_n_steps", "7",
