@@ -1,1 +1,1 @@
-"""Poses: orientation of rigid bodies, DeepPose, Stacked Hourglass, Keypoint R-CNN; what they share."""
+"""Pose estimation: orientation of rigid bodies, DeepPose, Stacked Hourglass, Keypoint R-CNN."""

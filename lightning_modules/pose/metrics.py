@@ -1,4 +1,4 @@
-"""What is measured of poses: PCKh as MPII's benchmark does it, PCK by the torso (PDJ) and PCP as LSP's papers do."""
+"""Pose metrics: PCKh as in MPII's benchmark, and PCK (PDJ) and PCP as in the papers on LSP."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from errors import UserError
+from lightning_modules.pose.joints import MPII_JOINTS
 
-MPII_JOINTS = [
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
-    "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
-    "left_wrist",
-]  # fmt: skip
-
-#: What is reported together. The benchmark's head is the upper neck and the top of the head.
-GROUPS = {
+#: Joints that are reported together. The benchmark's "head" consists of the upper neck and the top of the head.
+JOINT_GROUPS = {
     "head": ("upper_neck", "head_top"),
     **{name: (f"right_{name}", f"left_{name}") for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")},
 }
-UNCOUNTED = ("pelvis", "thorax")
-STEPS = 50  # thresholds are 0, 0.01, ... 0.5
+EXCLUDED_JOINTS = ("pelvis", "thorax")  # not part of the total
+MAX_THRESHOLD = 50  # hundredths; thresholds are 0, 0.01, ..., 0.5
 TORSO = ("left_shoulder", "right_hip")
 
-#: The ten sticks, each from the mean of some joints to the mean of others.
+#: The ten sticks of PCP: each connects the mean of some joints with the mean of others.
 STICKS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "head": ((("upper_neck",), ("head_top",)),),
     "torso": ((("right_shoulder", "left_shoulder"), ("right_hip", "left_hip")),),
@@ -43,13 +38,12 @@ STICKS: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
 
 
 def pose_metrics(joint_names: Sequence[str], metric: Literal["pckh", "pck"] = "pckh") -> MetricCollection:
-    """What every system that finds one person's joints is measured by; `update_pose_metrics` adds a batch.
+    """Build the metrics of single-person pose estimation; `update_pose_metrics` adds a batch.
 
-    - ``pckh``, MPII's: `PCKh`, as ``pckh/total`` and so on.
-    - ``pck``, for data without heads' boxes (LSP): `PCK` as ``pck/...``, `PCP` as ``pcp/...`` and ``pcp_relaxed/...``.
-
-    Raises:
-        ValueError: another metric.
+    Args:
+        joint_names: K names.
+        metric: ``pckh`` for `PCKh` (MPII), with results ``pckh/total`` and so on; ``pck`` for data without head boxes
+            (LSP): `PCK` as ``pck/...``, and `PCP` as ``pcp/...`` and ``pcp_relaxed/...``.
     """
     if metric not in ("pckh", "pck"):
         raise UserError(f"metric: expected pckh or pck, found {metric}")
@@ -62,16 +56,16 @@ def pose_metrics(joint_names: Sequence[str], metric: Literal["pckh", "pck"] = "p
             "pcp": PCP(joint_names, prefix="pcp/"),
             "pcp_relaxed": PCP(joint_names, strict=False, prefix="pcp_relaxed/"),
         }
-    # No compute groups: torchmetrics would join two for good where their first batch has equal counts.
+    # No compute groups: torchmetrics would merge two metrics for good if their first batch has equal states.
     return MetricCollection(metrics, compute_groups=False)
 
 
 def update_pose_metrics(metrics: MetricCollection, predictions: dict[str, Tensor], batch: dict[str, Any]) -> None:
-    """Adds a batch, measured in the pixels of the images on disk.
+    """Add a batch, in pixels of the images on disk.
 
     Args:
-        metrics: of `pose_metrics`.
-        predictions: ``keypoints`` float (B,K,2) in the pixels of the batch's images.
+        metrics: result of `pose_metrics`.
+        predictions: ``keypoints`` float (B, K, 2) in pixels of the batch's images.
         batch: ``keypoints``, ``labeled``, ``head_size`` and ``to_original``, see the batch contract.
     """
     found, true = (apply_affine(points["keypoints"], batch["to_original"]) for points in (predictions, batch))
@@ -79,35 +73,32 @@ def update_pose_metrics(metrics: MetricCollection, predictions: dict[str, Tensor
 
 
 def apply_affine(points: Tensor, matrix: Tensor) -> Tensor:
-    """Maps points (B,K,2) by matrices (B,2,3): float64 (B,K,2)."""
+    """Map points (B, K, 2) by affine matrices (B, 2, 3), in float64."""
     matrix = matrix.double()
     return points.double() @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
 
 
 class JointAccuracy(Metric):
-    """The part of the labeled joints that are found within a distance, for thresholds 0, 0.01, ... 0.5 of a unit.
+    """Percentage of correct keypoints: the fraction of labeled joints within a distance of their ground truth.
 
-    A subclass says with `units` what each person's unit is. A person without one is left out and counted. Hidden joints
-    count where they are labeled. A joint counts as found at exactly the threshold.
+    Distances are relative to a reference length of each person, see `reference_lengths`. A person without one is
+    skipped and counted. Occluded joints count if they are labeled. A distance equal to the threshold is correct.
 
-    ``compute`` gives, over all samples of all ranks, at the metric's own threshold:
+    ``compute`` returns, at the metric's threshold unless stated otherwise; values without labeled joints are nan:
 
-    - ``head``, ``shoulder``, ``elbow``, ``wrist``, ``hip``, ``knee``, ``ankle``: the mean of the two joints' values,
-      0..1, float32 scalars, as are the next three.
-    - ``total``: over all labeled joints but pelvis and thorax. Not the mean of the values above.
-    - ``total_01``: the same at 0.1, which tells apart what 0.5 does not: a pixel's shift, too.
-    - ``auc``: the area under the curve of ``total`` over all thresholds, divided by its width.
-    - ``left_out``: how many people have no unit, float32 scalar.
-    - ``curve``: float32 (8,51), at each threshold, of the seven groups and in total.
+    - ``head``, ``shoulder``, ``elbow``, ``wrist``, ``hip``, ``knee``, ``ankle``: mean over the two joints, in 0..1.
+    - ``total``: over all labeled joints except pelvis and thorax, not the mean of the values above.
+    - ``total_01``: the same at a threshold of 0.1, which reveals a shift of one pixel.
+    - ``auc``: normalized area under the curve of ``total`` over the thresholds 0, 0.01, ..., 0.5.
+    - ``skipped``: number of people without a reference length.
+    - ``curve``: float32 (8, 51), at each threshold, of the seven groups and in total.
     - ``joints``: float32 (K,), of each joint.
-    - ``instances``: int64 (K,), how many of each are labeled.
-
-    What has no labeled joint is nan, and left out of the mean of two.
+    - ``instances``: int64 (K,), number of labeled instances of each joint.
 
     Args:
-        joint_names: K names; groups are found by them, on any list of joints.
-        threshold: in hundredths of the unit, 0 to 50.
-        prefix: put before the results' names.
+        joint_names: K names, which define the groups.
+        threshold: hundredths of the reference length, 0 to 50.
+        prefix: prefix of the result names.
     """
 
     full_state_update = False
@@ -115,60 +106,61 @@ class JointAccuracy(Metric):
     is_differentiable = False
 
     counts: Tensor
-    left_out: Tensor
+    skipped: Tensor
 
     def __init__(self, joint_names: Sequence[str], threshold: int, prefix: str = "") -> None:
         super().__init__()
-        if not 0 <= threshold <= STEPS:
-            raise UserError(f"threshold: expected 0 to {STEPS} hundredths, found {threshold}")
+        if not 0 <= threshold <= MAX_THRESHOLD:
+            raise UserError(f"threshold: expected 0 to {MAX_THRESHOLD} hundredths, found {threshold}")
         self.joint_names, self.threshold, self.result_prefix = list(joint_names), threshold, prefix
-        # How many instances of each joint reach their first threshold where; those beyond all come last.
-        counts = torch.zeros(len(self.joint_names), STEPS + 2, dtype=torch.int64)
+        # Histogram of the smallest threshold that is not below the distance; the last bin is beyond all thresholds.
+        counts = torch.zeros(len(self.joint_names), MAX_THRESHOLD + 2, dtype=torch.int64)
         self.add_state("counts", counts, dist_reduce_fx="sum")
-        self.add_state("left_out", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("skipped", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
-        """What distances are divided by, float64 (B,) in pixels; nan or 0 where a person has none."""
+    def reference_lengths(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
+        """Return the length that distances are divided by, float64 (B,) in pixels; nan or 0 if there is none."""
         raise NotImplementedError
 
     def update(self, preds: Tensor, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None = None) -> None:
-        """Adds people, all in the pixels of the images on disk.
+        """Add people, in pixels of the images on disk.
 
         Args:
-            preds, keypoints: float (B,K,2), found and true.
-            labeled: bool (B,K).
-            head_size: float (B,), nan where there is no head box.
+            preds: predicted keypoints, float (B, K, 2).
+            keypoints: ground truth, float (B, K, 2).
+            labeled: bool (B, K).
+            head_size: float (B,), nan without a head box.
 
         Raises:
-            ValueError: shapes do not agree.
+            UserError: the shapes differ.
         """
-        _check(preds, keypoints, labeled, self.joint_names)
-        unit = self.units(keypoints.double(), labeled, head_size)
-        usable = unit > 0
-        distance = torch.linalg.vector_norm(preds.double() - keypoints.double(), dim=-1) / unit[:, None]
-        thresholds = torch.arange(STEPS + 1, dtype=torch.float64, device=distance.device) / 100
-        reached = torch.bucketize(distance, thresholds)
-        place = reached + (STEPS + 2) * torch.arange(len(self.joint_names), device=distance.device)
-        counted = (labeled & usable[:, None]).long()
-        self.counts = self.counts.view(-1).scatter_add(0, place.flatten(), counted.flatten()).view_as(self.counts)
-        self.left_out = self.left_out + (~usable).sum()
+        _check_shapes(preds, keypoints, labeled, self.joint_names)
+        reference = self.reference_lengths(keypoints.double(), labeled, head_size)
+        valid = reference > 0
+        distance = torch.linalg.vector_norm(preds.double() - keypoints.double(), dim=-1) / reference[:, None]
+        thresholds = torch.arange(MAX_THRESHOLD + 1, dtype=torch.float64, device=distance.device) / 100
+        bins = torch.bucketize(distance, thresholds)
+        cells = bins + (MAX_THRESHOLD + 2) * torch.arange(len(self.joint_names), device=distance.device)
+        counted = (labeled & valid[:, None]).long()
+        self.counts = self.counts.view(-1).scatter_add(0, cells.flatten(), counted.flatten()).view_as(self.counts)
+        self.skipped = self.skipped + (~valid).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The results named above."""
-        found, instances = self.counts.cumsum(1)[:, : STEPS + 1].double(), self.counts.sum(1)
-        joints = found / instances[:, None]
-        counted = [i for i, name in enumerate(self.joint_names) if name not in UNCOUNTED]
-        total = found[counted].sum(0) / instances[counted].sum()
+        """Return the results listed above."""
+        correct, instances = self.counts.cumsum(1)[:, : MAX_THRESHOLD + 1].double(), self.counts.sum(1)
+        joints = correct / instances[:, None]
+        counted = [i for i, name in enumerate(self.joint_names) if name not in EXCLUDED_JOINTS]
+        total = correct[counted].sum(0) / instances[counted].sum()
         rows = []
-        for names in GROUPS.values():
+        for names in JOINT_GROUPS.values():
             members = [self.joint_names.index(name) for name in names if name in self.joint_names]
             rows.append(joints[members].nanmean(0) if members else torch.full_like(total, torch.nan))
         curve = torch.stack([*rows, total])
         results = {
-            **dict(zip((*GROUPS, "total"), curve[:, self.threshold], strict=True)),
+            **dict(zip((*JOINT_GROUPS, "total"), curve[:, self.threshold], strict=True)),
             "total_01": total[10],
             "auc": (total[1:] + total[:-1]).mean() / 2,
-            "left_out": self.left_out,
+            "skipped": self.skipped,
             "curve": curve,
             "joints": joints[:, self.threshold],
         }
@@ -177,25 +169,33 @@ class JointAccuracy(Metric):
 
 
 class PCKh(JointAccuracy):
-    """MPII's measure (Andriluka et al. 2014): the unit is ``head_size``, 0.6 of the diagonal of the head's box, of which
-    a joint may be half away. See `JointAccuracy`.
+    """MPII's metric (Andriluka et al., CVPR 2014): distances of at most 0.5 ``head_size`` are correct.
+
+    ``head_size`` is 0.6 times the diagonal of the head box. Results: see `JointAccuracy`.
+
+    Args:
+        joint_names: K names.
+        prefix: prefix of the result names.
     """
 
     def __init__(self, joint_names: Sequence[str] = MPII_JOINTS, prefix: str = "") -> None:
         super().__init__(joint_names, 50, prefix)
 
-    def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
+    def reference_lengths(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         if head_size is None:
-            raise UserError("PCKh: expected head_size, found none: measure data without heads' boxes by PCK")
+            raise UserError("PCKh: expected head_size, found none; use PCK for data without head boxes")
         return head_size.double()
 
 
 class PCK(JointAccuracy):
-    """PCK, or PDJ (Sapp and Taskar 2013; Toshev and Szegedy 2014): the unit is the torso's diameter, from the left
-    shoulder to the right hip, of which a joint may be a fifth away. See `JointAccuracy`; ``curve`` is PDJ's.
+    """PCK, or PDJ: distances of at most 0.2 torso diameters are correct (Sapp and Taskar, CVPR 2013).
 
-    Raises:
-        ValueError: the joints have no such torso.
+    The torso diameter is the distance from the left shoulder to the right hip. ``curve`` is the PDJ curve of Toshev and
+    Szegedy, CVPR 2014. Results: see `JointAccuracy`.
+
+    Args:
+        joint_names: K names, those of the torso included.
+        prefix: prefix of the result names.
     """
 
     def __init__(self, joint_names: Sequence[str], prefix: str = "") -> None:
@@ -204,34 +204,33 @@ class PCK(JointAccuracy):
         if missing:
             raise UserError(f"PCK: expected joints {' and '.join(TORSO)} for the torso, found no {missing[0]}")
 
-    def units(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
+    def reference_lengths(self, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None) -> Tensor:
         a, b = (self.joint_names.index(name) for name in TORSO)
         diameter = torch.linalg.vector_norm(keypoints[:, a] - keypoints[:, b], dim=-1)
         return torch.where(labeled[:, a] & labeled[:, b], diameter, torch.nan)
 
 
 class PCP(Metric):
-    """Percentage of correct parts (Ferrari et al. 2008) of ten sticks: the head, the torso, from the middle of the
-    shoulders to that of the hips, and four limbs of two sticks each.
+    """Percentage of correct parts (Ferrari et al., CVPR 2008) of ten sticks: head, torso and four limbs of two sticks.
 
-    A stick is right if both its ends are at most half its true length away from the true ones (strict), or if they are
-    so on average (relaxed). Both are in use under one name. A stick counts where all its joints are labeled.
+    The torso connects the centers of shoulders and hips. A stick is correct if the errors of its ends are at most half
+    its true length: both of them (strict), or their mean (relaxed). The literature uses both under one name. A stick
+    counts if all its joints are labeled.
 
-    ``compute`` gives, over all samples of all ranks, float32 scalars in 0..1, nan where no such stick counts: ``head``,
-    ``torso``, ``upper_arm``, ``forearm``, ``upper_leg``, ``lower_leg``, each the mean of its sticks' values, and
-    ``total``, the mean of all ten sticks' values.
+    ``compute`` returns values in 0..1, nan without sticks: ``head``, ``torso``, ``upper_arm``, ``forearm``,
+    ``upper_leg``, ``lower_leg``, each the mean over its sticks, and ``total``, the mean over all sticks.
 
     Args:
-        joint_names: K names; sticks are found by them.
+        joint_names: K names, which define the sticks.
         strict: see above.
-        prefix: put before the results' names.
+        prefix: prefix of the result names.
     """
 
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
 
-    right: Tensor
+    correct: Tensor
     counted: Tensor
 
     def __init__(self, joint_names: Sequence[str], strict: bool = True, prefix: str = "") -> None:
@@ -243,36 +242,36 @@ class PCP(Metric):
             for stick in sticks
             if all(name in self.joint_names for end in stick for name in end)
         ]
-        for name in ("right", "counted"):
+        for name in ("correct", "counted"):
             self.add_state(name, torch.zeros(len(self.sticks), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, keypoints: Tensor, labeled: Tensor, head_size: Tensor | None = None) -> None:
-        """Adds people; see `JointAccuracy`. ``head_size`` is not looked at."""
-        _check(preds, keypoints, labeled, self.joint_names)
-        right, counted = [], []
+        """Add people, see `JointAccuracy.update`; ``head_size`` is not used."""
+        _check_shapes(preds, keypoints, labeled, self.joint_names)
+        correct, counted = [], []
         for _, ends in self.sticks:
             found, true = ([points.double()[:, end].mean(1) for end in ends] for points in (preds, keypoints))
             length = torch.linalg.vector_norm(true[0] - true[1], dim=-1)
             errors = torch.stack([torch.linalg.vector_norm(f - t, dim=-1) for f, t in zip(found, true, strict=True)])
             known = labeled[:, [joint for end in ends for joint in end]].all(1)
             error = errors.amax(0) if self.strict else errors.mean(0)
-            right.append((known & (error <= 0.5 * length)).sum())
+            correct.append((known & (error <= 0.5 * length)).sum())
             counted.append(known.sum())
         if self.sticks:
-            self.right, self.counted = self.right + torch.stack(right), self.counted + torch.stack(counted)
+            self.correct, self.counted = self.correct + torch.stack(correct), self.counted + torch.stack(counted)
 
     def compute(self) -> dict[str, Tensor]:
-        """The results named above."""
-        rates = self.right.double() / self.counted
+        """Return the results listed above."""
+        rates = self.correct.double() / self.counted
         parts = {part: [i for i, (p, _) in enumerate(self.sticks) if p == part] for part in STICKS}
         means = {**{part: rates[members].nanmean() for part, members in parts.items()}, "total": rates.nanmean()}
         return {f"{self.result_prefix}{name}": value.float() for name, value in means.items()}
 
 
-def _check(preds: Tensor, keypoints: Tensor, labeled: Tensor, joint_names: Sequence[str]) -> None:
+def _check_shapes(preds: Tensor, keypoints: Tensor, labeled: Tensor, joint_names: Sequence[str]) -> None:
     expected = (*labeled.shape, 2)
     if preds.shape != expected or keypoints.shape != expected or labeled.shape[1:] != (len(joint_names),):
         raise UserError(
-            f"expected keypoints (B,{len(joint_names)},2), the true ones too, and labeled (B,{len(joint_names)}), "
-            f"found {tuple(preds.shape)}, {tuple(keypoints.shape)} and {tuple(labeled.shape)}"
+            f"keypoints: expected predictions and ground truth (B,{len(joint_names)},2), labeled "
+            f"(B,{len(joint_names)}), found {tuple(preds.shape)}, {tuple(keypoints.shape)} and {tuple(labeled.shape)}"
         )

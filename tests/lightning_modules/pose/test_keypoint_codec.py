@@ -1,4 +1,4 @@
-"""Encoding and decoding are inverse, against loops; a heatmap keeps two modes that regression averages."""
+"""Heatmaps: encode and decode are inverse, equal to loops; a heatmap keeps two modes that regression averages."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import math
 import pytest
 import torch
 
-from lightning_modules.pose.keypoint_codec import decode, encode, mirror_partners, shown, to_cells, to_pixels
-from lightning_modules.pose.metrics import MPII_JOINTS
+from lightning_modules.pose.keypoint_codec import cells_to_pixels, decode, encode, inside_heatmap, pixels_to_cells
 
 
 def some_joints(seed: int, size: tuple[int, int], stride: float, margin: float = 0.0) -> torch.Tensor:
-    """Anywhere inside of heatmaps, ``margin`` cells from the border: float32 (20,5,2)."""
+    """Return random joints inside of heatmaps, ``margin`` cells from the border, float32 (20, 5, 2)."""
     generator = torch.Generator().manual_seed(seed)
     limit = torch.tensor([size[1], size[0]])
     cells = torch.rand(20, 5, 2, generator=generator) * (limit - 2 * margin - 1e-3) + margin - 0.5
-    return to_pixels(cells, stride)
+    return cells_to_pixels(cells, stride)
 
 
 def every(keypoints: torch.Tensor) -> torch.Tensor:
@@ -27,25 +26,25 @@ def every(keypoints: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("stride", [1, 4, 5.5])
 @pytest.mark.parametrize("sigma", [1.0, 1.75])
 def test_decode_inverts_encode(seed: int, stride: float, sigma: float) -> None:
-    """To half a cell, and to a quarter with the shift: the tolerance that the docstring states."""
+    """The tolerances are those of the docstring: half a cell, a quarter with the shift."""
     size = (12, 17)
     keypoints = some_joints(seed, size, stride)
-    found, scores = decode(encode(keypoints, every(keypoints), size, stride, sigma), stride, quarter=False)
+    found, scores = decode(encode(keypoints, every(keypoints), size, stride, sigma), stride, quarter_shift=False)
     assert (found - keypoints).abs().max() <= 0.5 * stride * (1 + 1e-4)
     assert scores.min() >= math.exp(-0.25 / sigma**2) - 1e-5
     inner = some_joints(seed, size, stride, margin=1.0)
     heatmaps = encode(inner, every(inner), size, stride, sigma)
     found, _ = decode(heatmaps, stride)
     assert (found - inner).abs().max() <= 0.25 * stride * (1 + 1e-4)
-    # Nothing is shifted on the whole; a pixel, or half a cell, would be.
+    # The mean error is 0; an offset of a pixel or half a cell would show.
     assert (found - inner).mean((0, 1)).abs().max() < 0.06 * stride
 
 
 def test_the_middle_of_a_cell_comes_back_exactly() -> None:
     cells = torch.tensor([[[0.0, 0.0], [3.0, 7.0], [9.0, 9.0]]])
-    keypoints = to_pixels(cells, 4)
+    keypoints = cells_to_pixels(cells, 4)
     assert keypoints[0, 1].tolist() == [13.5, 29.5]
-    torch.testing.assert_close(to_cells(keypoints, 4), cells)
+    torch.testing.assert_close(pixels_to_cells(keypoints, 4), cells)
     found, scores = decode(encode(keypoints, every(keypoints), (10, 10), 4, 1.0), 4)
     torch.testing.assert_close(found, keypoints)
     torch.testing.assert_close(scores, torch.ones(1, 3))
@@ -94,13 +93,13 @@ def test_what_is_not_there_has_no_peak() -> None:
     labeled[0, 6] = False
     heatmaps = encode(keypoints, labeled, (8, 10), 4, 1.0)
     assert heatmaps.amax((2, 3)).gt(0).tolist() == [[True, *[False] * 6]]
-    assert shown(keypoints, labeled, (8, 10), 4).tolist() == [[True, *[False] * 6]]
+    assert inside_heatmap(keypoints, labeled, (8, 10), 4).tolist() == [[True, *[False] * 6]]
     assert heatmaps.isfinite().all()
-    assert shown(torch.tensor([[[-0.5, 31.4]]]), torch.ones(1, 1, dtype=torch.bool), (8, 10), 4).all()
+    assert inside_heatmap(torch.tensor([[[-0.5, 31.4]]]), torch.ones(1, 1, dtype=torch.bool), (8, 10), 4).all()
 
 
 def test_regression_averages_two_modes_and_a_heatmap_keeps_them() -> None:
-    """The lecture's point: an arm that is up in three of five alike images and down in two. Each fit by squares."""
+    """Fit an arm that is up in three of five equal images and down in two, by least squares."""
     up, down = torch.tensor([60.0, 20.0]), torch.tensor([60.0, 100.0])
     joints = torch.stack([up, up, up, down, down])[:, None]
     targets = encode(joints, every(joints), (32, 32), 4, 1.75)
@@ -112,24 +111,18 @@ def test_regression_averages_two_modes_and_a_heatmap_keeps_them() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # The mean is where the arm never was, and 32 pixels from the nearer of the two places.
+    # The mean is 32 pixels from the nearer of the two positions.
     torch.testing.assert_close(point.detach(), torch.tensor([60.0, 52.0]), atol=1e-2, rtol=0)
     found, score = decode(heatmap.detach()[None, None], 4)
     assert (found[0, 0] - up).abs().max() <= 1
     assert score.item() == pytest.approx(0.6, abs=0.03)
-    # The other mode is there as well, two fifths high.
+    # The other mode has a height of 2/5.
     lower, score = decode(heatmap.detach()[None, None, 16:], 4)
     assert (lower[0, 0] + torch.tensor([0.0, 64.0]) - down).abs().max() <= 1
     assert score.item() == pytest.approx(0.4, abs=0.03)
 
 
-def test_partners_go_by_name() -> None:
-    # The authors' pairs.
-    assert mirror_partners(MPII_JOINTS) == [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
-    assert mirror_partners(["nose", "left_eye", "right_ear", "right_eye"]) == [0, 3, 2, 1]
-
-
-def test_a_flipped_picture_has_the_flipped_heatmap() -> None:
+def test_a_flipped_image_has_the_flipped_heatmap() -> None:
     keypoints = some_joints(5, (8, 12), 4)
     flipped = torch.stack([12 * 4 - 1 - keypoints[..., 0], keypoints[..., 1]], -1)
     maps = encode(keypoints, every(keypoints), (8, 12), 4, 1.0)

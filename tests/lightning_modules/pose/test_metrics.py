@@ -1,4 +1,4 @@
-"""PCKh against the published table, against loops and over ranks; PCK and PCP against loops; the classic mistakes."""
+"""PCKh against the published table; PCKh, PCK and PCP against loops and over ranks; common mistakes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_modules.pose.joints import MPII_JOINTS
 from lightning_modules.pose.metrics import (
-    GROUPS,
-    MPII_JOINTS,
+    JOINT_GROUPS,
     PCK,
     PCP,
     PCKh,
@@ -27,7 +27,7 @@ TABLE = {
     "bearpaw-hg_s1_b1": (96.35, 93.61, 85.53, 79.56, 84.51, 78.28, 73.38, 85.08, 22.81),
     "bearpaw-hg_s8_b1": (97.44, 95.19, 90.08, 85.32, 87.48, 84.26, 80.73, 89.09, 24.49),
 }
-COLUMNS = (*GROUPS, "total", "total_01")
+COLUMNS = (*JOINT_GROUPS, "total", "total_01")
 LSP_JOINTS = MPII_JOINTS[:6] + MPII_JOINTS[10:] + MPII_JOINTS[8:10]
 
 
@@ -45,9 +45,9 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def measured(golden: dict[str, np.ndarray], name: str, shift: float = 0.0) -> dict[str, Tensor]:
-    truth = [torch.from_numpy(golden[key]) for key in ("keypoints", "labeled", "head_size")]
+    target = [torch.from_numpy(golden[key]) for key in ("keypoints", "labeled", "head_size")]
     metric = PCKh()
-    for part in zip(*(t.split(100) for t in (torch.from_numpy(golden[name] + shift), *truth)), strict=True):
+    for part in zip(*(t.split(100) for t in (torch.from_numpy(golden[name] + shift), *target)), strict=True):
         metric.update(*part)
     return metric.compute()
 
@@ -58,7 +58,7 @@ def test_it_equals_the_published_table(golden: dict[str, np.ndarray], name: str)
     results = measured(golden, name)
     assert tuple(round(100 * float(results[column]), 2) for column in COLUMNS) == TABLE[name]
     assert int(results["instances"][[i for i in range(16) if i not in (6, 7)]].sum()) == 38430
-    assert results["left_out"] == 0
+    assert results["skipped"] == 0
 
 
 @pytest.mark.shared_data
@@ -73,7 +73,7 @@ def test_auc_equals_a_loop(golden: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.shared_data
 def test_a_pixel_is_seen_at_a_tenth(golden: dict[str, np.ndarray]) -> None:
-    """An origin counted wrongly hardly shows at 0.5, but at 0.1."""
+    """A shift of one pixel hardly changes PCKh at 0.5, but PCKh at 0.1."""
     shifted = measured(golden, "bearpaw-hg_s8_b1", -1.0)
     assert round(100 * float(shifted["total"]), 2) == 88.88
     assert round(100 * float(shifted["total_01"]), 2) == 19.29
@@ -83,7 +83,7 @@ def test_a_pixel_is_seen_at_a_tenth(golden: dict[str, np.ndarray]) -> None:
 
 
 def some_people(seed: int, people: int = 17, joints: int = 16) -> dict[str, Tensor]:
-    """Errors about as large as the thresholds, some joints unlabeled, some people without a head box."""
+    """Return people with errors near the thresholds; some joints are unlabeled, some people have no head box."""
     rng = np.random.default_rng(seed)
     keypoints = rng.uniform(0, 200, (people, joints, 2))
     preds = keypoints + rng.normal(0, 15, keypoints.shape)
@@ -93,24 +93,24 @@ def some_people(seed: int, people: int = 17, joints: int = 16) -> dict[str, Tens
 
 
 def accuracy_by_loops(data: dict[str, Tensor], names: list[str], threshold: float, torso: bool) -> dict[str, float]:
-    preds, truth, labeled, heads = (data[k].numpy() for k in ("preds", "keypoints", "labeled", "head_size"))
-    right: dict[str, list[bool]] = {name: [] for name in names}
-    left_out = 0
+    preds, true_points, labeled, heads = (data[k].numpy() for k in ("preds", "keypoints", "labeled", "head_size"))
+    correct: dict[str, list[bool]] = {name: [] for name in names}
+    skipped = 0
     for p in range(len(preds)):
         unit = heads[p]
         if torso:
             a, b = names.index("left_shoulder"), names.index("right_hip")
-            unit = np.hypot(*(truth[p, a] - truth[p, b])) if labeled[p, a] and labeled[p, b] else np.nan
+            unit = np.hypot(*(true_points[p, a] - true_points[p, b])) if labeled[p, a] and labeled[p, b] else np.nan
         if np.isnan(unit):
-            left_out += 1
+            skipped += 1
             continue
         for k, name in enumerate(names):
             if labeled[p, k]:
-                right[name].append(bool(np.hypot(*(preds[p, k] - truth[p, k])) / unit <= threshold))
-    results = {"left_out": float(left_out)}
-    for group, members in GROUPS.items():
-        results[group] = float(np.mean([np.mean(right[m]) for m in members if right[m]]))
-    results["total"] = float(np.mean([r for name in names if name not in ("pelvis", "thorax") for r in right[name]]))
+                correct[name].append(bool(np.hypot(*(preds[p, k] - true_points[p, k])) / unit <= threshold))
+    results = {"skipped": float(skipped)}
+    for group, members in JOINT_GROUPS.items():
+        results[group] = float(np.mean([np.mean(correct[m]) for m in members if correct[m]]))
+    results["total"] = float(np.mean([r for name in names if name not in ("pelvis", "thorax") for r in correct[name]]))
     return results
 
 
@@ -130,8 +130,8 @@ def test_accuracies_equal_loops(seed: int, names: list[str], kind: type[Metric])
 @pytest.mark.parametrize("strict", [True, False])
 def test_pcp_equals_loops(seed: int, strict: bool) -> None:
     data = some_people(seed, joints=14)
-    preds, truth, labeled = (data[k].numpy() for k in ("preds", "keypoints", "labeled"))
-    # Sticks by index, in LSP's order, the middles of shoulders and hips as 14 and 15.
+    preds, true_points, labeled = (data[k].numpy() for k in ("preds", "keypoints", "labeled"))
+    # Sticks by index in LSP's order; 14 and 15 are the centers of shoulders and hips.
     sticks = {"head": [(12, 13)], "torso": [(14, 15)], "upper_arm": [(8, 7), (9, 10)], "forearm": [(7, 6), (10, 11)]}
     sticks |= {"upper_leg": [(2, 1), (3, 4)], "lower_leg": [(1, 0), (4, 5)]}
     rates, expected = [], {}
@@ -141,7 +141,7 @@ def test_pcp_equals_loops(seed: int, strict: bool) -> None:
             right = []
             for p in range(len(preds)):
                 found, true = (
-                    np.vstack([x[p], (x[p, 8] + x[p, 9]) / 2, (x[p, 2] + x[p, 3]) / 2]) for x in (preds, truth)
+                    np.vstack([x[p], (x[p, 8] + x[p, 9]) / 2, (x[p, 2] + x[p, 3]) / 2]) for x in (preds, true_points)
                 )
                 known = [*labeled[p], labeled[p, 8] and labeled[p, 9], labeled[p, 2] and labeled[p, 3]]
                 if known[a] and known[b]:
@@ -161,7 +161,7 @@ def test_relaxed_forgives_what_strict_does_not() -> None:
     keypoints = torch.zeros(1, 14, 2)
     keypoints[0, :, 1] = 10 * torch.arange(14)
     preds = keypoints.clone()
-    preds[0, LSP_JOINTS.index("right_wrist"), 0] = 6  # of a forearm that is 10 long
+    preds[0, LSP_JOINTS.index("right_wrist"), 0] = 6  # the forearm is 10 long
     totals = []
     for strict in (True, False):
         metric = PCP(LSP_JOINTS, strict)
@@ -181,16 +181,16 @@ def test_two_unequal_ranks_equal_one(make) -> None:
     for metric, part in zip(ranks, (slice(0, 23), slice(23, 30)), strict=True):
         metric.update(**{name: value[part] for name, value in data.items()})
     merged = make()
-    for name, reduction in merged._reductions.items():  # what torchmetrics does at compute
+    for name, reduction in merged._reductions.items():  # as torchmetrics does in compute
         setattr(merged, name, reduction(torch.stack([getattr(metric, name) for metric in ranks])))
     expected = whole.compute()
     assert all(torch.equal(value, expected[name]) for name, value in merged.compute().items())
     batches = [metric.compute() for metric in ranks]
     mean = sum(float(result["total"]) for result in batches) / 2
-    assert mean != pytest.approx(float(expected["total"]), abs=1e-4)  # so that this test could fail
+    assert mean != pytest.approx(float(expected["total"]), abs=1e-4)  # otherwise this test could not fail
 
 
-def test_what_is_unknown_is_left_out() -> None:
+def test_what_is_unknown_is_skipped() -> None:
     names = ["left_knee", "right_knee", "nose"]
     metric = PCKh(names)
     labeled = torch.tensor([[True, False, False], [True, True, False]])
@@ -198,7 +198,7 @@ def test_what_is_unknown_is_left_out() -> None:
     metric.update(torch.full((2, 3, 2), 1.0), keypoints, labeled, torch.tensor([10.0, float("nan")]))
     results = metric.compute()
     assert results["knee"] == results["total"] == 1
-    assert results["left_out"] == 1
+    assert results["skipped"] == 1
     assert results["head"].isnan()
     assert results["joints"][2].isnan()
     assert results["instances"].tolist() == [1, 0, 0]
@@ -222,8 +222,8 @@ def test_nothing_measured_is_nan() -> None:
         assert metric.compute()["total"].isnan()
 
 
-def test_a_collection_measures_in_the_pixels_of_the_pictures() -> None:
-    """A crop at half the image's scale: 6 pixels in it are 12, more than half of a head of 20."""
+def test_a_collection_measures_in_the_pixels_of_the_images() -> None:
+    """In a crop at half the image's scale 6 pixels are 12, more than half of a head of 20."""
     batch = {
         "keypoints": torch.full((1, 16, 2), 10.0),
         "labeled": torch.ones(1, 16, dtype=torch.bool),
@@ -236,7 +236,7 @@ def test_a_collection_measures_in_the_pixels_of_the_pictures() -> None:
     update_pose_metrics(metrics, predictions, batch)
     results = metrics.compute()
     assert results["pckh/total"] == 0
-    expected = {f"pckh/{name}" for name in (*COLUMNS, "auc", "left_out", "curve", "joints", "instances")}
+    expected = {f"pckh/{name}" for name in (*COLUMNS, "auc", "skipped", "curve", "joints", "instances")}
     assert results.keys() == expected
     metrics = pose_metrics(LSP_JOINTS, "pck")
     batch["labeled"] = batch["labeled"][:, :14]
@@ -253,5 +253,5 @@ def test_bad_input() -> None:
         PCK(["nose"])
     with pytest.raises(ValueError, match="expected head_size"):
         PCKh(["nose"]).update(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"keypoints \(B,16,2\)"):
+    with pytest.raises(ValueError, match=r"keypoints: expected .* \(B,16,2\)"):
         PCKh().update(torch.zeros(1, 14, 2), torch.zeros(1, 14, 2), torch.ones(1, 14, dtype=torch.bool))

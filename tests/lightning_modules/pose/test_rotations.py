@@ -1,4 +1,4 @@
-"""Rotations: every conversion against SciPy and back, at the places where careless ones fail."""
+"""Rotations: all conversions against SciPy and back, half turns and gimbal lock included."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from lightning_modules.pose.rotations import (
-    canonical,
     euler_to_matrix,
     euler_to_quaternion,
-    geodesic,
+    geodesic_distance,
     matrix_to_euler,
     matrix_to_quaternion,
     quaternion_to_euler,
     quaternion_to_matrix,
-    six_to_matrix,
+    rotation_6d_to_matrix,
+    standardize_quaternion,
 )
 
 GENERAL = Rotation.random(500, random_state=0)
-# All turns by multiples of 90 degrees: half turns, and gimbal lock at both ends.
+# All rotations by multiples of 90 degrees, which contain half turns and both gimbal locks.
 SQUARE = Rotation.from_euler("ZYX", list(itertools.product([0, 90, 180, 270], repeat=3)), degrees=True)
 BOTH = Rotation.concatenate([GENERAL, SQUARE])
 
@@ -45,7 +45,7 @@ def test_quaternions_and_matrices_are_scipys() -> None:
     close(quaternion_to_matrix(quaternions()), matrices())
     found = matrix_to_quaternion(matrices())
     assert (found[:, 0] >= 0).all()
-    # Of a half turn q and -q both have w = 0: either is right.
+    # For a half turn q and -q both have w = 0.
     close((found * quaternions()).sum(-1).abs(), torch.ones(len(found), dtype=torch.float64))
 
 
@@ -58,7 +58,7 @@ def test_euler_angles_are_scipys() -> None:
     angles = torch.from_numpy(GENERAL.as_euler("ZYX"))
     close(matrix_to_euler(matrices(GENERAL)), angles)
     close(euler_to_matrix(angles), matrices(GENERAL))
-    close(euler_to_quaternion(angles), canonical(quaternions(GENERAL)))
+    close(euler_to_quaternion(angles), standardize_quaternion(quaternions(GENERAL)))
     close(quaternion_to_euler(quaternions(GENERAL)), angles)
 
 
@@ -79,7 +79,7 @@ def test_in_gimbal_lock_the_roll_is_zero_and_the_rotation_stays(dtype: torch.dty
     found = matrix_to_euler(locked)
     assert (found[:, 2] == 0).all()
     close(euler_to_matrix(found), locked, 1e-12 if dtype == torch.float64 else 2e-6)
-    # Only this is determined: yaw - roll looking up, yaw + roll looking down.
+    # Only yaw - roll (looking up) or yaw + roll (looking down) is determined.
     only = yaw - roll if pitch > 0 else yaw + roll
     close((found[:, 0] - only).cos(), torch.ones_like(only), 1e-5)
 
@@ -99,29 +99,29 @@ def test_single_precision_keeps_half_turns() -> None:
     close(quaternion_to_matrix(matrix_to_quaternion(matrix)), matrix, 1e-6)
 
 
-def test_six_numbers_give_a_rotation_whatever_they_are() -> None:
-    six = torch.randn(500, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = six_to_matrix(six)
+def test_any_six_numbers_give_a_rotation() -> None:
+    rotation_6d = torch.randn(500, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = rotation_6d_to_matrix(rotation_6d)
     close(found.mT @ found, torch.eye(3, dtype=torch.float64).expand_as(found))
     close(torch.linalg.det(found), torch.ones(500, dtype=torch.float64))
-    # The first column is the first three numbers' direction, the second lies in the plane of both.
-    close(found[:, :, 0], six[:, :3] / six[:, :3].norm(dim=-1, keepdim=True))
-    close((found[:, :, 2] * six[:, 3:]).sum(-1), torch.zeros(500, dtype=torch.float64))
+    # The first column has the direction of the first vector; the second lies in the plane of both.
+    close(found[:, :, 0], rotation_6d[:, :3] / rotation_6d[:, :3].norm(dim=-1, keepdim=True))
+    close((found[:, :, 2] * rotation_6d[:, 3:]).sum(-1), torch.zeros(500, dtype=torch.float64))
     rotations = matrices()
-    close(six_to_matrix(rotations[:, :, :2].mT.reshape(-1, 6)), rotations)
+    close(rotation_6d_to_matrix(rotations[:, :, :2].mT.reshape(-1, 6)), rotations)
 
 
 def test_the_geodesic_distance_is_the_angle_of_the_turn_between() -> None:
     a, b = GENERAL, Rotation.random(500, random_state=2)
     expected = torch.from_numpy((a.inv() * b).magnitude())
-    close(geodesic(matrices(a), matrices(b)), expected, 1e-9)
+    close(geodesic_distance(matrices(a), matrices(b)), expected, 1e-9)
     angles = np.concatenate([np.logspace(-6, 0, 50), math.pi - np.logspace(-6, 0, 50)])
     axis = np.array([2.0, -1.0, 2.0]) / 3
     turned = matrices(Rotation.from_rotvec(angles[:, None] * axis))
-    found = geodesic(torch.eye(3, dtype=torch.float64).expand_as(turned), turned)
+    found = geodesic_distance(torch.eye(3, dtype=torch.float64).expand_as(turned), turned)
     close(found, torch.from_numpy(angles), 1e-9)
-    # In single precision a millionth of a radian is still seen; an arc cosine would say 0 or 0.0003.
-    single = geodesic(torch.eye(3).expand(100, 3, 3), turned.float())
+    # Single precision resolves 1e-6 radians; an arc cosine would return 0 or 0.0003.
+    single = geodesic_distance(torch.eye(3).expand(100, 3, 3), turned.float())
     torch.testing.assert_close(single.double(), torch.from_numpy(angles), atol=1e-6, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(geodesic(torch.eye(3).expand(100, 3, 3), turned.float()), single)
+        assert torch.equal(geodesic_distance(torch.eye(3).expand(100, 3, 3), turned.float()), single)

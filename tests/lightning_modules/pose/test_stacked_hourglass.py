@@ -1,4 +1,4 @@
-"""Stacked Hourglass: exact counts, loss against loops, coordinates, flip test, what it refuses, and that it learns."""
+"""Stacked Hourglass: parameter counts, loss against loops, coordinates, flip test, bad arguments, learning."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.data import default_collate
 from datamodules.pose.crops import PersonCrop
 from datamodules.pose.mpii import MPII
 from datamodules.synthetic.mpii import write_mpii
+from lightning_modules.pose.joints import MPII_JOINTS
 from lightning_modules.pose.keypoint_codec import encode
-from lightning_modules.pose.metrics import MPII_JOINTS
 from lightning_modules.pose.stacked_hourglass import (
     STRIDE,
     Hourglass,
@@ -44,11 +44,11 @@ def some_batch(seed: int = 0, people: int = 3, side: int = 64) -> dict[str, Any]
 
 def narrow(**options: Any) -> StackedHourglass:
     torch.manual_seed(0)
-    return StackedHourglass(**{"stacks": 2, "features": 8, "depth": 2, **options})
+    return StackedHourglass(**{"num_stacks": 2, "channels": 8, "depth": 2, **options})
 
 
 class Fixed(torch.nn.Module):
-    """In place of a network: the heatmaps that it was given, whatever it is shown."""
+    """A network that returns the given heatmaps for any image."""
 
     def __init__(self, heatmaps: Tensor) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ class Fixed(torch.nn.Module):
 # --- network --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stacks", "parameters"), [(1, 3_426_448), (2, 6_570_400), (8, 25_434_112)])
-def test_the_authors_number_of_parameters(stacks: int, parameters: int) -> None:
+@pytest.mark.parametrize(("num_stacks", "parameters"), [(1, 3_426_448), (2, 6_570_400), (8, 25_434_112)])
+def test_the_authors_number_of_parameters(num_stacks: int, parameters: int) -> None:
     with torch.device("meta"):
-        assert count(StackedHourglassNetwork(16, stacks)) == parameters
+        assert count(StackedHourglassNetwork(16, num_stacks)) == parameters
 
 
 def test_a_skip_has_a_convolution_only_where_channels_change() -> None:
@@ -73,7 +73,7 @@ def test_a_skip_has_a_convolution_only_where_channels_change() -> None:
 
 
 def test_a_residual_adds_to_its_input() -> None:
-    """Normalization and activation of the branch leave what is carried over as it was."""
+    """The skip connection is not normalized."""
     block, x = Residual(8, 8), torch.randn(2, 8, 6, 6)
     torch.nn.init.zeros_(block.layers[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(block.layers[-1].bias)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def test_a_residual_adds_to_its_input() -> None:
 
 
 def test_an_hourglass_sees_everything() -> None:
-    """The middle of what comes out depends on each corner of what goes in, through the whole depth."""
+    """The center of the output depends on every corner of the input if the hourglass is deep enough."""
     x = torch.randn(1, 8, 32, 32)
     for depth, expected in ((4, True), (1, False)):
         hourglass = Hourglass(depth, 8).eval()
@@ -93,7 +93,7 @@ def test_an_hourglass_sees_everything() -> None:
             assert bool((middles[0] != middles[1]).any()) is expected
 
 
-def test_heatmaps_are_a_quarter_of_the_picture() -> None:
+def test_heatmaps_are_a_quarter_of_the_image() -> None:
     found = StackedHourglassNetwork(5, 3, 8, 2)(torch.randn(2, 3, 32, 48))
     assert found.shape == (3, 2, 5, 8, 12)
     assert found.dtype == torch.float32
@@ -134,7 +134,7 @@ def test_the_loss_equals_loops(seed: int) -> None:
 
 
 def test_each_stack_has_its_term_and_its_gradient() -> None:
-    module, batch = narrow(stacks=3), some_batch()
+    module, batch = narrow(num_stacks=3), some_batch()
     terms = module.losses(batch)
     assert list(terms) == ["stack_1", "stack_2", "stack_3"]
     terms["stack_1"].backward()
@@ -154,7 +154,7 @@ def test_right_heatmaps_cost_nothing() -> None:
 
 @pytest.mark.parametrize(("missing", "moved"), [("empty", True), ("ignore", False)])
 def test_missing_joints_count_or_not(missing: Any, moved: bool) -> None:
-    """A peak where a joint is not labeled, and where one lies outside of the crop."""
+    """Predict peaks for a joint that is not labeled and for one outside of the crop."""
     module, batch = narrow(missing=missing), some_batch(people=2)
     batch["labeled"] = torch.ones(2, 16, dtype=torch.bool)
     batch["labeled"][0, 3] = False
@@ -190,7 +190,7 @@ def test_predictions_are_the_peaks_of_the_last_stack() -> None:
     module.network = Fixed(torch.stack([target.roll(3, 3), target]))  # type: ignore[assignment]
     found = module.predict(batch["image"])
     assert found["heatmaps"].shape == (3, 2, 16, 16, 16)
-    # Half a cell in the outermost ones.
+    # Half a cell in the outermost cells.
     error = (found["keypoints"] - batch["keypoints"]).abs()
     assert error.max() <= 2.001
     assert error.mean() < 0.8
@@ -198,27 +198,27 @@ def test_predictions_are_the_peaks_of_the_last_stack() -> None:
     assert found["scores"].min() > 0.7
 
 
-def test_the_flip_test_is_the_same_for_a_mirrored_person() -> None:
-    """What is found of the mirrored image is what was found, mirrored, with left and right exchanged by name."""
+def test_the_flip_test_is_the_same_for_a_flipped_person() -> None:
+    """The prediction for the flipped image is the flipped prediction, with left and right exchanged."""
     module, batch = narrow().eval(), some_batch()
     with torch.no_grad():
-        found, mirrored = module.predict(batch["image"]), module.predict(batch["image"].flip(3))
-    back = mirrored["heatmaps"].flip(4)[:, :, module.partners]
+        found, flipped = module.predict(batch["image"]), module.predict(batch["image"].flip(3))
+    back = flipped["heatmaps"].flip(4)[:, :, module.flip_indices]
     torch.testing.assert_close(back, found["heatmaps"], atol=1e-5, rtol=1e-4)
     plain = narrow(flip_test=False).eval()
     with torch.no_grad():
         assert not torch.allclose(plain.predict(batch["image"])["heatmaps"], found["heatmaps"], atol=1e-4)
 
 
-def test_a_mirror_that_knows_the_joints_is_exact() -> None:
-    """A network that finds the bright pixel of each side: both views agree, no half cell is lost."""
+def test_the_flip_test_is_exact() -> None:
+    """A network that finds the bright pixel of each side: both views agree exactly."""
 
     class Sides(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             light = torch.nn.functional.avg_pool2d((x[:, 0] > x[:, 0].mean()).float(), STRIDE)
             width = light.shape[-1]
             left, right = light.clone(), light.clone()
-            # Seen from the front the right wrist is on the left.
+            # From the front the right wrist is on the left.
             right[..., width // 2 :], left[..., : width // 2] = 0, 0
             return torch.stack([right, left], 1)[None]
 
@@ -232,7 +232,7 @@ def test_a_mirror_that_knows_the_joints_is_exact() -> None:
     torch.testing.assert_close(found["scores"], torch.ones(1, 2))
 
 
-def test_it_is_measured_in_the_pixels_of_the_picture() -> None:
+def test_it_is_measured_in_the_pixels_of_the_image() -> None:
     module, batch = narrow(), some_batch()
     batch["to_original"] = torch.tensor([[[3.0, 0, 7], [0, 3.0, -2]]]).repeat(3, 1, 1)
     batch["labeled"][:] = True
@@ -246,17 +246,17 @@ def test_it_is_measured_in_the_pixels_of_the_picture() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"sides that 64 divides .*, found 96x100: choose --data.image_size"):
+    with pytest.raises(ValueError, match=r"sides that are multiples of 64, found 96x100; set --data.image_size"):
         StackedHourglassNetwork(16, 1, 8)(torch.zeros(1, 3, 96, 100))
-    with pytest.raises(ValueError, match="features: expected a multiple of 4, found 30"):
-        narrow(features=30)
-    with pytest.raises(ValueError, match="stacks: expected 1 or more, found 0"):
-        narrow(stacks=0)
+    with pytest.raises(ValueError, match="channels: expected a multiple of 4, found 30"):
+        narrow(channels=30)
+    with pytest.raises(ValueError, match="num_stacks: expected 1 or more, found 0"):
+        narrow(num_stacks=0)
     with pytest.raises(ValueError, match="sigma: expected more than 0, found 0"):
         narrow(sigma=0)
     with pytest.raises(ValueError, match="missing: expected empty or ignore, found no"):
         narrow(missing="no")
-    with pytest.raises(ValueError, match="found whole images: --data.crop person"):
+    with pytest.raises(ValueError, match="found full images; set --data.crop person"):
         narrow().predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])
 
 
@@ -270,12 +270,12 @@ def test_the_metric_chooses_the_best_checkpoint() -> None:
 
 
 def test_it_learns_people_by_heart(tmp_path: Path) -> None:
-    """From MPII's files to PCKh: people that it was trained on are found again, their right and left included."""
+    """Overfit a few people, from MPII's files to PCKh."""
     write_mpii(str(tmp_path), train=4, val=1, size=96)
     people = MPII(str(tmp_path), image_size=64).dataset("train")
     people.transform = PersonCrop(64)  # type: ignore[attr-defined]
     batch = default_collate([people[i] for i in range(3)])
-    module = narrow(stacks=1, features=32, depth=3, sigma=1.0)
+    module = narrow(num_stacks=1, channels=32, depth=3, sigma=1.0)
     module.setup("fit")
     optimizer = torch.optim.AdamW(module.parameters(), 5e-3)
     for _ in range(200):
@@ -284,7 +284,7 @@ def test_it_learns_people_by_heart(tmp_path: Path) -> None:
         loss.backward()
         optimizer.step()
     module.eval()
-    module.flip_test = False  # nobody was mirrored in training
+    module.flip_test = False  # training has no flips
     metrics = module.build_metrics()
     with torch.no_grad():
         module.update_metrics(metrics, module.predict(batch["image"]), batch)
