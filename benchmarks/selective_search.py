@@ -25,9 +25,9 @@ import torch
 
 from datamodules.detection.voc import VOCDetection
 from datamodules.images import read_image
+from datamodules.proposals import overlaps_any
 from errors import BrokenImageError
 from lightning_modules.components.selective_search import MIN_BOX_SIDE, SCALES, SIGMA, resize_to_width, selective_search
-from tools.proposals import is_found
 
 HINT = (
     "no cv2.ximgproc here, so that there is nothing to compare with: python -m pip install --no-deps --target CONTRIB "
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result = method(image)
                 seconds[name].append(time.process_time() - start)
                 boxes[name].append(len(result))
-                found[name].append(is_found(annotations.boxes[objects], result[: options.top]))
+                found[name].append(overlaps_any(annotations.boxes[objects], result[: options.top]))
     except (BrokenImageError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

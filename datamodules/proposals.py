@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from datamodules.folders import summarize_names
 from errors import DatasetError
@@ -111,3 +113,14 @@ def require_proposals(folder: str, images: Sequence[str], options: str) -> None:
             f"proposals: expected a file for each of {len(images)} images, {folder} has none for "
             f"{summarize_names(missing, 'image')}; run: python -m tools.proposals {options} --out {folder}"
         )
+
+
+def overlaps_any(boxes: np.ndarray, others: np.ndarray, iou_threshold: float = 0.5) -> np.ndarray:
+    """Return whether the IoU of each box with any other box reaches a threshold, bool (M,).
+
+    Args:
+        boxes: float32 (M, 4), xyxy.
+        others: float32 (N, 4), xyxy.
+        iou_threshold: smallest IoU.
+    """
+    return (box_iou(torch.from_numpy(boxes), torch.from_numpy(others)) >= iou_threshold).any(1).numpy()

@@ -20,13 +20,11 @@ from contextlib import suppress
 
 import cv2
 import numpy as np
-import torch
 from rich.progress import track
-from torchvision.ops import box_iou
 
 from datamodules.detection.voc import DetectionAnnotations, VOCDetection
 from datamodules.images import read_image
-from datamodules.proposals import proposal_path, read_image_proposals, read_proposals, write_proposals
+from datamodules.proposals import overlaps_any, proposal_path, read_image_proposals, read_proposals, write_proposals
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.components.selective_search import selective_search
@@ -34,17 +32,6 @@ from tools.command import command, make_folder, names_or_file
 from visualization.region_hierarchy import draw_region_hierarchy
 
 Job = tuple[str, str, int]  # image, file of its proposals, maximum number of boxes
-
-
-def is_found(objects: np.ndarray, boxes: np.ndarray, iou_threshold: float = 0.5) -> np.ndarray:
-    """Return whether a box overlaps each object by at least ``iou_threshold``: bool (M,).
-
-    Args:
-        objects: float32 (M, 4), xyxy.
-        boxes: float32 (N, 4), xyxy.
-        iou_threshold: smallest IoU.
-    """
-    return (box_iou(torch.from_numpy(objects), torch.from_numpy(boxes)) >= iou_threshold).any(1).numpy()
 
 
 # --- computation ----------------------------------------------------------------------------------------------------
@@ -125,7 +112,7 @@ def summarize(folder: str, annotations: DetectionAnnotations) -> str:
             proposals = read_image_proposals(folder, annotations.images[i])
             objects = np.arange(annotations.start[i], annotations.start[i + 1])
             objects = objects[~annotations.difficult[objects]]
-            found.append(is_found(annotations.boxes[objects], proposals))
+            found.append(overlaps_any(annotations.boxes[objects], proposals))
             boxes += len(proposals)
     hits = np.concatenate([np.zeros(0, bool), *found])
     recall = f", recall {hits.mean():.4f} of {len(hits)} objects at IoU 0.5" if len(hits) else ""

@@ -14,12 +14,11 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torchvision.ops import box_iou
 
 from datamodules.base import Split
 from datamodules.box_transforms import BoxTransform
 from datamodules.images import read_image
-from datamodules.proposals import read_image_proposals, require_proposals
+from datamodules.proposals import overlaps_any, read_image_proposals, require_proposals
 from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
 from datamodules.segmentation.masks import masks_and_boxes, read_mask, read_objects
 from datamodules.segmentation.voc_semantic import SemanticDataset
@@ -110,8 +109,7 @@ class InstanceCropDataset(Dataset):
             mask = read_mask(class_path, self.num_classes, size)
             if len(boxes) and self.proposals is not None:
                 proposals = read_image_proposals(self.proposals, name)
-                iou = box_iou(torch.from_numpy(proposals), torch.from_numpy(boxes)).numpy()
-                positive = proposals[(iou >= MIN_IOU).any(1)]
+                positive = proposals[overlaps_any(proposals, boxes, MIN_IOU)]
                 boxes = positive if len(positive) else boxes
             elif not len(boxes):
                 boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
