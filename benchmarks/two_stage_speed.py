@@ -123,10 +123,18 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
         return module.eval().to(device=device, memory_format=module.memory_format)
 
     width = {"width": options.width, "num_classes": 20}
-    rcnn = ready(RCNN(backbone="vgg16", crop_size=224, crop_batch=options.crop_batch, **width))
-    # As after its last stage: the machines' scores, and boxes moved.
-    rcnn.finished = 3
-    with mock.patch.object(rcnn, "_whitening", return_value=_identity(20, device)):
+    rcnn = ready(
+        RCNN(
+            backbone="vgg16",
+            width_multiplier=options.width,
+            crop_size=224,
+            crop_batch_size=options.crop_batch,
+            num_classes=20,
+        )
+    )
+    # As after the last stage, with SVM scores and regressed boxes.
+    rcnn.finished_stages = 3
+    with mock.patch.object(rcnn, "whitening", return_value=_identity(20, device)):
         first = measure(rcnn, crops, [("features", rcnn.network, "forward")], options.proposals, options.warm_up)
     yield line("R-CNN", first, first)
     del rcnn

@@ -1,7 +1,8 @@
-"""What R-CNN shows its proposals to: crops of one size, and classification networks that see one crop at a time.
+"""Crops of one size for R-CNN, and the classification networks that process one crop at a time.
 
-AlexNet as torchvision has it (Krizhevsky 2014, "one weird trick"), of which there are weights; the paper's is that of
-2012, of about the same size. VGG16 (Simonyan and Zisserman 2015), with which the authors' code came to 66.0 on VOC2007.
+- AlexNet as published by torchvision (Krizhevsky, "One Weird Trick for Parallelizing Convolutional Neural Networks",
+  2014), for which weights exist. The paper uses the network of 2012, which is about as large.
+- VGG16 (Simonyan and Zisserman, ICLR 2015); the authors' code reaches 66.0 mAP with it on VOC2007.
 """
 
 from __future__ import annotations
@@ -12,102 +13,102 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.vgg import make_layers
 from torchvision.ops import roi_align
 
-Backbone = Literal["alexnet", "vgg16", "small"]
+from lightning_modules.components.initialization import he_normal
+from lightning_modules.components.vgg import conv_relu, vgg16_plan
+
+CropBackbone = Literal["alexnet", "vgg16", "small"]
 
 # --- crops ------------------------------------------------------------------------------------------------------------
 
 
-def warp(images: Tensor, boxes: Tensor, side: int, context: float) -> Tensor:
-    """What boxes show, with what is around them, warped to a square: float32 (B*n,3,side,side).
+def warp_crops(images: Tensor, boxes: Tensor, crop_size: int, context: float) -> Tensor:
+    """Crop boxes with context and warp them to squares: float32 (B * n, 3, crop_size, crop_size).
 
-    A box is enlarged about its center so that ``context`` pixels of the square lie around it on each side. Outside of
-    the image is 0, the mean color. Each pixel is the mean of four that are interpolated; Caffe takes one, which
-    is coarse where crops are smaller than boxes; as many as there are pixels would take ten times as long.
+    Pixels outside of the image are 0, the mean color. Each pixel averages four bilinear samples. Caffe takes one, which
+    aliases where boxes are larger than crops; averaging all pixels would take ten times as long.
 
     Args:
-        images: normalized float (B,3,H,W).
-        boxes: float (B,n,4) xyxy in pixels.
-        side, context: the paper's 227 and 16.
+        images: normalized, float (B, 3, H, W).
+        boxes: float (B, n, 4), xyxy in pixels.
+        crop_size: side of the crops in pixels; the paper's is 227.
+        context: pixels of the crop around the box on each side; the paper's is 16.
     """
     center, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
-    half = half * (side / (side - 2 * context))
-    number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
-    rois = torch.cat([number.expand(-1, boxes.shape[1], 1), center - half, center + half], 2).flatten(0, 1)
-    return roi_align(images.float().contiguous(), rois, side, sampling_ratio=2, aligned=True)
+    half = half * (crop_size / (crop_size - 2 * context))
+    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
+    rois = torch.cat([image.expand(-1, boxes.shape[1], 1), center - half, center + half], 2).flatten(0, 1)
+    return roi_align(images.float().contiguous(), rois, crop_size, sampling_ratio=2, aligned=True)
 
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
-# (channels, kernel, stride, padding) of convolutions, (kernel, stride) of pooling; the side of the map that pool5 is;
-# units of fc6 and fc7. AlexNet is torchvision's, of which there are weights.
-P2, P3 = (2, 2), (3, 2)
-_VGG = [[(c, 3, 1, 1)] * n + [P2] for c, n in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))]
-LAYERS: dict[str, tuple[Sequence[tuple[int, ...]], int, int]] = {
-    "alexnet": (
-        ((64, 11, 4, 2), P3, (192, 5, 1, 2), P3, (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), P3),
-        6,
-        4096,
-    ),
-    "vgg16": ([layer for block in _VGG for layer in block], 7, 4096),
-    "small": (((32, 3, 1, 1), P2, (64, 3, 1, 1), P2, (128, 3, 1, 1), P2), 4, 256),
+#: Convolutions (channels, kernel, stride, padding) and max poolings (kernel, stride).
+LAYERS: dict[str, Sequence[tuple[int, ...]]] = {
+    "alexnet": ((64, 11, 4, 2), (3, 2), (192, 5, 1, 2), (3, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), (3, 2)),
+    "small": ((32, 3, 1, 1), (2, 2), (64, 3, 1, 1), (2, 2), (128, 3, 1, 1), (2, 2)),
 }
-# Where torchvision's classifiers have fc6 and fc7.
+#: Side of pool5, and units of fc6 and fc7.
+SIZES = {"alexnet": (6, 4096), "vgg16": (7, 4096), "small": (4, 256)}
+#: Indices of fc6 and fc7 in torchvision's classifiers.
 FULLY_CONNECTED = {"alexnet": ("1", "4"), "vgg16": ("0", "3")}
 
 
+def build_features(backbone: CropBackbone, width_multiplier: float) -> nn.Sequential:
+    """Build the convolutions and poolings up to pool5."""
+    if backbone == "vgg16":
+        return make_layers(vgg16_plan(width_multiplier), batch_norm=False)
+    modules: list[nn.Module] = []
+    channels = 3
+    for layer in LAYERS[backbone]:
+        if len(layer) == 2:
+            modules.append(nn.MaxPool2d(*layer))
+            continue
+        out = max(1, round(layer[0] * width_multiplier))
+        _, kernel, stride, padding = layer
+        modules += conv_relu(channels, out, kernel, backbone == "small", stride, padding)
+        channels = out
+    return nn.Sequential(*modules)
+
+
 class CropNetwork(nn.Module):
-    """What sees a crop: convolutions up to pool5, the fully connected fc6 and fc7, and a classifier of 1+C classes.
+    """Classification network: convolutions up to pool5, fully connected fc6 and fc7, classifier of 1 + C classes.
 
     Args:
-        backbone: ``alexnet`` and ``vgg16`` are the paper's; ``small``, three convolutions with batch normalization,
-            sees crops of 32 pixels and learns from scratch.
-        num_classes: C.
-        width: multiplies all channels and units.
+        backbone: ``alexnet`` or ``vgg16``, as in the paper, or ``small``: three convolutions with batch normalization
+            for crops of 32 pixels, which can be trained from scratch.
+        num_classes: number of classes without the background, C.
+        width_multiplier: factor on all channels and units.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, width: float = 1.0) -> None:
+    def __init__(self, backbone: CropBackbone, num_classes: int, width_multiplier: float = 1.0) -> None:
         super().__init__()
-        layers, self.side, units = LAYERS[backbone]
-        modules: list[nn.Module] = []
-        channels = 3
-        for layer in layers:
-            if len(layer) == 2:
-                modules.append(nn.MaxPool2d(*layer))
-                continue
-            out = max(1, round(layer[0] * width))
-            _, kernel, stride, padding = layer
-            modules.append(nn.Conv2d(channels, out, kernel, stride, padding))
-            modules += [nn.BatchNorm2d(out)] if backbone == "small" else []
-            modules.append(nn.ReLU(inplace=True))
-            channels = out
-        self.features = nn.Sequential(*modules)
-        self.pool5_size, self.fc7_size = channels * self.side**2, max(1, round(units * width))
+        self.side, units = SIZES[backbone]
+        self.features = build_features(backbone, width_multiplier)
+        channels = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
+        self.pool5_size, self.fc7_size = channels * self.side**2, max(1, round(units * width_multiplier))
         self.fc6 = nn.Linear(self.pool5_size, self.fc7_size)
         self.fc7 = nn.Linear(self.fc7_size, self.fc7_size)
         self.dropout = nn.Dropout(0.5)
         self.classifier = nn.Linear(self.fc7_size, 1 + num_classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        he_normal(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized crops float (N,3,S,S) to what pool5 and fc7 say, float (N,pool5_size) and (N,fc7_size)."""
+        """Map normalized crops (N, 3, S, S) to pool5 (N, pool5_size) and fc7 (N, fc7_size)."""
         pool5 = F.adaptive_avg_pool2d(self.features(x), self.side).flatten(1)
         return pool5, self.dropout(F.relu(self.fc7(self.dropout(F.relu(self.fc6(pool5))))))
 
 
-def from_imagenet(state: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """Names torchvision's weights of a classifier as ours; those that are ours keep their names, machines are left out.
+def rename_crop_weights(state: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
+    """Rename torchvision's weights to those of `CropNetwork`; our own keep their names, without the linear models.
 
     Args:
-        state: name to tensor.
+        state: weights by name.
         backbone: see `CropNetwork`.
     """
-    ours = {f"classifier.{n}": f"fc{6 + i}" for i, n in enumerate(FULLY_CONNECTED.get(backbone, ()))}
-    parts = {key: key.rpartition(".") for key in state if not key.startswith(("svm.", "box."))}
-    return {f"{ours.get(module, module)}.{name}": state[key] for key, (module, _, name) in parts.items()}
+    renamed = {f"classifier.{n}": f"fc{6 + i}" for i, n in enumerate(FULLY_CONNECTED.get(backbone, ()))}
+    parts = {key: key.rpartition(".") for key in state if not key.startswith(("svm.", "box_regressor."))}
+    return {f"{renamed.get(module, module)}.{name}": state[key] for key, (module, _, name) in parts.items()}

@@ -1,26 +1,28 @@
-"""R-CNN: Girshick, Donahue, Darrell and Malik, "Rich feature hierarchies for accurate object detection", CVPR 2014.
+"""R-CNN: regions with CNN features.
 
-Each proposal is cut out of the image, warped to one size and shown to a classification network, one crop after the
-other. The network is fine-tuned; then it stands still, and on what it says linear support vector machines learn the
-classes and a linear regression the boxes.
+Girshick, Donahue, Darrell and Malik, "Rich feature hierarchies for accurate object detection and semantic
+segmentation", CVPR 2014.
+
+Each proposal is cropped, warped to one size and processed by a classification network on its own. The network is
+fine-tuned first. Linear support vector machines and box regression are then trained on its features. The notation of
+the shapes is:
+
+    B images, P proposals, M objects, N = P + M candidates, n sampled candidates per image, C classes, D features
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
-from lightning_modules.components.average_precision import APMethod
+from lightning_modules.base import OptimizerFactory, ScheduleFactory
 from lightning_modules.components.boxes import (
     Sample,
     batched_box_iou,
@@ -34,108 +36,115 @@ from lightning_modules.components.external_proposals import inference_proposals,
 from lightning_modules.components.image_batches import pad_images
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.crop_network import Backbone, CropNetwork, from_imagenet, warp
-from lightning_modules.detection.metrics import detection_metrics
-from lightning_modules.detection.readouts import Readout, Whitening, ridge_objective, svm_objective
+from lightning_modules.components.unsaved import Constant
+from lightning_modules.detection.base import Detector
+from lightning_modules.detection.crop_network import CropBackbone, CropNetwork, rename_crop_weights, warp_crops
+from lightning_modules.detection.linear_models import DeltaWhitening, LinearModel, ridge_objective, svm_objective
+from lightning_modules.stages import StagedModule
+
+FINE_TUNING_IOU = 0.5  # section 2.3: candidates with a higher IoU are positives
+POSITIVE_FRACTION = 0.25  # section 2.3: 32 positives in a batch of 128
+SVM_NEGATIVE_IOU = 0.3  # section 2.3: candidates with a lower IoU are negatives
+REGRESSION_IOU = 0.6  # appendix C: candidates with a higher IoU are regressed
+UNIT_STD = (1.0, 1.0, 1.0, 1.0)  # deltas are whitened instead
 
 # --- target encoding --------------------------------------------------------------------------------------------------
 
 
 class Candidates(NamedTuple):
-    """P proposals and M objects of each of B images, which are proposals too, N = P + M, and what they overlap.
+    """Proposals and ground-truth boxes of a batch with their targets.
 
     Attributes:
-        boxes: float32 (B,N,4) xyxy in pixels.
-        there: bool (B,N): False fills up.
-        own: bool (B,N), the box of an object.
-        overlap: float32 (B,N,C), the greatest IoU with an object of each class.
-        best: float32 (B,N), the greatest of these.
-        label: int64 (B,N), the class of the object that is overlapped most, or for an object's own box its class.
-        offset: float32 (B,N,4), how to get to that object's box, see `encode_boxes`.
+        boxes: float32 (B, N, 4), xyxy in pixels.
+        valid: bool (B, N), False for padding.
+        is_object: bool (B, N), True for ground-truth boxes.
+        class_iou: highest IoU with an object of each class, float32 (B, N, C).
+        max_iou: highest IoU with any object, float32 (B, N).
+        label: class of the object with the highest IoU; for a ground-truth box its own class; int64 (B, N).
+        deltas: regression deltas to that object, float32 (B, N, 4), see `encode_boxes`.
     """
 
     boxes: Tensor
-    there: Tensor
-    own: Tensor
-    overlap: Tensor
-    best: Tensor
+    valid: Tensor
+    is_object: Tensor
+    class_iou: Tensor
+    max_iou: Tensor
     label: Tensor
-    offset: Tensor
+    deltas: Tensor
 
-    def take(self, index: Tensor) -> Candidates:
-        """Those that ``index``, int64 (B,n), names."""
-
-        def of(values: Tensor) -> Tensor:
-            if values.ndim == 2:
-                return values.gather(1, index)
-            return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
-
-        return Candidates(*(of(values) for values in self))
+    def select(self, indices: Tensor) -> Candidates:
+        """Return the candidates with ``indices``, int64 (B, n)."""
+        wide = indices[..., None]
+        return Candidates(*(x.gather(1, indices if x.ndim == 2 else wide.expand(-1, -1, x.shape[2])) for x in self))
 
 
-def encode(proposals: Tensor, there: Tensor, target: Sequence[dict[str, Tensor]], num_classes: int) -> Candidates:
-    """Says of each proposal what it overlaps.
+def encode(proposals: Tensor, valid: Tensor, target: Sequence[dict[str, Tensor]], num_classes: int) -> Candidates:
+    """Match proposals and ground-truth boxes to the objects of their images.
 
     Args:
-        proposals: float (B,P,4) xyxy in pixels.
-        there: bool (B,P), where there is one.
-        target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
+        proposals: float (B, P, 4), xyxy in pixels.
+        valid: bool (B, P), False for padding.
+        target: one dict per image with ``boxes`` float (M, 4), xyxy in pixels, and ``labels`` int64 (M,).
         num_classes: C.
     """
-    objects, labels = pad_targets(target)
-    known = (objects[..., 2:] > objects[..., :2]).all(2)
-    boxes, there = torch.cat([proposals, objects], 1), torch.cat([there, known], 1)
-    own = torch.arange(boxes.shape[1], device=boxes.device).expand_as(there) >= proposals.shape[1]
-    iou = batched_box_iou(objects, boxes)
-    index = labels[..., None].expand_as(iou)
-    overlap = iou.new_zeros(len(boxes), num_classes, boxes.shape[1]).scatter_reduce(1, index, iou, "amax")
-    best, chosen = iou.max(1)
-    # Of two objects with the same box each is its own.
-    itself = torch.arange(labels.shape[1], device=boxes.device).expand_as(labels)
-    chosen = torch.cat([chosen[:, : proposals.shape[1]], itself], 1)
-    truth = objects.gather(1, chosen[..., None].expand(-1, -1, 4))
-    offset = encode_boxes(truth, boxes, (1.0, 1.0, 1.0, 1.0))
-    return Candidates(boxes, there, own & there, overlap.mT, best, labels.gather(1, chosen), offset)
+    gt_boxes, gt_labels = pad_targets(target)
+    gt_valid = (gt_boxes[..., 2:] > gt_boxes[..., :2]).all(2)
+    boxes, valid = torch.cat([proposals, gt_boxes], 1), torch.cat([valid, gt_valid], 1)
+    is_object = torch.arange(boxes.shape[1], device=boxes.device).expand_as(valid) >= proposals.shape[1]
+    iou = batched_box_iou(gt_boxes, boxes)
+    index = gt_labels[..., None].expand_as(iou)
+    class_iou = iou.new_zeros(len(boxes), num_classes, boxes.shape[1]).scatter_reduce(1, index, iou, "amax")
+    max_iou, matched = iou.max(1)
+    # A ground-truth box belongs to its own object, also if another object has the same box.
+    itself = torch.arange(gt_labels.shape[1], device=boxes.device).expand_as(gt_labels)
+    matched = torch.cat([matched[:, : proposals.shape[1]], itself], 1)
+    deltas = encode_boxes(gt_boxes.gather(1, matched[..., None].expand(-1, -1, 4)), boxes, UNIT_STD)
+    return Candidates(boxes, valid, is_object & valid, class_iou.mT, max_iou, gt_labels.gather(1, matched), deltas)
 
 
-def moments_of(candidates: Candidates) -> Tensor:
-    """Of a batch, for each class: how many candidates have an IoU of 0.6 with an object of it, the sums of their offsets
-    and of their products; and 1, for the batch itself. float64 (C,1+4+16+1)."""
-    y = candidates.offset.double()
-    row = torch.cat([torch.ones_like(y[..., :1]), y, (y[..., :, None] * y[..., None, :]).flatten(2)], dim=2)
-    near = (candidates.there & (candidates.best >= 0.6))[..., None]
-    # A product, since index_add on a GPU adds in any order.
-    shown = F.one_hot(candidates.label, candidates.overlap.shape[2]).double()
-    sums = shown.flatten(0, 1).mT @ torch.where(near, row, 0).flatten(0, 1)
-    return F.pad(sums, (0, 1), value=1.0)
+def svm_targets(candidates: Candidates, sample: Sample, num_proposals: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sign and weight of each sampled candidate for each support vector machine: float32 (B, n, C) each.
 
-
-def sides_of(candidates: Candidates, drawn: Sample, proposals: Tensor) -> tuple[Tensor, Tensor]:
-    """On which side of each machine's margin a candidate belongs, and what it weighs: float32 (B,n,C) each.
-
-    An object's own box belongs above (1, with a weight of 2, as in the authors' code), what overlaps no object of the
-    class by 0.3 below (-1), all else nowhere (0). Proposals that were drawn weigh for those that were not, too.
+    Positives (1) are the ground-truth boxes of the class; they weigh 2, as in the authors' code. Negatives (-1) have an
+    IoU below 0.3 with all objects of the class. All other candidates are ignored (0). The weights of sampled proposals
+    account for those that were not sampled.
 
     Args:
-        candidates: those drawn.
-        drawn: how, all objects as its positives.
-        proposals: int64 (B,), how many there were to draw from.
+        candidates: the sampled candidates.
+        sample: the sample; its positives are the ground-truth boxes.
+        num_proposals: number of proposals that were sampled from, int64 (B,).
     """
-    shown = F.one_hot(candidates.label, candidates.overlap.shape[2]).bool()
-    above = drawn.positive[..., None] & shown
-    below = drawn.valid[..., None] & (candidates.overlap < 0.3) & ~above
-    of_each = proposals / (drawn.valid & ~drawn.positive).sum(1).clamp_min(1)
-    weight = torch.where(drawn.positive, 1.0, of_each[:, None])[..., None]
-    return above.float() - below.float(), torch.where(above, 2.0, weight)
+    one_hot = F.one_hot(candidates.label, candidates.class_iou.shape[2]).bool()
+    positive = sample.positive[..., None] & one_hot
+    negative = sample.valid[..., None] & (candidates.class_iou < SVM_NEGATIVE_IOU) & ~positive
+    proposal_weight = num_proposals / (sample.valid & ~sample.positive).sum(1).clamp_min(1)
+    weight = torch.where(sample.positive, 1.0, proposal_weight[:, None])[..., None]
+    return positive.float() - negative.float(), torch.where(positive, 2.0, weight)
+
+
+def delta_moments(candidates: Candidates) -> Tensor:
+    """Return the moments of the deltas of each class: float64 (C, 22).
+
+    They are the number of candidates with an IoU of at least 0.6, the sums of their deltas (4) and of the products of
+    the deltas (16), and the number of batches, 1.
+    """
+    deltas = candidates.deltas.double()
+    products = (deltas[..., :, None] * deltas[..., None, :]).flatten(2)
+    row = torch.cat([torch.ones_like(deltas[..., :1]), deltas, products], dim=2)
+    near = (candidates.valid & (candidates.max_iou >= REGRESSION_IOU))[..., None]
+    # A matrix product: index_add on a GPU sums in a random order.
+    one_hot = F.one_hot(candidates.label, candidates.class_iou.shape[2]).double()
+    sums = one_hot.flatten(0, 1).mT @ torch.where(near, row, 0).flatten(0, 1)
+    return F.pad(sums, (0, 1), value=1.0)
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-def softmax_loss(logits: Tensor, label: Tensor, taken: Tensor) -> Tensor:
-    """Fine-tuning: the log loss of logits (K,1+C), label int64 (K,), 0 for background; the mean where ``taken``."""
+def softmax_loss(logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Average the cross entropy of logits (K, 1 + C) with labels int64 (K,), 0 for background, where ``valid``."""
     entropy = F.cross_entropy(logits.float(), label, reduction="none")
-    return torch.where(taken, entropy, 0).sum() / taken.sum().clamp_min(1)
+    return torch.where(valid, entropy, 0).sum() / valid.sum().clamp_min(1)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -144,297 +153,278 @@ def softmax_loss(logits: Tensor, label: Tensor, taken: Tensor) -> Tensor:
 def decode(
     scores: Tensor,
     boxes: Tensor,
-    there: Tensor,
-    size: Tensor,
+    valid: Tensor,
+    image_sizes: Tensor,
     score_threshold: float = -2.0,
     nms_threshold: float = 0.3,
-    top: int = 100,
+    top_k: int = 100,
 ) -> list[dict[str, Tensor]]:
-    """What was found: for each image ``boxes`` float (K,4) xyxy in pixels, ``scores``, ``labels``, best first.
+    """Turn scores and boxes of all classes into detections, see `non_maximum_suppression`.
 
     Args:
-        scores: float (B,P,C).
-        boxes: float (B,P,C,4) xyxy in pixels.
-        there: bool (B,P), where there is a proposal.
-        size: float (B,2), width and height of the images in pixels.
-        score_threshold, nms_threshold: what is left out.
-        top: boxes of each image and class that take part, the best; 100 in the authors' code.
+        scores: float (B, P, C).
+        boxes: float (B, P, C, 4), xyxy in pixels.
+        valid: bool (B, P), False for padding.
+        image_sizes: width and height of the images in pixels, float (B, 2).
+        score_threshold: boxes with a lower score are dropped.
+        nms_threshold: IoU above which the weaker of two boxes is dropped.
+        top_k: boxes per image and class that enter the suppression; 100 in the authors' code.
     """
-    image, region, label = ((scores > score_threshold) & there[..., None]).nonzero(as_tuple=True)
-    found = torch.minimum(boxes[image, region, label].clamp_min(0), size.repeat(1, 2)[image])
-    return non_maximum_suppression(found, scores[image, region, label], label, image, len(boxes), nms_threshold, top)
+    image, proposal, label = ((scores > score_threshold) & valid[..., None]).nonzero(as_tuple=True)
+    clipped = torch.minimum(boxes[image, proposal, label].clamp_min(0), image_sizes.repeat(1, 2)[image])
+    return non_maximum_suppression(
+        clipped, scores[image, proposal, label], label, image, len(boxes), nms_threshold, top_k
+    )
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
 
-STAGES = ("fine-tuning", "support vector machines", "box regression")
+
+def linear_decay(optimizer: Optimizer, total_steps: int) -> LambdaLR:
+    """Decay the learning rate linearly to 0."""
+    return LambdaLR(optimizer, lambda step: max(0.0, (total_steps - step) / total_steps))
 
 
-class RCNN(VisionModule):
-    """R-CNN. Batch: see detection in the batch contract, with ``proposals``; images may differ in size.
+class RCNN(StagedModule, Detector):
+    """R-CNN (Girshick et al. 2014). Batch: see detection in the batch contract, with ``proposals``; images may differ
+    in size.
 
-    Predictions: for each image ``boxes`` float32 (K,4) xyxy in pixels, ``scores`` float32 (K,) and ``labels`` int64
-    (K,), best first. A score is a support vector machine's: 0 is its boundary, 1 and -1 are its margins; before the
-    machines have been trained it is a probability. Where a batch has no proposals, Selective Search is run on its
-    images: a second each. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
+    Predictions: see `Detector`. Scores are those of the support vector machines: 0 is the decision boundary, 1 and -1
+    are the margins. They are probabilities until the second stage is complete. A batch without proposals is searched
+    by Selective Search, about a second per image.
 
-    One fit has three stages, each a part of its steps:
+    One fit has three stages, see `StagedModule`:
 
-    1. The network is fine-tuned with 1+C classes, at the schedule that is given, which takes this stage as its whole.
-    2. It stands still. One support vector machine a class learns from fc7.
-    3. One ridge regression a class learns from pool5 how to move boxes.
+    1. Fine-tuning of the network with 1 + C classes. ``schedule`` applies to this stage alone.
+    2. One linear support vector machine per class on fc7 of the frozen network.
+    3. One ridge regression of the box deltas per class on pool5.
 
-    The paper solves 2 and 3 on features cached on disk, hundreds of gigabytes. Here the optimizer minimizes the same
-    objectives, of which each batch gives an unbiased estimate, at ``solver_lr``, falling to 0 in a line: both are
-    convex. So a run resumes in them as anywhere, and ranks add up. (Normal equations would be exact, but AlexNet's take
-    340 MB a class, in every checkpoint.) Which stage a step belongs to follows from its number and the run's length.
+    The paper solves stages 2 and 3 on features that are cached on disk, hundreds of gigabytes. Here the optimizer
+    minimizes the same convex objectives. Each batch estimates them without bias, at ``solver_lr``, which decays
+    linearly to 0. A run therefore resumes within any stage and scales over ranks. (Normal equations would be exact, but
+    those of AlexNet take 340 MB per class in every checkpoint.)
 
     Args:
-        backbone, width: see `CropNetwork`.
-        num_classes: C; ``train.py`` takes it from the data.
-        class_names: one name a class; ``train.py`` takes them from the data.
-        weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file.
-            Then the classifier, which is new, learns ten times as fast as the rest, as in the authors' files.
-        crop_size: side of the crops in pixels; the paper's 227, 224 for VGG16.
+        backbone: ``alexnet``, ``vgg16`` or ``small``, see `CropNetwork`.
+        width_multiplier: factor on all channels and units.
+        weights: None trains from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file. The
+            classifier is new and gets ten times the learning rate, as in the authors' files.
+        crop_size: side of the crops in pixels; the paper's is 227, VGG16's 224.
         context: pixels of a crop around its box, on each side.
-        crops: an image to fine-tune on, of which a quarter has an IoU of 0.5 with an object; the paper's batch has 128.
-        candidates: an image that machines and regressions are trained on: drawn from all proposals, beside the objects.
-        crop_batch: crops that go through the network at once where no gradient is needed.
-        stages: parts of the run's steps, see above.
-        solver_lr: rate of the second and third stage.
-        svm_cost: C of the machines, the lower the more they are regularized.
-        ridge: lambda of the regression.
-        score_threshold, nms_threshold: what is kept of the predictions. Machines' scores may be below 0, and hard
-            objects lie below the margin of the background, at -1; probabilities all pass, of which the best are kept.
-        ap: how average precision is computed, see `VOCMeanAP`.
-        coco: measure COCO's average precision too.
-        optimizer: see `VisionModule`; the authors'. Biases learn at twice the rate and do not decay.
-        schedule: see `VisionModule`, of the first stage; one that is a function of the step.
-        kwargs: mean, std and channels_last of `VisionModule`.
+        rois_per_image: crops per image in stages 1 and 3. In stage 1 a quarter of them has an IoU of at least 0.5 with
+            an object. The paper's batch has 128.
+        svm_proposals_per_image: proposals per image that are sampled for stage 2, beside all ground-truth boxes.
+        crop_batch_size: crops per forward pass where no gradient is needed.
+        stage_fractions: fractions of the run's steps for the three stages.
+        solver_lr: initial learning rate of stages 2 and 3.
+        svm_cost: C of the support vector machines; lower values regularize more.
+        ridge_lambda: lambda of the ridge regression.
+        score_threshold: detections with a lower score are dropped. Difficult objects score below -1, the margin of the
+            background.
+        nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
+        optimizer: see `VisionModule`. Default: the authors'. Biases get twice the learning rate and no weight decay.
+        schedule: learning-rate schedule of stage 1; it must be a function of the step.
+        **kwargs: see `Detector`.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
-    monitor = ("val/map", "max")
+    stage_names = ("fine-tuning", "support vector machines", "box regression")
 
     def __init__(
         self,
-        backbone: Backbone = "alexnet",
-        num_classes: int = 20,
-        class_names: list[str] | None = None,
-        width: float = 1.0,
+        backbone: CropBackbone = "alexnet",
+        width_multiplier: float = 1.0,
         weights: str | None = None,
         crop_size: int = 227,
         context: float = 16,
-        crops: int = 64,
-        candidates: int = 2000,
-        crop_batch: int = 512,
-        stages: Sequence[float] = (0.8, 0.1, 0.1),
+        rois_per_image: int = 64,
+        svm_proposals_per_image: int = 2000,
+        crop_batch_size: int = 512,
+        stage_fractions: Sequence[float] = (0.8, 0.1, 0.1),
         solver_lr: float = 1e-3,
         svm_cost: float = 1e-3,
-        ridge: float = 1000.0,
+        ridge_lambda: float = 1000.0,
         score_threshold: float = -2.0,
         nms_threshold: float = 0.3,
-        ap: APMethod = "area",
-        coco: bool = True,
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4),
         schedule: ScheduleFactory | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=self._staged, **kwargs)
-        if len(stages) != 3 or min(stages) <= 0 or abs(sum(stages) - 1) > 1e-6:
-            raise UserError(f"stages: expected three parts of the run above 0 that add up to 1, found {list(stages)}")
+        super().__init__(
+            schedule=schedule,
+            optimizer=optimizer,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            **kwargs,
+        )
+        if len(stage_fractions) != 3 or min(stage_fractions) <= 0 or abs(sum(stage_fractions) - 1) > 1e-6:
+            raise UserError(
+                f"stage_fractions: expected three positive fractions with a sum of 1, found {list(stage_fractions)}"
+            )
         if not 0 <= 2 * context < crop_size:
             raise UserError(f"context: expected 0 or more and less than half of a crop of {crop_size}, found {context}")
-        self.num_classes, self.class_names = num_classes, class_names
-        self.crop_size, self.context, self.crops = crop_size, context, crops
-        self.candidates, self.crop_batch = candidates, crop_batch
-        self.fractions, self.solver_lr, self.svm_cost, self.ridge = list(stages), solver_lr, svm_cost, ridge
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.ap, self.coco = ap, coco
-        self.fine_tuning_schedule = schedule
-        self.network = CropNetwork(backbone, num_classes, width)
-        # At first nothing is an object, and nothing of the background within the margin.
-        self.svm = Readout(self.network.fc7_size, num_classes, -1.0)
-        self.box = Readout(self.network.pool5_size, 4 * num_classes)
-        self.moments = torch.zeros(num_classes, 22, dtype=torch.float64)
-        self.whitening: Whitening | None = None
-        self.stage, self.finished = 0, 0
-        self.ends: list[int] = []
+        self.crop_size, self.context = crop_size, context
+        self.rois_per_image, self.svm_proposals_per_image = rois_per_image, svm_proposals_per_image
+        self.crop_batch_size, self.stage_fractions = crop_batch_size, list(stage_fractions)
+        self.solver_lr, self.svm_cost, self.ridge_lambda = solver_lr, svm_cost, ridge_lambda
+        self.network = CropNetwork(backbone, self.num_classes, width_multiplier)
+        # Initially all candidates are background, none of them within the margin.
+        self.svm = LinearModel(self.network.fc7_size, self.num_classes, initial_output=-1.0)
+        self.box_regressor = LinearModel(self.network.pool5_size, 4 * self.num_classes)
+        self.moments = Constant(torch.zeros(self.num_classes, 22, dtype=torch.float64))
         self.pretrained = weights is not None
         if weights is not None:
             path = find_weights(backbone, weights)
-            load_weights(self.network, path, backbone, "classifier", convert=lambda s: from_imagenet(s, backbone))
+            load_weights(
+                self.network, path, backbone, "classifier", convert=lambda state: rename_crop_weights(state, backbone)
+            )
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    # --- losses -------------------------------------------------------------------------------------------------------
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         pixels, _ = pad_images(batch["image"], self.preprocess)
-        proposals, there = training_proposals(batch)
-        found = encode(proposals, there, batch["target"], self.num_classes)
-        self.network.train(self.stage == 0)
+        proposals, valid = training_proposals(batch)
+        candidates = encode(proposals, valid, batch["target"], self.num_classes)
+        if self.stage == 0:
+            return self._fine_tuning_losses(pixels, candidates)
         if self.stage == 1:
-            return self._svm_losses(pixels, found, there)
-        if self.stage == 2:
-            return self._box_losses(pixels, found)
-        drawn = sample_balanced(found.there & (found.best >= 0.5), found.there & (found.best < 0.5), self.crops, 0.25)
-        taken = found.take(drawn.indices)
-        label = torch.where(drawn.positive, taken.label + 1, 0)
-        logits = self.network.classifier(self._features(pixels, taken.boxes)[1])
-        return {"cross_entropy": softmax_loss(logits.flatten(0, 1), label.flatten(), drawn.valid.flatten())}
+            return self._svm_losses(pixels, candidates, valid)
+        return self._regression_losses(pixels, candidates)
 
-    def _svm_losses(self, pixels: Tensor, found: Candidates, there: Tensor) -> dict[str, Tensor]:
-        self.moments = self.moments.to(pixels.device) + self._add_up(moments_of(found))
-        objects = found.own.shape[1] - there.shape[1]
-        drawn = sample_balanced(found.own, found.there & ~found.own, self.candidates + objects, 1.0)
-        taken = found.take(drawn.indices)
+    def _fine_tuning_losses(self, pixels: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        foreground = candidates.max_iou >= FINE_TUNING_IOU
+        sample = sample_balanced(
+            candidates.valid & foreground, candidates.valid & ~foreground, self.rois_per_image, POSITIVE_FRACTION
+        )
+        sampled = candidates.select(sample.indices)
+        label = torch.where(sample.positive, sampled.label + 1, 0)
+        logits = self.network.classifier(self._features(pixels, sampled.boxes)[1])
+        return {"cross_entropy": softmax_loss(logits.flatten(0, 1), label.flatten(), sample.valid.flatten())}
+
+    def _svm_losses(self, pixels: Tensor, candidates: Candidates, valid: Tensor) -> dict[str, Tensor]:
+        self.moments.value = self.moments.value + self._sum_over_ranks(delta_moments(candidates))
+        max_objects = candidates.is_object.shape[1] - valid.shape[1]
+        negative = candidates.valid & ~candidates.is_object
+        sample = sample_balanced(candidates.is_object, negative, self.svm_proposals_per_image + max_objects, 1.0)
+        sampled = candidates.select(sample.indices)
         with torch.no_grad():
-            parts = [self._features(pixels, part) for part in self._parts(taken.boxes)]
-        pool5, fc7 = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        for readout, features in ((self.svm, fc7), (self.box, pool5)):
-            readout.measure(features.flatten(0, 1), drawn.valid.flatten(), self._add_up)
+            chunks = [self._features(pixels, chunk) for chunk in self._chunks(sampled.boxes)]
+        pool5, fc7 = (torch.cat(chunk, 1) for chunk in zip(*chunks, strict=True))
+        for model, features in ((self.svm, fc7), (self.box_regressor, pool5)):
+            model.measure(features.flatten(0, 1), sample.valid.flatten(), self._sum_over_ranks)
         scores = self.svm(fc7).flatten(0, 1)
-        side, weight = (x.flatten(0, 1) for x in sides_of(taken, drawn, there.sum(1)))
-        cost = self.svm_cost * self._batches
-        objective = svm_objective(scores, side, weight, self.svm.plain(), cost)
-        # Divided by what pulls at the machine, so that its steps are as long however many are within the margin.
-        hard = (weight * side.abs() * (side * scores < 1)).sum(0).detach()
-        return {"svm": (objective / (cost * self._add_up(hard) / self.trainer.world_size).clamp_min(1)).sum()}
+        sign, weight = (x.flatten(0, 1) for x in svm_targets(sampled, sample, valid.sum(1)))
+        cost = self.svm_cost * self._batches_per_epoch
+        objective = svm_objective(scores, sign, weight, self.svm.uncentered(), cost)
+        # Divide by the weight of the examples within the margin, so that the step size does not depend on their number.
+        hard = (weight * sign.abs() * (sign * scores < 1)).sum(0).detach()
+        return {"svm": (objective / (cost * self._sum_over_ranks(hard) / self.trainer.world_size).clamp_min(1)).sum()}
 
-    def _box_losses(self, pixels: Tensor, found: Candidates) -> dict[str, Tensor]:
-        near = found.there & (found.best >= 0.6)
-        drawn = sample_balanced(near, torch.zeros_like(near), self.crops, 1.0)
-        taken = found.take(drawn.indices)
+    def _regression_losses(self, pixels: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        near = candidates.valid & (candidates.max_iou >= REGRESSION_IOU)
+        sample = sample_balanced(near, torch.zeros_like(near), self.rois_per_image, 1.0)
+        sampled = candidates.select(sample.indices)
         with torch.no_grad():
-            pool5 = torch.cat([self._features(pixels, part)[0] for part in self._parts(taken.boxes)], 1)
-        offset = self.box(pool5).flatten(0, 1).unflatten(1, (-1, 4))
-        mean, forth, _ = self._whitening(pixels.device)
-        wanted = ((taken.offset.flatten(0, 1)[:, None] - mean)[..., None] * forth).sum(2)
-        weight = torch.where(drawn.valid, near.sum(1, keepdim=True) / drawn.valid.sum(1, keepdim=True).clamp_min(1), 0)
-        label = taken.label.flatten()
-        plain = self.box.plain()
-        objective = ridge_objective(offset, wanted, label, weight.flatten(), plain, self.ridge, self._batches)
-        # Divided by about what it curves with, so that one rate is right for all classes.
-        moments = self.moments.to(pixels.device)
-        examples = self._batches * (moments[:, 0] / moments[:, 21].clamp_min(1)).float()
-        return {"box": (objective / (examples + self.ridge)).sum() / 2}
+            pool5 = torch.cat([self._features(pixels, chunk)[0] for chunk in self._chunks(sampled.boxes)], 1)
+        prediction = self.box_regressor(pool5).flatten(0, 1).unflatten(1, (-1, 4))
+        mean, whiten, _ = self.whitening()
+        target = ((sampled.deltas.flatten(0, 1)[:, None] - mean)[..., None] * whiten).sum(2)
+        sampling_weight = near.sum(1, keepdim=True) / sample.valid.sum(1, keepdim=True).clamp_min(1)
+        weight = torch.where(sample.valid, sampling_weight, 0).flatten()
+        objective = ridge_objective(
+            prediction, target, sampled.label.flatten(), weight, self.box_regressor.uncentered(), self.ridge_lambda,
+            self._batches_per_epoch,
+        )  # fmt: skip
+        # Divide by an estimate of the curvature, so that one learning rate fits all classes.
+        moments = self.moments.value
+        examples = self._batches_per_epoch * (moments[:, 0] / moments[:, 21].clamp_min(1)).float()
+        return {"box": (objective / (examples + self.ridge_lambda)).sum() / 2}
 
     def _features(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """pool5 and fc7 of the crops of boxes (B,n,4): (B,n,D) each."""
-        crops = warp(pixels, boxes, self.crop_size, self.context)
+        """Compute pool5 and fc7 of the crops of boxes (B, n, 4): (B, n, D) each."""
+        crops = warp_crops(pixels, boxes, self.crop_size, self.context)
         pool5, fc7 = self.network(crops.to(memory_format=self.memory_format))
         return pool5.unflatten(0, boxes.shape[:2]), fc7.unflatten(0, boxes.shape[:2])
 
-    def _parts(self, boxes: Tensor) -> Sequence[Tensor]:
-        return boxes.split(max(1, self.crop_batch // len(boxes)), dim=1)
+    def _chunks(self, boxes: Tensor) -> Sequence[Tensor]:
+        return boxes.split(max(1, self.crop_batch_size // len(boxes)), dim=1)
 
-    def _add_up(self, values: Tensor) -> Tensor:
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     @property
-    def _batches(self) -> int:
-        """Batches of an epoch on all ranks: as many times a batch's sum is, on average, that of the whole set."""
+    def _batches_per_epoch(self) -> int:
+        """Batches of all ranks; times the sum over a batch, it estimates the sum over the training set."""
         return int(self.trainer.num_training_batches) * self.trainer.world_size
 
-    def _whitening(self, device: torch.device) -> Whitening:
-        if self.whitening is None:
-            self.whitening = Whitening.of(self.moments.to(device))
-        return self.whitening
+    def whitening(self) -> DeltaWhitening:
+        """Return the whitening of the deltas that were measured in stage 2."""
+        return DeltaWhitening.from_moments(self.moments.value)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        stage = sum(self.global_step >= end for end in self.ends)
-        # What will be done after this step: so a checkpoint and a validation find it.
-        self.finished = sum(self.global_step + 1 >= end for end in self.ends)
-        if stage != self.stage or batch_idx == self.global_step == 0:
-            rank_zero_only(print)(f"R-CNN: step {self.global_step}: {STAGES[stage]}", flush=True)
-        self.stage = stage
-        loss = super().training_step(batch, batch_idx)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/stage", float(stage), on_step=True, on_epoch=False, batch_size=1)
-        if self.trainer.world_size > 1:
-            # DDP waits for a gradient of everything; what it gives to those that rest is removed below.
-            loss = loss + 0 * torch.stack([p.sum() for p in self._resting()]).sum()
-        return loss
+    def stage_modules(self) -> Sequence[nn.Module]:
+        return self.network, self.svm, self.box_regressor
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Without a gradient, neither weight decay nor momentum moves them.
-        for parameter in self._resting():
-            parameter.grad = None
+    def plan_stages(self, total_steps: int) -> list[int]:
+        first, second, _ = self.stage_fractions
+        return [round(total_steps * first), round(total_steps * (first + second)), total_steps]
 
-    def _resting(self) -> Iterator[nn.Parameter]:
-        parts = (self.network, self.svm, self.box)
-        return (p for i, part in enumerate(parts) if i != self.stage for p in part.parameters() if p.requires_grad)
+    def stage_schedule(self, stage: int) -> ScheduleFactory | None:
+        return super().stage_schedule(stage) if stage == 0 else linear_decay
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def stage_parameter_groups(self, stage: int) -> list[dict[str, Any]]:
+        if stage > 0:
+            # The objectives contain their own regularization.
+            return [{**super().stage_parameter_groups(stage)[0], "weight_decay": 0.0, "lr": self.solver_lr}]
         network = self.network
         groups = caffe_groups(nn.ModuleList([network.features, network.fc6, network.fc7]))
         for group in caffe_groups(network.classifier):
             groups.append({**group, "lr_scale": group.get("lr_scale", 1.0) * (10.0 if self.pretrained else 1.0)})
-        # Their objectives have their own decay.
-        solved = [
-            {"params": list(p.parameters()), "weight_decay": 0.0, "lr": self.solver_lr} for p in (self.svm, self.box)
-        ]
-        return groups + solved
+        return groups
 
-    def _staged(self, optimizer: Optimizer, total: int) -> LambdaLR:
-        """Each group's rate over the run's steps: the given schedule in the first stage, a line to 0 in its own."""
-        first, second, _ = self.fractions
-        self.ends = [round(total * first), round(total * (first + second)), total]
-        factor: Callable[[int], float] = lambda step: 1.0  # noqa: E731
-        if self.fine_tuning_schedule is not None:
-            alone = self.fine_tuning_schedule(SGD([torch.zeros(1)], lr=1.0), max(1, self.ends[0]))
-            if not isinstance(alone, LambdaLR):
-                raise UserError(f"schedule: expected one that is a function of the step, found {type(alone).__name__}")
-            factor = alone.lr_lambdas[0]
+    def stage_state(self) -> dict[str, Any]:
+        models = {"svm": self.svm, "box_regressor": self.box_regressor}
+        scaling = {name: (m.mean.value.cpu(), m.norm.value.cpu()) for name, m in models.items() if m.measured}
+        return {"moments": self.moments.value.cpu(), "scaling": scaling}
 
-        def line(stage: int) -> Callable[[int], float]:
-            start, end = self.ends[stage - 1], self.ends[stage]
-            return lambda step: min(1.0, max(0.0, (end - step) / max(1, end - start)))
-
-        fine_tuned = len(optimizer.param_groups) - 2
-        return LambdaLR(optimizer, [*[factor] * fine_tuned, line(1), line(2)])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        readouts = {"svm": self.svm, "box": self.box}
-        measured = {name: (r.mean.cpu(), r.norm.cpu()) for name, r in readouts.items() if r.measured}
-        checkpoint["rcnn"] = {"finished": self.finished, "moments": self.moments.cpu(), **measured}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["rcnn"]
-        self.finished, self.moments, self.whitening = saved["finished"], saved["moments"], None
-        for name, readout in (("svm", self.svm), ("box", self.box)):
-            if name in saved:
-                (readout.mean, readout.norm), readout.measured = saved[name], True
+    def load_stage_state(self, state: dict[str, Any]) -> None:
+        self.moments.value = state["moments"].to(self.device)
+        for name, (mean, norm) in state["scaling"].items():
+            self.get_submodule(name).set_scaling(mean, norm)  # type: ignore[operator]
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(
         self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None
     ) -> list[dict[str, Tensor]]:
-        """See `VisionModule`; proposals float (P,4) xyxy of each image, or None to search for them."""
-        pixels, size = pad_images(images, self.preprocess)
-        boxes, there = inference_proposals(images, proposals)
-        parts = [self._look(pixels, part) for part in self._parts(boxes)]
-        scores, moved = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        return decode(scores, moved, there, size, self.score_threshold, self.nms_threshold)
+        """See `VisionModule`; proposals are float (P, 4), xyxy, per image, or None for Selective Search."""
+        pixels, image_sizes = pad_images(images, self.preprocess)
+        boxes, valid = inference_proposals(images, proposals)
+        chunks = [self.score_boxes(pixels, chunk) for chunk in self._chunks(boxes)]
+        scores, regressed = (torch.cat(chunk, 1) for chunk in zip(*chunks, strict=True))
+        return decode(scores, regressed, valid, image_sizes, self.score_threshold, self.nms_threshold)
 
-    def _look(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B,n,C) of boxes (B,n,4) and where each class moves them, (B,n,C,4), as far as it has been learned."""
+    def score_boxes(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores (B, n, C) and boxes of each class (B, n, C, 4) with the parts that are trained so far.
+
+        Args:
+            pixels: normalized images, float (B, 3, H, W).
+            boxes: proposals, float (B, n, 4), xyxy in pixels.
+        """
         pool5, fc7 = self._features(pixels, boxes)
-        scores = self.network.classifier(fc7).float().softmax(2)[..., 1:] if self.finished < 2 else self.svm(fc7)
-        moved = boxes[:, :, None].expand(-1, -1, self.num_classes, 4)
-        if self.finished == 3:
-            mean, _, back = self._whitening(boxes.device)
-            offset = (self.box(pool5).unflatten(2, (-1, 4))[..., None] * back).sum(3) + mean
-            moved = decode_boxes(offset, moved, (1.0, 1.0, 1.0, 1.0))
-        return scores, moved
+        if self.finished_stages < 2:
+            scores = self.network.classifier(fc7).float().softmax(2)[..., 1:]
+        else:
+            scores = self.svm(fc7)
+        class_boxes = boxes[:, :, None].expand(-1, -1, self.num_classes, 4)
+        if self.finished_stages == 3:
+            mean, _, unwhiten = self.whitening()
+            deltas = (self.box_regressor(pool5).unflatten(2, (-1, 4))[..., None] * unwhiten).sum(3) + mean
+            class_boxes = decode_boxes(deltas, class_boxes, UNIT_STD)
+        return scores, class_boxes
 
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
         return self.predict(batch["image"], batch.get("proposals"))
-
-    def build_metrics(self) -> MetricCollection:
-        return detection_metrics(self.num_classes, self.ap, self.coco)
-
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["target"])

@@ -1,8 +1,10 @@
-"""DeconvNet: Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015.
+"""DeconvNet: semantic segmentation by a deep deconvolution network.
 
-VGG16 down to a single cell, and its mirror image up again: unpooling puts each value back where the maximum was,
-transposed convolutions fill in what lies between. It looks at one object at a time: proposals are cut out, and what it
-says of them is put together.
+Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015.
+
+The encoder is VGG-16 down to a single cell; the decoder is its mirror image. Unpooling places each value where the
+maximum was, and transposed convolutions fill the gaps. The network sees one object proposal at a time, and the
+predictions of all proposals of an image are combined. Shapes: N images of H x W pixels, P proposals, C classes.
 """
 
 from __future__ import annotations
@@ -14,217 +16,202 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.external_proposals import inference_proposals
-from lightning_modules.components.image_batches import require_equal_size
+from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.unsaved import FrozenNetwork
 from lightning_modules.components.upsampling import max_unpooling
 from lightning_modules.components.vgg import conv_relu, vgg16_plan
+from lightning_modules.segmentation.base import SemanticSegmenter, class_maps, original_sizes, resize_logits
 from lightning_modules.segmentation.crf import DenseCRF
 from lightning_modules.segmentation.fcn import FCN, convert_vgg16_weights
-from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, resize, sizes_of
 
 Inference = Literal["image", "proposals"]
 
-CONTEXT = 1.2  # by which boxes are enlarged
-AT_ONCE = 10  # crops that go through the network together in evaluation
+CONTEXT_FACTOR = 1.2  # boxes are enlarged by it
+WINDOW_BATCH_SIZE = 10  # windows per forward pass in evaluation
 
-# What the authors' script sets for 10 iterations.
+# Settings of the authors' script for 10 iterations.
 CRF = DenseCRF(bilateral_weight=5.0, theta_alpha=20.0, theta_beta=3.0, gaussian_weight=3.0, theta_gamma=3.0)
 
 # --- network --------------------------------------------------------------------------------------------------------
 
-# What follows each unpooling, from the smallest map up.
+#: Channels of the transposed convolutions after each unpooling, from the smallest feature map to the largest.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
 
 
-class Deconvolution(nn.ConvTranspose2d):
-    """A transposed convolution 3x3 of stride 1, which keeps the size, computed as the convolution that it is.
-
-    Without a stride that is one with the kernel turned by half a circle. On a CPU it trains several times faster than
-    PyTorch's transposed ones.
-    """
-
-    def __init__(self, into: int, out: int) -> None:
-        super().__init__(into, out, 3, padding=1)
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return F.conv2d(x, self.weight.transpose(0, 1).flip(2, 3), self.bias, padding=1)
-
-
-def normalized(layer: nn.Module, channels: int, norm: bool) -> list[nn.Module]:
-    """A layer, batch normalization if asked for, ReLU."""
-    return [layer, *([nn.BatchNorm2d(channels)] if norm else []), nn.ReLU(inplace=True)]
+def deconv_relu(in_channels: int, out_channels: int, kernel_size: int, batch_norm: bool, padding: int) -> nn.Sequential:
+    """Build a transposed convolution, batch normalization if asked for, and a ReLU."""
+    deconv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, padding=padding)
+    norm = [nn.BatchNorm2d(out_channels)] if batch_norm else []
+    return nn.Sequential(deconv, *norm, nn.ReLU(inplace=True))
 
 
 class DeconvNetwork(nn.Module):
-    """Figure 2's network: normalized images float (B,3,H,W), 193 pixels or more, to logits float32 (B,C,H,W).
+    """Network of figure 2: normalized images (N, 3, H, W), at least 193 pixels per side, to logits (N, C, H, W).
 
-    Parameters, for 21 classes: 251,805,653; without batch normalization 251,772,245. Of 224 pixels fc6 leaves one cell,
-    which has to say all: what the object is and where its parts are. Of larger images, or with a smaller kernel, it
-    leaves several, and where their parts overlap in the decoder they add up, which only a network that was trained on
-    them knows.
+    It has 251,805,653 parameters for 21 classes, and 251,772,245 without batch normalization. An image of 224 pixels
+    has one cell at fc6, which encodes class and shape of the object. Larger images or a smaller kernel have several
+    cells, whose contributions overlap in the decoder; the network must be trained on such images.
 
     Args:
-        num_classes: C.
-        width: multiplies all channels.
-        batch_norm: after each convolution.
-        fc6_kernel: side of fc6 and of its deconvolution. Least images have 32 (fc6_kernel - 1) + 1 pixels.
+        num_classes: number of classes, C.
+        width_multiplier: factor on all channels.
+        batch_norm: batch normalization after each convolution.
+        fc6_kernel: kernel size of fc6 and of its deconvolution. Images have at least 32 (fc6_kernel - 1) + 1 pixels.
     """
 
-    def __init__(self, num_classes: int = 21, width: float = 1.0, batch_norm: bool = True, fc6_kernel: int = 7) -> None:
+    def __init__(
+        self, num_classes: int = 21, width_multiplier: float = 1.0, batch_norm: bool = True, fc6_kernel: int = 7
+    ) -> None:
         super().__init__()
-        self.least = 32 * (fc6_kernel - 1) + 1
+        self.min_size = 32 * (fc6_kernel - 1) + 1
 
         def scaled(channels: int) -> int:
-            return max(1, round(channels * width))
+            return max(1, round(channels * width_multiplier))
 
-        plan = vgg16_plan(width)
-        self.features = make_layers(plan, batch_norm)
+        self.features = make_layers(vgg16_plan(width_multiplier), batch_norm)
         self.fc6 = nn.Sequential(*conv_relu(scaled(512), scaled(4096), fc6_kernel, batch_norm))
         self.fc7 = nn.Sequential(*conv_relu(scaled(4096), scaled(4096), 1, batch_norm))
-        up = nn.ConvTranspose2d(scaled(4096), scaled(512), fc6_kernel)
-        self.fc6_deconv = nn.Sequential(*normalized(up, scaled(512), batch_norm))
+        self.fc6_deconv = deconv_relu(scaled(4096), scaled(512), fc6_kernel, batch_norm, padding=0)
         self.decoder = nn.ModuleList()
-        into = 512
+        channels = scaled(512)
         for block in DECODER:
             layers: list[nn.Module] = []
-            for out in block:
-                layers += normalized(Deconvolution(scaled(into), scaled(out)), scaled(out), batch_norm)
-                into = out
+            for out in map(scaled, block):
+                layers += deconv_relu(channels, out, 3, batch_norm, padding=1)
+                channels = out
             self.decoder.append(nn.Sequential(*layers))
-        self.score = nn.Conv2d(scaled(into), num_classes, 1)
-        for name, layer in self.named_modules():
-            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                if name.startswith(("features.", "fc6.", "fc7.")):
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                else:
+        self.score = nn.Conv2d(channels, num_classes, 1)
+        for part in (self.features, self.fc6, self.fc7):
+            he_normal(part)
+        for part in (self.fc6_deconv, self.decoder, self.score):
+            for layer in part.modules():
+                if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                     nn.init.normal_(layer.weight, std=0.01)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+                    assert layer.bias is not None
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < self.least:
+        if min(x.shape[2:]) < self.min_size:
             raise UserError(
-                f"DeconvNet: expected {self.least} pixels or more to either side, found {x.shape[3]}x{x.shape[2]}: "
-                "take larger ones (--data.image_size, --data.crop_size, --model.side) or a smaller --model.fc6_kernel"
+                f"DeconvNet: expected at least {self.min_size} pixels per side, found {x.shape[3]}x{x.shape[2]}; "
+                "increase --data.image_size, --data.crop_size or --model.input_size, or decrease --model.fc6_kernel"
             )
-        passed = []
+        pooled = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 size = (x.shape[2], x.shape[3])
                 x, switches = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-                passed.append((switches, size))
+                pooled.append((switches, size))
             else:
                 x = layer(x)
         x = self.fc6_deconv(self.fc7(self.fc6(x)))
         for block in self.decoder:
-            x = block(max_unpooling(x, *passed.pop()))
+            x = block(max_unpooling(x, *pooled.pop()))
         return self.score(x).float()
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-def to_side(pixels: Tensor, side: int) -> Tensor:
-    """Images float (B,3,h,w) as large as the network's, whatever their aspect: (B,3,side,side)."""
+def resize_to_square(pixels: Tensor, side: int) -> Tensor:
+    """Resize images (N, 3, h, w) to (N, 3, side, side); the aspect ratio is not kept."""
     return F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
 
 
-def windows(boxes: Tensor, count: int, least: int) -> list[list[int]]:
-    """What is looked at: the first ``count`` boxes that, enlarged by 1.2, are ``least`` pixels wide and high.
+def select_windows(boxes: Tensor, count: int, min_size: int) -> list[list[int]]:
+    """Enlarge boxes by 1.2 and select the first ``count`` of at least ``min_size`` pixels per side.
 
     Args:
-        boxes: float (P,4) xyxy in pixels, best first.
-        count: how many at most.
-        least: 1 or more.
+        boxes: float (P, 4), xyxy in pixels, best first.
+        count: maximum number of windows.
+        min_size: at least 1.
 
     Returns:
-        [left, top, right, bottom] of each in whole pixels; they may reach beyond the image.
+        (left, top, right, bottom) of each window in integer pixels; windows may exceed the image.
     """
-    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * CONTEXT / 2
-    edges = torch.cat([middle - half, middle + half], 1).round().long()
-    return edges[(edges[:, 2:] - edges[:, :2] >= least).all(1)][:count].tolist()
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * CONTEXT_FACTOR / 2
+    edges = torch.cat([center - half, center + half], 1).round().long()
+    return edges[(edges[:, 2:] - edges[:, :2] >= min_size).all(1)][:count].tolist()
 
 
-def score_windows(
-    network: nn.Module, pixels: Tensor, boxes: Sequence[Sequence[int]], num_classes: int, side: int
+def combine_windows(
+    network: nn.Module, pixels: Tensor, windows: Sequence[Sequence[int]], num_classes: int, side: int
 ) -> Tensor:
-    """For each pixel and class the highest score in any window, and no less than 0: float32 (C,h,w) (section 4.4).
+    """Return the maximum over all windows of each pixel's logits, at least 0: float32 (C, h, w) (section 4.4).
 
-    Those are the network's logits, as in the authors' code, not their softmax.
+    The authors' code combines logits, not softmax probabilities.
 
     Args:
-        network: float (B,3,side,side) to logits (B,C,side,side).
-        pixels: a normalized image, float (3,h,w); beyond it there is the mean color.
-        boxes: see `windows`.
+        network: maps (N, 3, side, side) to logits (N, C, side, side).
+        pixels: normalized image, float (3, h, w); windows are padded with 0, the mean color.
+        windows: see `select_windows`.
         num_classes: C.
-        side: of what the network looks at.
+        side: input side of the network in pixels.
     """
     height, width = pixels.shape[1:]
-    scores = pixels.new_zeros(num_classes, height, width, dtype=torch.float32)
-    for first in range(0, len(boxes), AT_ONCE):
-        crops, places = [], []
-        for left, top, right, bottom in boxes[first : first + AT_ONCE]:
+    combined = pixels.new_zeros(num_classes, height, width, dtype=torch.float32)
+    for first in range(0, len(windows), WINDOW_BATCH_SIZE):
+        crops, positions = [], []
+        for left, top, right, bottom in windows[first : first + WINDOW_BATCH_SIZE]:
             rows, columns = slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right))
-            beyond = (columns.start - left, right - columns.stop, rows.start - top, bottom - rows.stop)
-            crops.append(to_side(F.pad(pixels[:, rows, columns], beyond)[None], side))
-            places.append((rows, columns, beyond, (bottom - top, right - left)))
-        for found, (rows, columns, beyond, size) in zip(network(torch.cat(crops)), places, strict=True):
-            inner = F.pad(resize(found, size), [-side for side in beyond])
-            scores[:, rows, columns] = torch.maximum(scores[:, rows, columns], inner)
-    return scores
+            padding = (columns.start - left, right - columns.stop, rows.start - top, bottom - rows.stop)
+            crops.append(resize_to_square(F.pad(pixels[:, rows, columns], padding)[None], side))
+            positions.append((rows, columns, padding, (bottom - top, right - left)))
+        for logits, (rows, columns, padding, size) in zip(network(torch.cat(crops)), positions, strict=True):
+            inside = F.pad(resize_logits(logits, size), [-pad for pad in padding])
+            combined[:, rows, columns] = torch.maximum(combined[:, rows, columns], inside)
+    return combined
 
 
 # --- module ---------------------------------------------------------------------------------------------------------
 
 
-class DeconvNet(VisionModule):
-    """DeconvNet. Batch: see segmentation in the batch contract. Predictions: a map of class ids int64 (h,w) an image.
+class DeconvNet(SemanticSegmenter):
+    """DeconvNet (Noh et al. 2015). See `SemanticSegmenter` for batch, predictions and metrics.
 
-    It is trained first on objects and then on proposals, see `VOCInstanceCrops`, each 224 pixels to either side. Where
-    a batch has no proposals, Selective Search computes them, about a second an image. Metrics: see
-    `SegmentationMetrics`; images are scored at their own size.
+    The two training stages are two fits with different data: crops of objects, then proposals (`VOCInstanceCrops`).
+    Network, loss and optimizer are the same in both, so that the second fit only starts from the first one's checkpoint
+    (``weights``); `StagedModule` is for stages that train different parts on the same data. A batch without proposals
+    is searched by Selective Search, about a second per image.
 
     Args:
-        num_classes: C; ``train.py`` takes it from the data.
-        class_names: one name a class; ``train.py`` takes them from the data.
-        width, batch_norm, fc6_kernel: see `DeconvNetwork`.
-        weights: None to train from scratch; DEFAULT or a name of torchvision's weights of VGG16, of which fc6 and fc7
-            are taken too; or a file: of these, the checkpoint of the stage before, or an `FCN`'s, of which all is taken
-            but its scores.
-        inference: ``proposals`` is the paper's, see `score_windows`; ``image`` looks at the whole image once, for a
-            network that was trained so.
-        side: what it looks at in inference is warped to side x side pixels.
-        proposals: how many proposals are looked at; the paper's 50.
-        least_side: proposals that are smaller, with the context around them, are passed over; the authors' 112 pixels.
-        ensemble: checkpoint of an `FCN`, whose class probabilities are multiplied with this network's. The paper takes
-            their mean, the authors' code the product of the scores.
-        crf: refine the probabilities by a dense CRF, with the authors' settings.
-        optimizer: see `VisionModule`; the authors', with whom biases learn at twice the rate and do not decay.
-        kwargs: schedule, mean, std and channels_last of `VisionModule`.
-    """
+        width_multiplier: factor on all channels.
+        batch_norm: batch normalization after each convolution.
+        fc6_kernel: kernel size of fc6, 1 to 7; smaller ones accept smaller images.
+        weights: None trains from scratch; DEFAULT or the name of torchvision's weights for VGG-16, including fc6 and
+            fc7; or a file: such weights, the checkpoint of the previous stage, or an `FCN`'s, without its scores.
+        inference: ``proposals`` combines windows, as in the paper; ``image`` segments whole images, for networks that
+            were trained so.
+        input_size: windows or images are warped to this side in pixels for inference.
+        num_proposals: number of proposals per image; the paper's is 50.
+        min_window_size: smaller windows, with context, are skipped; the authors' is 112 pixels.
+        ensemble: checkpoint of an `FCN`, whose class probabilities are multiplied with those of this network. The paper
+            averages them; the authors' code multiplies the scores.
+        crf: refine the class probabilities with a dense CRF, with the authors' settings.
+        optimizer: see `VisionModule`. Default: the authors'. Biases get twice the learning rate and no weight decay.
+        **kwargs: see `SemanticSegmenter`.
 
-    monitor = ("val/miou", "max")
+    Raises:
+        UserError: an argument is out of range.
+    """
 
     def __init__(
         self,
-        num_classes: int = 21,
-        class_names: list[str] | None = None,
-        width: float = 1.0,
+        width_multiplier: float = 1.0,
         batch_norm: bool = True,
         fc6_kernel: int = 7,
         weights: str | None = None,
         inference: Inference = "proposals",
-        side: int = 224,
-        proposals: int = 50,
-        least_side: int = 112,
+        input_size: int = 224,
+        num_proposals: int = 50,
+        min_window_size: int = 112,
         ensemble: str | None = None,
         crf: bool = False,
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
@@ -235,107 +222,99 @@ class DeconvNet(VisionModule):
             raise UserError(f"inference: expected image or proposals, found {inference}")
         if not 1 <= fc6_kernel <= 7:
             raise UserError(f"fc6_kernel: expected 1 to 7, found {fc6_kernel}")
-        if proposals < 1 or least_side < 1:
-            raise UserError(f"proposals, least_side: expected 1 or more, found {proposals} and {least_side}")
-        self.num_classes, self.class_names, self.side = num_classes, class_names, side
-        self.inference, self.proposals, self.least_side, self.crf = inference, proposals, least_side, crf
-        self.network = DeconvNetwork(num_classes, width, batch_norm, fc6_kernel)
+        for name, value in (("num_proposals", num_proposals), ("min_window_size", min_window_size)):
+            if value < 1:
+                raise UserError(f"{name}: expected 1 or more, found {value}")
+        self.inference, self.input_size, self.crf = inference, input_size, crf
+        self.num_proposals, self.min_window_size = num_proposals, min_window_size
+        self.network = DeconvNetwork(self.num_classes, width_multiplier, batch_norm, fc6_kernel)
         if weights is not None:
             name = "vgg16_bn" if batch_norm else "vgg16"
-            free = ["fc6", "fc7", "fc6_deconv", "decoder", "score"]
-            free += ["score_fr", "up", "upscore"]  # an FCN's own
-            load_weights(self.network, find_weights(name, weights), name, *free, convert=convert_vgg16_weights)
-        # In a list it is no part of this module: neither trained nor written to checkpoints.
-        self.others = [] if ensemble is None else [load_fcn(ensemble, num_classes)]
+            new_layers = ["fc6", "fc7", "fc6_deconv", "decoder", "score"]
+            new_layers += ["score_fr", "up", "upscore"]  # of an FCN
+            load_weights(self.network, find_weights(name, weights), name, *new_layers, convert=convert_vgg16_weights)
+        self.ensemble = None if ensemble is None else FrozenNetwork(load_fcn(ensemble, self.num_classes))
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = require_equal_size(batch["image"], CROP_ADVICE)
-        return {"cross_entropy": cross_entropy(self.network(self.preprocess(images)), batch["mask"])}
-
-    def scores(
+    def logits(
         self,
         images: Tensor | list[Tensor],
         sizes: Sequence[tuple[int, int]] | None = None,
         proposals: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Logits float32 (C,height,width) of each image; those of an ensemble are the sums of both networks'.
+        """Compute the logits of each image; those of an ensemble are the sum of both networks'.
 
-        The product of two softmaxes, made to add up to 1, is the softmax of the sum of their logits.
+        The normalized product of two softmaxes is the softmax of the sum of their logits.
 
         Args:
-            images: uint8 (B,3,h,w) or a list of (3,h,w).
-            sizes: (height, width) for each image; None for its own.
-            proposals: float (P,4) xyxy in pixels of each image, best first; None to search for them.
+            images: uint8 (N, 3, H, W), or a list of (3, H, W).
+            sizes: (height, width) of the logits of each image; None for the sizes of the images.
+            proposals: float (P, 4), xyxy in pixels, best first, per image; None for Selective Search.
+
+        Returns:
+            Logits, float32 (C, height, width) per image.
         """
         pixels = [self.preprocess(image[None]) for image in images]
         if self.inference == "image":
-            found = list(self.network(torch.cat([to_side(p, self.side) for p in pixels])))
+            logits = list(self.network(torch.cat([resize_to_square(p, self.input_size) for p in pixels])))
         else:
-            boxes, there = inference_proposals(images, proposals)
-            chosen = [windows(b[t], self.proposals, self.least_side) for b, t in zip(boxes, there, strict=True)]
-            pairs = zip(pixels, chosen, strict=True)
-            found = [
-                score_windows(self.network, p[0], looked_at, self.num_classes, self.side) for p, looked_at in pairs
-            ]
+            logits = []
+            for p, boxes, valid in zip(pixels, *inference_proposals(images, proposals), strict=True):
+                windows = select_windows(boxes[valid], self.num_proposals, self.min_window_size)
+                logits.append(combine_windows(self.network, p[0], windows, self.num_classes, self.input_size))
         sizes = [(image.shape[1], image.shape[2]) for image in images] if sizes is None else sizes
-        found = [resize(scores, size) for scores, size in zip(found, sizes, strict=True)]
-        for other in self.others:
-            theirs = other.to(self.device).scores(images)
-            found = [ours + resize(t, size) for ours, t, size in zip(found, theirs, sizes, strict=True)]
-        return found
+        logits = [resize_logits(one, size) for one, size in zip(logits, sizes, strict=True)]
+        if self.ensemble is not None:
+            others = self.ensemble.network.logits(images)  # type: ignore[operator]
+            logits = [a + resize_logits(b, size) for a, b, size in zip(logits, others, sizes, strict=True)]
+        return logits
 
     def predict(self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None) -> list[Tensor]:
-        return self.decode(self.scores(images, None, proposals), images)
+        return self.decode(self.logits(images, None, proposals), images)
 
     def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
         images = batch["image"]
-        return self.decode(self.scores(images, sizes_of(batch), batch.get("proposals")), images)
+        return self.decode(self.logits(images, original_sizes(batch), batch.get("proposals")), images)
 
-    def decode(self, scores: Sequence[Tensor], images: Tensor | list[Tensor]) -> list[Tensor]:
-        """The most probable class of each pixel, after the CRF if there is one: int64 (h,w) an image.
+    def decode(self, logits: Sequence[Tensor], images: Tensor | list[Tensor]) -> list[Tensor]:
+        """Return the most probable class of each pixel, after the CRF if there is one: int64 (h, w) per image.
 
         Raises:
-            ValueError: a CRF is asked for, and an image has not the size of its scores.
+            UserError: the CRF is enabled and an image differs in size from its logits.
         """
         if not self.crf:
-            return [s.argmax(0) for s in scores]
-        pairs = list(zip(scores, images, strict=True))
-        for s, image in pairs:
-            if s.shape[1:] != image.shape[1:]:
+            return class_maps(logits)
+        maps = []
+        for one, image in zip(logits, images, strict=True):
+            if one.shape[1:] != image.shape[1:]:
                 raise UserError(
-                    f"crf: expected images at their own size, found {image.shape[2]}x{image.shape[1]} of "
-                    f"{s.shape[2]}x{s.shape[1]}: set --data.eval_image_size null"
+                    f"crf: expected images at their original size {one.shape[2]}x{one.shape[1]}, found "
+                    f"{image.shape[2]}x{image.shape[1]}; set --data.eval_image_size null"
                 )
-        return [CRF(s.softmax(0), image).argmax(0) for s, image in pairs]
-
-    def build_metrics(self) -> MetricCollection:
-        return segmentation_metrics(self.num_classes)
-
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["original_mask"])
+            maps.append(CRF(one.softmax(0), image).argmax(0))
+        return maps
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return caffe_groups(self.network)
 
 
 def load_fcn(path: str, num_classes: int) -> FCN:
-    """The FCN of a checkpoint, to look and not to learn.
+    """Load the FCN of an ensemble from its checkpoint.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not an FCN's checkpoint, or one of another number of classes.
+        UserError: there is no such file, or it is not a checkpoint of an FCN with this number of classes.
     """
     if not os.path.isfile(path):
-        raise UserError(f"ensemble: no file {path}: expected a checkpoint of an FCN")
+        raise UserError(f"ensemble: expected a checkpoint of an FCN, found no file {path}")
     try:
         fcn = FCN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"ensemble: {path} is not a checkpoint of an FCN ({type(error).__name__}): train one with --model FCN"
+            f"ensemble: expected a checkpoint of an FCN, found {path} ({type(error).__name__}); train one with "
+            "--model FCN"
         ) from None
     if fcn.num_classes != num_classes:
         raise UserError(
-            f"ensemble: expected an FCN of {num_classes} classes, found {fcn.num_classes} in {path}: train both on one "
-            "list of classes"
+            f"ensemble: expected an FCN with {num_classes} classes, found {fcn.num_classes} in {path}; train both with "
+            "the same classes"
         )
-    return fcn.eval().requires_grad_(False)
+    return fcn

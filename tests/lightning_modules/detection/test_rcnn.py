@@ -1,6 +1,6 @@
-"""R-CNN: crops, what is learned in each of the three stages against the authors' rules in loops, and a fit through them.
+"""R-CNN: crops, targets and objectives against the authors' rules in loops, optima, and a fit of all three stages.
 
-The optima that the second and third stage must find come from a solver of another kind.
+The reference optima of the second and third stage come from other solvers.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from lightning_modules.components.boxes import sample_balanced
 from lightning_modules.components.external_proposals import pad_proposals, training_proposals
 from lightning_modules.components.selective_search import selective_search
 from lightning_modules.detection import rcnn
-from lightning_modules.detection.crop_network import CropNetwork, from_imagenet, warp
-from lightning_modules.detection.rcnn import RCNN, Candidates, decode, encode, moments_of, sides_of, softmax_loss
-from lightning_modules.detection.readouts import Readout, Whitening, ridge_objective, svm_objective
+from lightning_modules.detection.crop_network import CropNetwork, rename_crop_weights, warp_crops
+from lightning_modules.detection.linear_models import DeltaWhitening, LinearModel, ridge_objective, svm_objective
+from lightning_modules.detection.rcnn import RCNN, Candidates, decode, delta_moments, encode, softmax_loss, svm_targets
 from tests.processes import finish, train_ranks
 from tests.small_system import differences, kill_and_resume, outcome
 
 NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-# What a module sees of a trainer: 5 batches an epoch, one rank.
+# Stub of a trainer: 5 batches per epoch, one rank.
 TRAINER = SimpleNamespace(
     num_training_batches=5, world_size=1, strategy=SimpleNamespace(reduce=lambda values, reduce_op: values)
 )
 
 
 def small(**options: Any) -> RCNN:
-    arguments: dict[str, Any] = {"num_classes": 3, "crop_size": 32, "context": 4, "width": 0.1, "crops": 8, **options}
-    module = RCNN(**{"backbone": "small", "candidates": 20, "crop_batch": 16, **arguments})
+    arguments: dict[str, Any] = {"num_classes": 3, "crop_size": 32, "context": 4, "width_multiplier": 0.1, **options}
+    arguments = {"rois_per_image": 8, "svm_proposals_per_image": 20, "crop_batch_size": 16, **arguments}
+    module = RCNN(**{"backbone": "small", **arguments})
     module.trainer = TRAINER  # type: ignore[assignment]
     return module
 
@@ -54,7 +55,7 @@ def random_target(rng: np.random.Generator, count: int) -> dict[str, torch.Tenso
 
 
 def random_candidates(rng: np.random.Generator, images: int = 2) -> tuple[Candidates, list[torch.Tensor], list[Any]]:
-    """Proposals, half of them near an object, and what `encode` says of them."""
+    """Return candidates, half of them near an object, with their proposals and targets."""
     targets = [random_target(rng, int(rng.integers(0, 5))) for _ in range(images)]
     proposals = []
     for target in targets:
@@ -80,17 +81,17 @@ def test_parameters(backbone: Any, network: int, whole: int) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
-def test_torchvisions_weights_have_their_places(backbone: Any) -> None:
+def test_torchvisions_weights_are_renamed(backbone: Any) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(backbone, weights=None).state_dict()
         ours = CropNetwork(backbone, 20).state_dict()
-    renamed = from_imagenet(theirs, backbone)
+    renamed = rename_crop_weights(theirs, backbone)
     assert ours.keys() - renamed.keys() == {"classifier.weight", "classifier.bias"}
     assert all(value.shape == ours[key].shape for key, value in renamed.items() if key in ours)
     assert renamed.keys() - ours.keys() == {"classifier.6.weight", "classifier.6.bias"}
 
 
-def test_weights_of_ours_but_the_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_a_checkpoint_except_the_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = small()
     torch.save({"state_dict": first.state_dict()}, tmp_path / "first.ckpt")
     second = small(num_classes=5, weights=str(tmp_path / "first.ckpt"))
@@ -102,11 +103,11 @@ def test_weights_of_ours_but_the_classifier(tmp_path: Path, capsys: pytest.Captu
     assert sum(len(group["params"]) for group in groups) == len(list(second.parameters()))
 
 
-def test_pictures_are_normalized_and_fc7_is_torchvisions() -> None:
+def test_fc7_equals_torchvisions() -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.alexnet(weights=None).eval()
     ours = CropNetwork("alexnet", 2).eval()
-    ours.load_state_dict(from_imagenet(theirs.state_dict(), "alexnet"), strict=False)
+    ours.load_state_dict(rename_crop_weights(theirs.state_dict(), "alexnet"), strict=False)
     x = torch.randn(2, 3, 227, 227)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x)[1], theirs.classifier[:6](theirs.avgpool(theirs.features(x)).flatten(1)))
@@ -115,25 +116,25 @@ def test_pictures_are_normalized_and_fc7_is_torchvisions() -> None:
 # --- crops ------------------------------------------------------------------------------------------------------------
 
 
-def test_crops_have_context_and_the_mean_around_the_picture() -> None:
-    """In an image whose values are places, each pixel of a crop says where it was taken."""
+def test_crops_have_context_and_are_padded_with_the_mean() -> None:
+    """In an image of coordinates each pixel of a crop contains the position that it was sampled from."""
     rng = np.random.default_rng(0)
     y, x = torch.meshgrid(torch.arange(80.0) + 0.5, torch.arange(100.0) + 0.5, indexing="ij")
-    picture = torch.stack([x, y, torch.ones_like(x)])[None]
+    image = torch.stack([x, y, torch.ones_like(x)])[None]
     for _ in range(30):
         left, top = rng.uniform(20, 40, 2)
         width, height = rng.uniform(10, 25, 2)
         side, context = int(rng.integers(20, 60)), float(rng.uniform(0, 5))
         box = torch.tensor([[[left, top, left + width, top + height]]]).float()
-        (crop,) = warp(picture, box, side, context)
+        (crop,) = warp_crops(image, box, side, context)
         assert crop.shape == (3, side, side)
         for i in (0, side // 2, side - 1):
-            # The box fills the crop but for the context: pixel 'context' begins at its left side.
+            # The box starts at pixel ``context`` of the crop.
             expected = left + (i + 0.5 - context) / (side - 2 * context) * width
             assert float(crop[0, 3, i]) == pytest.approx(expected, abs=1e-3)
             expected = top + (i + 0.5 - context) / (side - 2 * context) * height
             assert float(crop[1, i, 3]) == pytest.approx(expected, abs=1e-3)
-    (outside,) = warp(picture, torch.tensor([[[-20.0, 20.0, 20.0, 60.0]]]), 40, 0)
+    (outside,) = warp_crops(image, torch.tensor([[[-20.0, 20.0, 20.0, 60.0]]]), 40, 0)
     assert outside[2, :, :18].eq(0).all()
     assert outside[2, :, 21:].eq(1).all()
 
@@ -147,8 +148,8 @@ def test_candidates() -> None:
         found, proposals, targets = random_candidates(rng)
         most = max(1, max(len(p) for p in proposals))
         for b, (boxes, target) in enumerate(zip(proposals, targets, strict=True)):
-            assert int(found.there[b].sum()) == len(boxes) + len(target["boxes"])
-            assert int(found.own[b].sum()) == len(target["boxes"])
+            assert int(found.valid[b].sum()) == len(boxes) + len(target["boxes"])
+            assert int(found.is_object[b].sum()) == len(target["boxes"])
             everything = torch.cat([boxes, target["boxes"]])
             iou = box_iou(target["boxes"], everything)
             places = [*range(len(boxes)), *(most + i for i in range(len(target["boxes"])))]
@@ -156,9 +157,9 @@ def test_candidates() -> None:
                 assert torch.equal(found.boxes[b, place], everything[n])
                 for label in range(3):
                     same = [float(iou[m, n]) for m in range(len(iou)) if target["labels"][m] == label]
-                    assert float(found.overlap[b, place, label]) == pytest.approx(max(same, default=0), abs=1e-5)
+                    assert float(found.class_iou[b, place, label]) == pytest.approx(max(same, default=0), abs=1e-5)
                 if len(iou) == 0:
-                    assert found.best[b, place] == 0
+                    assert found.max_iou[b, place] == 0
                     continue
                 m = n - len(boxes) if n >= len(boxes) else int(iou[:, n].argmax())
                 assert found.label[b, place] == target["labels"][m]
@@ -170,11 +171,11 @@ def test_candidates() -> None:
                     np.log((u1 - u0) / (x1 - x0)),
                     np.log((v1 - v0) / (y1 - y0)),
                 ]
-                np.testing.assert_allclose(found.offset[b, place], offset, atol=1e-4)
+                np.testing.assert_allclose(found.deltas[b, place], offset, atol=1e-4)
 
 
-def test_a_quarter_of_the_crops_shows_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are enough; all others are background, and what fills up is not learned from."""
+def test_a_quarter_of_the_crops_are_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If there are enough; the others are background, and padding is ignored."""
     seen: list[Any] = []
 
     def spy(*arguments: Any) -> torch.Tensor:
@@ -191,7 +192,7 @@ def test_a_quarter_of_the_crops_shows_objects(monkeypatch: pytest.MonkeyPatch) -
         "target": [target, target, NOTHING],
         "proposals": [many, many[:1], many],
     }
-    small(crops=16).losses(batch)
+    small(rois_per_image=16).losses(batch)
     ((_, label, taken),) = seen
     label, taken = label.view(3, 16), taken.view(3, 16)
     assert (label > 0).sum(1).tolist() == [4, 3, 0]
@@ -213,17 +214,17 @@ def test_softmax_loss() -> None:
         assert float(found) == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5)
 
 
-def test_the_machines_objective() -> None:
-    """Objects of the class against what overlaps none of it by 0.3; the rest has no part in it."""
+def test_the_svm_objective() -> None:
+    """Objects of the class are positives, IoUs below 0.3 negatives; all other candidates are ignored."""
     rng, ignored = np.random.default_rng(3), 0
     for _ in range(100):
         found, proposals, targets = random_candidates(rng)
         torch.manual_seed(int(rng.integers(1000)))
         count = torch.tensor([len(p) for p in proposals])
         objects = max(1, max(len(t["boxes"]) for t in targets))
-        drawn = sample_balanced(found.own, found.there & ~found.own, 6 + objects, 1.0)
-        taken = found.take(drawn.indices)
-        side, weight = sides_of(taken, drawn, count)
+        drawn = sample_balanced(found.is_object, found.valid & ~found.is_object, 6 + objects, 1.0)
+        taken = found.select(drawn.indices)
+        side, weight = svm_targets(taken, drawn, count)
         scores = torch.from_numpy(rng.normal(0, 1, tuple(side.shape)))
         w, b = torch.from_numpy(rng.normal(0, 1, (3, 5))), torch.from_numpy(rng.normal(0, 1, 3))
         objective = svm_objective(scores.flatten(0, 1), side.flatten(0, 1), weight.flatten(0, 1), (w, b), 0.01)
@@ -231,14 +232,14 @@ def test_the_machines_objective() -> None:
             total = 0.5 * float((w[c] ** 2).sum()) + 0.5 * float(b[c] / 10) ** 2
             for image in range(2):
                 there = [i for i in range(drawn.indices.shape[1]) if drawn.valid[image, i]]
-                others = [i for i in there if not taken.own[image, i]]
+                others = [i for i in there if not taken.is_object[image, i]]
                 assert len(there) - len(others) == len(targets[image]["boxes"])
                 for i in there:
                     z = float(scores[image, i, c])
-                    if taken.own[image, i] and taken.label[image, i] == c:
+                    if taken.is_object[image, i] and taken.label[image, i] == c:
                         total += 0.01 * 2 * max(0, 1 - z)
-                    elif taken.overlap[image, i, c] < 0.3:
-                        each = 1 if taken.own[image, i] else int(count[image]) / len(others)
+                    elif taken.class_iou[image, i, c] < 0.3:
+                        each = 1 if taken.is_object[image, i] else int(count[image]) / len(others)
                         total += 0.01 * each * max(0, 1 + z)
                     else:
                         ignored += 1
@@ -247,17 +248,17 @@ def test_the_machines_objective() -> None:
 
 
 def test_whitening() -> None:
-    """Per class over the candidates with an IoU of 0.6: mean 0, and no correlation but for the authors' 0.001."""
+    """Per class, over candidates with an IoU of 0.6: mean 0 and no correlation, except for the authors' 0.001."""
     rng = np.random.default_rng(4)
     moments = torch.zeros(3, 22, dtype=torch.float64)
     examples: list[list[np.ndarray]] = [[], [], []]
     for _ in range(40):
         found, _, _ = random_candidates(rng)
-        moments += moments_of(found)
-        for b, n in (found.there & (found.best >= 0.6)).nonzero().tolist():
-            examples[int(found.label[b, n])].append(found.offset[b, n].numpy().astype(np.float64))
+        moments += delta_moments(found)
+        for b, n in (found.valid & (found.max_iou >= 0.6)).nonzero().tolist():
+            examples[int(found.label[b, n])].append(found.deltas[b, n].numpy().astype(np.float64))
     assert moments[:, 21].tolist() == [40] * 3
-    whitening = Whitening.of(moments)
+    whitening = DeltaWhitening.from_moments(moments)
     for c in range(3):
         y = np.array(examples[c])
         assert moments[c, 0] == len(y) > 50
@@ -265,43 +266,43 @@ def test_whitening() -> None:
         s = np.cov(y.T, bias=True)
         values, vectors = np.linalg.eigh(s)
         np.testing.assert_allclose(
-            whitening.forth[c], vectors @ np.diag((values + 0.001) ** -0.5) @ vectors.T, rtol=1e-3, atol=1e-3
+            whitening.whiten[c], vectors @ np.diag((values + 0.001) ** -0.5) @ vectors.T, rtol=1e-3, atol=1e-3
         )
-        np.testing.assert_allclose(whitening.forth[c] @ whitening.back[c], np.eye(4), atol=1e-4)
-    nothing = Whitening.of(torch.zeros(3, 22))
+        np.testing.assert_allclose(whitening.whiten[c] @ whitening.unwhiten[c], np.eye(4), atol=1e-4)
+    nothing = DeltaWhitening.from_moments(torch.zeros(3, 22))
     assert all(torch.isfinite(part).all() for part in nothing)
 
 
-def measured(features: torch.Tensor, outputs: int) -> Readout:
-    readout = Readout(features.shape[1], outputs)
-    readout.measure(features, torch.ones(len(features), dtype=torch.bool), lambda values: values)
-    return readout
+def measured(features: torch.Tensor, outputs: int) -> LinearModel:
+    model = LinearModel(features.shape[1], outputs)
+    model.measure(features, torch.ones(len(features), dtype=torch.bool), lambda values: values)
+    return model
 
 
 def test_features_have_a_mean_norm_of_20() -> None:
     torch.manual_seed(0)
     features = torch.rand(50, 6) * 7 + 1
     counted = torch.arange(50) < 30
-    readout = Readout(6, 2)
-    readout.measure(features, counted, lambda values: values)
-    readout.measure(features * 9, counted, lambda values: values)  # once and for all
+    model = LinearModel(6, 2)
+    model.measure(features, counted, lambda values: values)
+    model.measure(features * 9, counted, lambda values: values)  # the first call counts
     scaled = features * 20 / features[:30].norm(dim=1).mean()
     assert float(scaled[:30].norm(dim=1).mean()) == pytest.approx(20)
     with torch.no_grad():
-        readout.weight.normal_()
-        readout.bias.normal_()
-    w, b = readout.plain()
-    torch.testing.assert_close(readout(features), scaled @ w.T + b, rtol=1e-4, atol=1e-4)
+        model.weight.normal_()
+        model.bias.normal_()
+    w, b = model.uncentered()
+    torch.testing.assert_close(model(features), scaled @ w.T + b, rtol=1e-4, atol=1e-4)
 
 
 def test_objectives_are_in_single_precision_under_autocast() -> None:
     torch.manual_seed(0)
     features, label = torch.rand(50, 6), torch.randint(0, 3, (50,))
-    readout = measured(features, 12)
-    torch.nn.init.normal_(readout.weight)
+    model = measured(features, 12)
+    torch.nn.init.normal_(model.weight)
 
     def both() -> list[torch.Tensor]:
-        found, plain = readout(features), readout.plain()
+        found, plain = model(features), model.uncentered()
         machines = svm_objective(found, torch.ones(50, 12), torch.ones(50, 12), plain, 0.1)
         boxes = found.unflatten(1, (3, 4))
         return [*plain, machines, ridge_objective(boxes, boxes + 1.01, label, torch.rand(50), plain, 7.0, 3)]
@@ -313,8 +314,8 @@ def test_objectives_are_in_single_precision_under_autocast() -> None:
         assert differences(expected, both()) == []
 
 
-def descend(readout: Readout, objective: Callable[[], torch.Tensor], steps: int) -> float:
-    optimizer = torch.optim.AdamW(readout.parameters(), lr=0.003, weight_decay=0.0)
+def descend(model: LinearModel, objective: Callable[[], torch.Tensor], steps: int) -> float:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.003 * (1 - step / steps)
         optimizer.zero_grad()
@@ -323,34 +324,34 @@ def descend(readout: Readout, objective: Callable[[], torch.Tensor], steps: int)
     return float(objective().sum().detach())
 
 
-def test_descent_finds_the_machine_that_the_dual_gives() -> None:
+def test_descent_reaches_the_optimum_of_the_dual_problem() -> None:
     rng = np.random.default_rng(5)
     y = np.where(rng.random(300) < 0.2, 1.0, -1.0)
     x = rng.normal(0, 1, (300, 8)) + 3 + 0.7 * (y > 0)[:, None]
     features = torch.from_numpy(x).float()
-    readout = measured(features, 1)
+    model = measured(features, 1)
     cost, weight = 0.02, np.where(y > 0, 2.0, 1.0)
-    scaled = np.concatenate([x * 20 / float(readout.norm), np.full((300, 1), 10.0)], 1) * y[:, None]
+    scaled = np.concatenate([x * 20 / float(model.norm.value), np.full((300, 1), 10.0)], 1) * y[:, None]
     gram = scaled @ scaled.T
     dual = minimize(
         lambda a: (a @ gram @ a / 2 - a.sum(), gram @ a - 1), np.zeros(300), jac=True, method="L-BFGS-B",
         bounds=[(0, cost * each) for each in weight], options={"maxiter": 2000},
     )  # fmt: skip
     sides, weights = (torch.from_numpy(v).float()[:, None] for v in (y, weight))
-    found = descend(readout, lambda: svm_objective(readout(features), sides, weights, readout.plain(), cost), 1500)
-    # Strong duality: at the optimum both are the same.
+    found = descend(model, lambda: svm_objective(model(features), sides, weights, model.uncentered(), cost), 1500)
+    # Strong duality: both optima are equal.
     assert -dual.fun <= found * 1.001
     assert found == pytest.approx(-dual.fun, rel=0.02)
 
 
 def test_the_regressions_gradient_vanishes_at_the_closed_form() -> None:
-    """NumPy's solution of (X'X + lambda) beta = X'y, in which the bias is the weight of a feature of 1."""
+    """The reference solves (X'X + lambda) beta = X'y; the bias is the weight of a constant feature of 1."""
     rng = np.random.default_rng(6)
     features, label = torch.from_numpy(rng.random((200, 5)) * 3).float(), torch.from_numpy(rng.integers(0, 3, 200))
     wanted = torch.from_numpy(rng.normal(0.3, 1, (200, 3, 4))).float()
     weight = torch.from_numpy(rng.integers(0, 3, 200)).float()
-    readout = measured(features, 12)
-    x = np.concatenate([features.numpy() * 20 / float(readout.norm), np.ones((200, 1))], 1).astype(np.float64)
+    model = measured(features, 12)
+    x = np.concatenate([features.numpy() * 20 / float(model.norm.value), np.ones((200, 1))], 1).astype(np.float64)
     total = 0.0
     with torch.no_grad():
         for c in range(3):
@@ -358,31 +359,32 @@ def test_the_regressions_gradient_vanishes_at_the_closed_form() -> None:
             xc, yc, each = x[mine], wanted[torch.from_numpy(mine), c].double().numpy(), 3 * weight.numpy()[mine, None]
             beta = np.linalg.solve(xc.T @ (each * xc) + 1000 * np.eye(6), xc.T @ (each * yc))
             total += float((each * (yc - xc @ beta) ** 2).sum() + 1000 * (beta**2).sum())
-            readout.weight[4 * c : 4 * c + 4] = torch.from_numpy(beta[:5].T)
-            shift = torch.from_numpy(beta[:5].T).float() @ (readout.mean * 20 / readout.norm)
-            readout.bias[4 * c : 4 * c + 4] = (torch.from_numpy(beta[5]).float() + shift) / 20
-    plain = readout.plain()
-    objective = ridge_objective(readout(features).unflatten(1, (3, 4)), wanted, label, weight, plain, 1000, 3)
+            model.weight[4 * c : 4 * c + 4] = torch.from_numpy(beta[:5].T)
+            shift = torch.from_numpy(beta[:5].T).float() @ (model.mean.value * 20 / model.norm.value)
+            model.bias[4 * c : 4 * c + 4] = (torch.from_numpy(beta[5]).float() + shift) / 20
+    plain = model.uncentered()
+    objective = ridge_objective(model(features).unflatten(1, (3, 4)), wanted, label, weight, plain, 1000, 3)
     assert float(objective.sum().detach()) == pytest.approx(total, rel=1e-4)
-    gradients = torch.autograd.grad(objective.sum(), list(readout.parameters()))
-    # Elsewhere it is thousands.
+    gradients = torch.autograd.grad(objective.sum(), list(model.parameters()))
+    # Away from the optimum it is in the thousands.
     assert max(float(g.abs().max()) for g in gradients) < 0.05
     with torch.no_grad():
-        readout.weight += 0.01
-    moved = ridge_objective(readout(features).unflatten(1, (3, 4)), wanted, label, weight, readout.plain(), 1000, 3)
-    assert max(float(g.abs().max()) for g in torch.autograd.grad(moved.sum(), list(readout.parameters()))) > 100
+        model.weight += 0.01
+    moved = ridge_objective(model(features).unflatten(1, (3, 4)), wanted, label, weight, model.uncentered(), 1000, 3)
+    assert max(float(g.abs().max()) for g in torch.autograd.grad(moved.sum(), list(model.parameters()))) > 100
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("proposals", [0, 12])
 @pytest.mark.parametrize("objects", [0, 3])
 def test_nothing_to_learn_from(stage: int, proposals: int, objects: int) -> None:
-    """No object or no proposal in the whole batch, or in one of its images: finite losses and gradients."""
+    """Losses and gradients are finite without objects or proposals, in a batch or in one of its images."""
     torch.manual_seed(0)
     rng = np.random.default_rng(7)
     module = small()
     module.stage = stage
-    parts = (module.network, module.svm, module.box)
+    module.train()
+    parts = module.stage_modules()
     for images in ([0, 0], [1, 0]):
         batch = {
             "image": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8),
@@ -398,53 +400,53 @@ def test_nothing_to_learn_from(stage: int, proposals: int, objects: int) -> None
             assert all(torch.isfinite(g).all() if i == stage else g is None for g in gradients), (i, stage)  # type: ignore[arg-type]
 
 
-def test_a_batch_without_proposals_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected a batch with boxes.*--data\.proposals"):
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"expected a batch with proposals.*--data\.proposals"):
         training_proposals({"image": torch.zeros(1, 3, 8, 8)})
-    with pytest.raises(ValueError, match="stages: expected three parts"):
-        RCNN("small", width=0.1, crop_size=32, context=4, stages=(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="stage_fractions: expected three positive fractions"):
+        RCNN("small", width_multiplier=0.1, crop_size=32, context=4, stage_fractions=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="context: expected 0 or more and less than half of a crop of 32"):
-        RCNN("small", width=0.1, crop_size=32)
+        RCNN("small", width_multiplier=0.1, crop_size=32)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_box_of_each_class_stays() -> None:
+def test_the_best_box_of_each_class_is_kept() -> None:
     boxes = torch.tensor([[[10.0, 10, 50, 50], [12, 10, 52, 50], [70, 70, 120, 90], [0, 0, 0, 0]]])
     scores = torch.tensor([[[0.5, -0.9], [0.7, -2.0], [-0.5, -1.0], [9.0, 9.0]]])
     there = torch.tensor([[True, True, True, False]])
     moved = boxes[:, :, None].expand(-1, -1, 2, -1)
     (found,) = decode(scores, moved, there, torch.tensor([[100.0, 80.0]]), score_threshold=-1.0)
-    # Scores below 0 are scores; of those that are not above -1 none is left, and boxes end with the image.
+    # Negative scores above the threshold of -1 are kept, and boxes are clipped to the image.
     assert found["scores"].tolist() == pytest.approx([0.7, -0.5, -0.9])
     assert found["labels"].tolist() == [0, 0, 1]
     assert found["boxes"].tolist() == [[12, 10, 52, 50], [70, 70, 100, 80], [10, 10, 50, 50]]
 
 
-def test_whitened_offsets_lead_to_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is predicted after the third stage undoes what is learned in it."""
+def test_whitened_deltas_lead_to_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prediction after the third stage inverts the encoding of its targets."""
     rng = np.random.default_rng(8)
     module = small().eval()
     found = random_candidates(rng, images=1)[0]
-    while not found.own.any():
+    while not found.is_object.any():
         found = random_candidates(rng, images=1)[0]
     for _ in range(30):
-        module.moments += moments_of(random_candidates(rng)[0])
-    mean, forth, _ = module._whitening(torch.device("cpu"))
-    wanted = ((found.offset[:, :, None] - mean)[..., None, :] @ forth)[..., 0, :]
-    monkeypatch.setattr(module.box, "forward", lambda pool5: wanted.flatten(2))
-    module.finished = 3
+        module.moments.value += delta_moments(random_candidates(rng)[0])
+    mean, whiten, _ = module.whitening()
+    target = ((found.deltas[:, :, None] - mean)[..., None, :] @ whiten)[..., 0, :]
+    monkeypatch.setattr(module.box_regressor, "forward", lambda pool5: target.flatten(2))
+    module.finished_stages = 3
     pixels = torch.zeros(1, 3, 64, 64)
     with torch.inference_mode():
-        _, moved = module._look(pixels, found.boxes)
-    near = found.there & (found.best > 0.3)
-    truth = rcnn.decode_boxes(found.offset, found.boxes, (1.0, 1.0, 1.0, 1.0))
+        _, moved = module.score_boxes(pixels, found.boxes)
+    near = found.valid & (found.max_iou > 0.3)
+    expected = rcnn.decode_boxes(found.deltas, found.boxes, (1.0, 1.0, 1.0, 1.0))
     for c in range(3):
-        torch.testing.assert_close(moved[:, :, c][near], truth[near], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(moved[:, :, c][near], expected[near], atol=1e-2, rtol=1e-3)
 
 
-def test_without_proposals_they_are_searched_for() -> None:
+def test_images_without_proposals_are_searched() -> None:
     torch.manual_seed(0)
     module = small(score_threshold=0.0).eval()
     images = torch.zeros(2, 3, 32, 250, dtype=torch.uint8)
@@ -462,12 +464,12 @@ def test_without_proposals_they_are_searched_for() -> None:
     assert [len(found["boxes"]) for found in none] == [0, 0]
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Ten training images and four for validation, with a few boxes each."""
+    """Write ten training images and four for validation, with proposals."""
     folder = tmp_path_factory.mktemp("VOC")
     write_voc(str(folder), classes=2, train=5, val=2, size=48)
     rng = np.random.default_rng(0)
@@ -481,8 +483,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 OPTIONS = [
     "fit", "--data", "VOCDetection", "--data.train", "[VOC2007/train]", "--data.val", "[VOC2007/val]",
     "--data.image_size", "64", "--data.num_workers", "0", "--model", "RCNN", "--model.backbone", "small",
-    "--model.width", "0.1", "--model.crop_size", "32", "--model.context", "4", "--model.crops", "8",
-    "--model.candidates", "20", "--model.stages", "[0.34, 0.33, 0.33]", "--model.coco", "false",
+    "--model.width_multiplier", "0.1", "--model.crop_size", "32", "--model.context", "4",
+    "--model.rois_per_image", "8", "--model.svm_proposals_per_image", "20",
+    "--model.stage_fractions", "[0.34, 0.33, 0.33]", "--model.compute_coco_ap", "false",
     "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.weight_decay", "0.1",
     "--model.schedule", "lightning_modules.schedules.Cosine", "--trainer.log_every_n_steps", "1",
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "3",
@@ -498,39 +501,39 @@ def checkpoint(run: Path, step: int) -> dict[str, Any]:
 def test_a_fit_and_its_resumes(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three stages of five steps, killed within and between them."""
+    """Three stages of five steps; the run is killed within and between them."""
     monkeypatch.chdir(tmp_path)
     cli.parser.run([*OPTIONS, *data, "--data.batch_size", "2", "--data.photometric", "ssd", "--data.hflip", ".5"])
     printed = capsys.readouterr().out
-    for line in ("step 0: fine-tuning", "step 5: support vector machines", "step 10: box regression"):
-        assert printed.count(f"R-CNN: {line}") == 1
+    for number, line in enumerate(("fine-tuning", "support vector machines", "box regression")):
+        assert printed.count(f"RCNN: stage {number + 1} of 3, {line}, starts at step {5 * number}\n") == 1
     (run,) = Path("runs/run").iterdir()
     expected = outcome(run)
     assert expected["file"] == "step=00000015.ckpt"
     states = {step: checkpoint(run, step)["state_dict"] for step in (4, 5, 9, 10, 14, 15)}
-    for part, moves in (("network", 5), ("svm", 10), ("box", 15)):
+    for part, moves in (("network", 5), ("svm", 10), ("box_regressor", 15)):
         for step in (5, 10, 15):
-            # AdamW's weight decay and momentum, too, leave alone what rests, and batch normalization does.
+            # AdamW's weight decay and momentum, and batch statistics, do not change frozen parts.
             same = [torch.equal(states[step - 1][k], v) for k, v in states[step].items() if k.startswith(part)]
             assert all(same) if step != moves else not all(same), (part, step)
-    assert [checkpoint(run, step)["rcnn"]["finished"] for step in (4, 5, 9, 10, 14, 15)] == [0, 1, 1, 2, 2, 3]
-    assert [row["train/stage"] for row in expected["metrics"] if "train/stage" in row] == [0] * 5 + [1] * 5 + [2] * 5
-    last = checkpoint(run, 15)["rcnn"]
+    assert [checkpoint(run, step)["stages"]["finished"] for step in (4, 5, 9, 10, 14, 15)] == [0, 1, 1, 2, 2, 3]
+    assert [row["train/stage"] for row in expected["metrics"] if "train/stage" in row] == [1] * 5 + [2] * 5 + [3] * 5
+    last = checkpoint(run, 15)["stages"]
     assert last["moments"][:, 21].tolist() == [5] * 20
     for step in (3, 5, 7, 10, 12):
         killed = kill_and_resume(run, step)
         assert differences(expected, outcome(killed)) == [], step
-        assert differences(last, checkpoint(killed, 15)["rcnn"]) == [], step
+        assert differences(last, checkpoint(killed, 15)["stages"]) == [], step
 
 
 @pytest.mark.xdist_group("processes")
 def test_two_ranks(data: list[str], tmp_path: Path) -> None:
-    """What rests gets no gradient and does not move, nobody waits for it, and sums are of all ranks."""
+    """Frozen parts do not change or block DDP, and sums are over all ranks."""
     ranks = [*OPTIONS, *data, "--data.batch_size", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     assert finish(*train_ranks(ranks, tmp_path)) == [0, 0], (tmp_path / "log.txt").read_text()
     (run,) = (tmp_path / "runs/run").iterdir()
     states = {step: checkpoint(run, step)["state_dict"] for step in (4, 5, 9, 10, 14, 15)}
-    for part, moves in (("network", 5), ("svm", 10), ("box", 15)):
+    for part, moves in (("network", 5), ("svm", 10), ("box_regressor", 15)):
         for step in (5, 10, 15):
             same = [torch.equal(states[step - 1][k], v) for k, v in states[step].items() if k.startswith(part)]
             assert all(same) if step != moves else not all(same), (part, step)
@@ -539,10 +542,10 @@ def test_two_ranks(data: list[str], tmp_path: Path) -> None:
         patch.chdir(tmp_path / "one")
         cli.parser.run([*OPTIONS, *data, "--data.batch_size", "2"])
     (alone,) = (tmp_path / "one/runs/run").iterdir()
-    # An epoch's images are the same, on one rank or two, and nothing is drawn at random in these.
-    mine, theirs = (checkpoint(r, 15)["rcnn"]["moments"] for r in (alone, run))
+    # One rank and two read the same images in an epoch, and the moments do not depend on sampling.
+    mine, theirs = (checkpoint(r, 15)["stages"]["moments"] for r in (alone, run))
     torch.testing.assert_close(mine[:, :21], theirs[:, :21])
     assert (mine[:, 0] > 0).any()
     assert theirs[:, 21].tolist() == [10] * 20
     log = (tmp_path / "log.txt").read_text()
-    assert log.count("R-CNN: step 5: support vector machines") == 1
+    assert log.count("RCNN: stage 2 of 3, support vector machines, starts at step 5") == 1

@@ -1,4 +1,4 @@
-"""DeconvNet: the authors' counts, switches, proposals put together, an ensemble by product, both stages of training."""
+"""DeconvNet: parameter counts, unpooling, combination of windows, ensemble, CRF, training."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 import lightning_modules.segmentation.deconvnet as deconvnet
-from datamodules.segmentation.instance_crops import enlarge
+from datamodules.segmentation.instance_crops import add_context
 from lightning_modules.components.vgg import VGG16
 from lightning_modules.segmentation.deconvnet import (
     CRF,
     DeconvNet,
     DeconvNetwork,
-    Deconvolution,
-    score_windows,
-    windows,
+    combine_windows,
+    select_windows,
 )
 from lightning_modules.segmentation.encoder_decoder import EncoderDecoder
 from lightning_modules.segmentation.fcn import FCN
 
 
 def small(**options: Any) -> DeconvNet:
-    return DeconvNet(**{"num_classes": 3, "width": 0.02, "inference": "image", **options})
+    return DeconvNet(**{"num_classes": 3, "width_multiplier": 0.02, "inference": "image", **options})
 
 
-def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
+def random_images(*sizes: tuple[int, int]) -> list[Tensor]:
     return [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
 
 
@@ -50,26 +49,18 @@ def test_the_authors_network(batch_norm: bool, count: int) -> None:
     assert up == [512, 512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64, 64]
 
 
-def test_what_is_not_vggs_begins_with_a_deviation_of_a_hundredth() -> None:
+def test_the_decoder_is_initialized_with_a_standard_deviation_of_0_01() -> None:
     torch.manual_seed(0)
     network = DeconvNetwork(3, 0.2)
-    for layer in (network.fc6_deconv[0], *(m for m in network.decoder.modules() if isinstance(m, Deconvolution))):
+    for layer in (network.fc6_deconv[0], *(m for m in network.decoder.modules() if isinstance(m, nn.ConvTranspose2d))):
         assert isinstance(layer, nn.ConvTranspose2d)
         assert layer.bias is not None
         assert 0.009 < layer.weight.std() < 0.011
         assert (layer.bias == 0).all()
 
 
-def test_a_deconvolution_is_a_transposed_convolution() -> None:
-    torch.manual_seed(0)
-    layer, x = Deconvolution(5, 7), torch.randn(2, 5, 9, 8)
-    assert layer.bias is not None
-    expected = F.conv_transpose2d(x, layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("size", [(224, 224), (193, 256), (225, 199)])
-def test_a_score_for_every_pixel(size: tuple[int, int]) -> None:
+def test_one_logit_per_pixel_and_class(size: tuple[int, int]) -> None:
     network = DeconvNetwork(3, 0.02).eval()
     with torch.inference_mode():
         assert network(torch.randn(1, 3, *size)).shape == (1, 3, *size)
@@ -84,13 +75,13 @@ def test_a_smaller_fc6_leaves_more_cells() -> None:
     assert cells == [(3, 1)]
 
 
-def test_a_picture_that_is_too_small() -> None:
-    with pytest.raises(ValueError, match="expected 193 pixels or more to either side, found 192x300: take larger ones"):
+def test_an_image_that_is_too_small() -> None:
+    with pytest.raises(ValueError, match="expected at least 193 pixels per side, found 192x300; increase"):
         DeconvNetwork(3, 0.02)(torch.zeros(1, 3, 300, 192))
 
 
-def test_values_go_back_to_where_the_maxima_were() -> None:
-    """Each unpooled map has values at the encoder's own maxima and nowhere else, which is not so of another's."""
+def test_unpooling_uses_the_positions_of_the_maxima() -> None:
+    """Each unpooled map is 0 except at the maxima of the feature map of its own encoder level."""
     torch.manual_seed(0)
     network = DeconvNetwork(3, 0.05).eval()
     pooled, unpooled = [], []
@@ -116,7 +107,7 @@ def test_values_go_back_to_where_the_maxima_were() -> None:
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_begins_with_vgg16(tmp_path: Path) -> None:
+def test_weights_of_vgg16(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plan: list[int | str] = [max(1, round(c * 0.02)) if isinstance(c, int) else c for c in VGG16]
     features = make_layers(plan, batch_norm=True)
@@ -125,7 +116,7 @@ def test_it_begins_with_vgg16(tmp_path: Path) -> None:
     vgg = nn.ModuleDict({"features": features, "classifier": classifier})
     torch.save(vgg.state_dict(), tmp_path / "vgg16_bn.pth")
     network = small(weights=str(tmp_path / "vgg16_bn.pth")).network.eval()
-    # Batch normalization behind fc6 and fc7 is new, and does nothing at first but for its epsilon.
+    # Batch normalization after fc6 and fc7 is new; initially it changes nothing, except for its epsilon.
     pixels = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         vgg.eval()
@@ -134,7 +125,7 @@ def test_it_begins_with_vgg16(tmp_path: Path) -> None:
     torch.testing.assert_close(found.flatten(1), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_second_stage_begins_where_the_first_ended(tmp_path: Path) -> None:
+def test_the_second_stage_starts_from_the_checkpoint_of_the_first(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = small()
     torch.save({"state_dict": first.state_dict()}, tmp_path / "stage1.ckpt")
@@ -150,21 +141,21 @@ def test_the_second_stage_begins_where_the_first_ended(tmp_path: Path) -> None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def test_boxes_with_context_around_them() -> None:
+def test_windows_are_boxes_with_context() -> None:
     rng = np.random.default_rng(0)
     boxes = rng.uniform(0, 300, (200, 4)).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2] + 2
-    found = windows(torch.from_numpy(boxes), 1000, 1)
-    assert found == [list(enlarge(box)) for box in boxes]  # as they are cut out in training
-    assert windows(torch.tensor([[10.0, 20.0, 110.0, 70.0]]), 50, 1) == [[0, 15, 120, 75]]
+    found = select_windows(torch.from_numpy(boxes), 1000, 1)
+    assert found == [list(add_context(box)) for box in boxes]  # the crops of training
+    assert select_windows(torch.tensor([[10.0, 20.0, 110.0, 70.0]]), 50, 1) == [[0, 15, 120, 75]]
     large = [box for box in found if min(box[2] - box[0], box[3] - box[1]) >= 112]
     assert 50 < len(large) < 200
-    assert windows(torch.from_numpy(boxes), 50, 112) == large[:50]
-    assert windows(torch.zeros(0, 4), 50, 112) == []
+    assert select_windows(torch.from_numpy(boxes), 50, 112) == large[:50]
+    assert select_windows(torch.zeros(0, 4), 50, 112) == []
 
 
 def blend(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(C,h,w) at (height, width), bilinear, pixel by pixel."""
+    """Resize (C, h, w) to (C, height, width) bilinearly, pixel by pixel."""
     channels, height, width = values.shape
     out = np.zeros((channels, *size))
     for y in range(size[0]):
@@ -180,9 +171,9 @@ def blend(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return out
 
 
-def test_windows_put_together_as_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against loops over windows and pixels; the side is 16, so that crops are enlarged and no filter is needed."""
-    monkeypatch.setattr(deconvnet, "AT_ONCE", 3)
+def test_combined_windows_equal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with loops over windows and pixels; a side of 16 enlarges all crops, so that none is filtered."""
+    monkeypatch.setattr(deconvnet, "WINDOW_BATCH_SIZE", 3)
     torch.manual_seed(0)
     network = nn.Conv2d(3, 4, 3, padding=1)
     rng = np.random.default_rng(0)
@@ -203,27 +194,27 @@ def test_windows_put_together_as_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch)
                 for x in range(max(0, left), min(24, right)):
                     expected[:, y, x] = np.maximum(expected[:, y, x], scores[:, y - top, x - left])
         with torch.inference_mode():
-            found = score_windows(network, image, boxes, 4, 16)
+            found = combine_windows(network, image, boxes, 4, 16)
         np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
         assert (found >= 0).all()
 
 
-def test_proposals_of_the_batch_or_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proposals_of_the_batch_or_selective_search(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    module = small(inference="proposals", proposals=2, least_side=20).eval()
-    images = pictures((60, 80), (50, 50))
+    module = small(inference="proposals", num_proposals=2, min_window_size=20).eval()
+    images = random_images((60, 80), (50, 50))
     boxes = [
         torch.tensor([[5.0, 5.0, 45.0, 40.0], [0.0, 0.0, 10.0, 10.0], [30.0, 10.0, 80.0, 60.0]]),
         torch.zeros(0, 4),
     ]
     with torch.inference_mode():
-        scores = module.scores(images, None, boxes)
+        scores = module.logits(images, None, boxes)
         maps = module.predict_batch({"image": images, "proposals": boxes})
         sizes = [torch.zeros(30, 40), torch.zeros(50, 50)]
         resized = module.predict_batch({"image": images, "proposals": boxes, "original_mask": sizes})
-        # The 10x10 box is too small, and not counted; where no window lies all scores are 0: background.
+        # The 10x10 box is too small and does not count. Without windows all logits are 0: background.
         large = [box[[0, 2]] if len(box) else box for box in boxes]
-        again = module.scores(images, None, large)
+        again = module.logits(images, None, large)
     torch.testing.assert_close(scores[0], again[0])
     assert (scores[0] != 0).any()
     assert (scores[1] == 0).all()
@@ -238,18 +229,18 @@ def test_proposals_of_the_batch_or_searched_for(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(deconvnet, "inference_proposals", search)
     with torch.inference_mode():
-        found = module.scores(images)
+        found = module.logits(images)
     assert asked == [None]
     torch.testing.assert_close(found[0], scores[0])
 
 
-def test_whole_pictures_of_any_size() -> None:
+def test_whole_images_of_any_size() -> None:
     torch.manual_seed(0)
     module = small().eval()
-    images = pictures((60, 80), (300, 250))
+    images = random_images((60, 80), (300, 250))
     with torch.inference_mode():
-        scores = module.scores(images)
-        one = module.network(deconvnet.to_side(module.preprocess(images[0][None]), 224))
+        scores = module.logits(images)
+        one = module.network(deconvnet.resize_to_square(module.preprocess(images[0][None]), 224))
         maps = module.predict(images)
         same = module.predict(torch.stack([images[0]] * 2))
     assert [tuple(s.shape) for s in scores] == [(3, 60, 80), (3, 300, 250)]
@@ -265,7 +256,7 @@ def test_whole_pictures_of_any_size() -> None:
 @pytest.fixture(scope="module")
 def fcn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
-    module = FCN(num_classes=3, width=0.02, batch_norm=True, pad=1)
+    module = FCN(num_classes=3, width_multiplier=0.02, batch_norm=True, conv1_padding=1)
     nn.init.normal_(module.network.score_fr.weight)
     path = tmp_path_factory.mktemp("fcn") / "fcn.ckpt"
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
@@ -276,24 +267,24 @@ def fcn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_ensemble_is_the_product_of_class_probabilities(fcn: Path) -> None:
     torch.manual_seed(0)
     alone, together = small().eval(), small(ensemble=str(fcn)).eval()
-    together.load_state_dict(alone.state_dict())  # the FCN is no part of it
+    together.load_state_dict(alone.state_dict())  # the FCN is not part of the state
     assert len(together.parameter_groups()[0]["params"]) == len(alone.parameter_groups()[0]["params"])
-    images = pictures((64, 64), (48, 80))
+    images = random_images((64, 64), (48, 80))
     with torch.inference_mode():
-        ours = [s.softmax(0).numpy().astype(np.float64) for s in alone.scores(images)]
+        ours = [s.softmax(0).numpy().astype(np.float64) for s in alone.logits(images)]
         other = FCN.load_from_checkpoint(fcn, weights_only=True).eval()
-        theirs = [s.softmax(0).numpy().astype(np.float64) for s in other.scores(images)]
-        found, maps = together.scores(images), together.predict(images)
+        theirs = [s.softmax(0).numpy().astype(np.float64) for s in other.logits(images)]
+        found, maps = together.logits(images), together.predict(images)
     for a, b, scores, m in zip(ours, theirs, found, maps, strict=True):
         product = a * b
         np.testing.assert_allclose(scores.softmax(0).numpy(), product / product.sum(0), atol=1e-5)
         assert (m.numpy() == product.argmax(0)).mean() > 0.999
-    # Two classes, by hand: 0.6 times 0.2 is less than 0.4 times 0.8, and 0.12 of 0.44 is 27%.
+    # Two classes: the products are 0.12 and 0.32, the probabilities 0.27 and 0.73.
     scores = torch.tensor([0.6, 0.4]).log() + torch.tensor([0.2, 0.8]).log()
     torch.testing.assert_close(scores.softmax(0), torch.tensor([0.12 / 0.44, 0.32 / 0.44]))
 
 
-def test_it_can_begin_with_what_an_fcn_has_learned(fcn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_an_fcn(fcn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, state = small(weights=str(fcn)), torch.load(fcn, weights_only=True)["state_dict"]
     for name in ("features.0.weight", "features.41.running_var", "fc6.0.weight", "fc7.1.weight"):
         assert torch.equal(module.network.state_dict()[name], state[f"network.{name}"])
@@ -302,25 +293,25 @@ def test_it_can_begin_with_what_an_fcn_has_learned(fcn: Path, capsys: pytest.Cap
     assert "skipped: score_fr.weight" in printed
 
 
-def test_what_can_be_wrong_with_an_ensemble(fcn: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="ensemble: no file"):
+def test_bad_ensemble(fcn: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ensemble: expected a checkpoint of an FCN, found no file"):
         small(ensemble=str(tmp_path / "none.ckpt"))
     (tmp_path / "bad.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="is not a checkpoint of an FCN"):
+    with pytest.raises(ValueError, match=r"ensemble: expected a checkpoint of an FCN, found .*bad.ckpt"):
         small(ensemble=str(tmp_path / "bad.ckpt"))
-    with pytest.raises(ValueError, match="expected an FCN of 4 classes, found 3"):
+    with pytest.raises(ValueError, match="expected an FCN with 4 classes, found 3"):
         small(num_classes=4, ensemble=str(fcn))
 
 
-def test_a_crf_sees_the_picture_and_the_probabilities() -> None:
+def test_the_crf_reads_the_image_and_the_probabilities() -> None:
     torch.manual_seed(0)
     plain, module = small().eval(), small(crf=True).eval()
     module.load_state_dict(plain.state_dict())
-    images = pictures((40, 40))
+    images = random_images((40, 40))
     with torch.inference_mode():
-        scores = [50 * s for s in plain.scores(images)]
+        scores = [50 * s for s in plain.logits(images)]
         assert torch.equal(module.decode(scores, images)[0], CRF(scores[0].softmax(0), images[0]).argmax(0))
-        with pytest.raises(ValueError, match="found 40x40 of 20x20: set --data.eval_size null"):
+        with pytest.raises(ValueError, match="original size 20x20, found 40x40; set --data.eval_image_size null"):
             module.predict_batch({"image": images, "original_mask": [torch.zeros(20, 20)]})
 
 
@@ -337,14 +328,14 @@ def test_the_authors_optimizer_and_arguments() -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match="inference: expected image or proposals, found tiles"):
         small(inference="tiles")
-    with pytest.raises(ValueError, match="expected 1 or more, found 0 and 112"):
-        small(proposals=0)
+    with pytest.raises(ValueError, match="num_proposals: expected 1 or more, found 0"):
+        small(num_proposals=0)
 
 
-def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
+def test_an_all_void_batch_and_images_of_several_sizes() -> None:
     torch.manual_seed(0)
     module = small()
-    images = torch.stack(pictures((224, 224), (224, 224)))
+    images = torch.stack(random_images((224, 224), (224, 224)))
     loss = module.losses({"image": images, "mask": torch.full((2, 224, 224), 255)})["cross_entropy"]
     loss.backward()
     assert loss == 0
@@ -354,9 +345,9 @@ def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
 
 
 def test_it_learns_colors() -> None:
-    """Images of two colors: bright is class 1, dark is class 2; the edge is where the image has it."""
+    """Images of two colors: bright is class 1, dark is class 2; the predicted edge matches."""
     torch.manual_seed(0)
-    module = small(width=0.06).to(memory_format=torch.channels_last)
+    module = small(width_multiplier=0.06).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(module.parameters(), 1e-2)
 
     def batch(n: int) -> tuple[Tensor, Tensor]:
@@ -372,7 +363,7 @@ def test_it_learns_colors() -> None:
         optimizer.step()
     images, mask = batch(4)
     with torch.inference_mode():
-        for _ in range(8):  # the statistics of what was learned last
+        for _ in range(8):  # update the batch statistics
             module.network(module.preprocess(batch(4)[0]))
         found = torch.stack(module.eval().predict(images))
     assert (found == mask).float().mean() > 0.9
