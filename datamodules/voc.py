@@ -63,7 +63,7 @@ class VOCData(VisionDataModule):
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
         image_sets: the image sets of train, val and test, each ``<folder>/<list>``.
-        classes: names in label order, or a file with one name per line; None selects VOC's classes.
+        classes: names in label order, or a file with one name per line; null selects VOC's classes.
         images: for prediction, an image, a folder of images or a video.
         download: download missing archives of VOC2007 and VOC2012.
         **kwargs: see `VisionDataModule`.

@@ -182,10 +182,10 @@ class VOCDetection(VOCData):
         train: image sets for training, each ``<folder>/<list>``.
         val: image sets for validation.
         test: image sets for testing.
-        classes: names in label order, or a file with one name per line; None selects VOC's 20 classes.
+        classes: names in label order, or a file with one name per line; null selects VOC's 20 classes.
         image_size: side in pixels of the square that images are warped to (YOLO 448, SSD 300); or [shorter, longest],
             which keeps the aspect ratio (Faster R-CNN: [600, 1000]) and gives lists of images of different sizes.
-        eval_image_size: image size in validation, test and prediction; None uses ``image_size``.
+        eval_image_size: image size in validation, test and prediction; null uses ``image_size``.
         photometric: color augmentation in training, see `BoxTransform`.
         expand: largest factor of SSD's zoom-out in training, see `BoxTransform`; 1 disables it.
         iou_crop: use SSD's random crops in training, see `BoxTransform`.

@@ -61,7 +61,7 @@ class VOCMaskData(VOCData):
     """Base of datamodules for masks: the files of VOC and SBD, and the union of both.
 
     Args:
-        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
         **kwargs: see `VOCData`.
 
     Raises:

@@ -156,7 +156,7 @@ class VOCInstanceCrops(VOCMaskData):
         train: image sets for training, see `VOCSegmentation`.
         val: image sets for validation.
         test: image sets for testing.
-        classes: names in the order of the ids, starting with the background, or a file with one name per line; None
+        classes: names in the order of the ids, starting with the background, or a file with one name per line; null
             selects the background and VOC's 20 classes.
         crops: ``objects`` for the first stage, ``proposals`` for the second.
         proposals: folder of region proposals, written by ``python -m tools.proposals --masks``; required for the second
@@ -164,7 +164,7 @@ class VOCInstanceCrops(VOCMaskData):
         image_size: side of the square that a crop is warped to.
         crop_size: side of the random square crop of that square.
         hflip: probability of a horizontal flip.
-        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
         images: for prediction, an image, a folder of images or a video.
         download: download missing archives of VOC2007, VOC2012 and SBD.
         **kwargs: see `VisionDataModule`.

@@ -61,11 +61,11 @@ class VOCInstance(VOCMaskData):
         val: image sets for validation.
         test: image sets for testing.
         classes: names in the order of the ids, starting with id 1 (0 is the background), or a file with one name per
-            line; None selects VOC's 20 classes.
+            line; null selects VOC's 20 classes.
         image_size: size that training images are resized to: the side of a square, or [shorter, longest], which keeps
-            the aspect ratio; None keeps their size.
+            the aspect ratio; null keeps their size.
         hflip: probability of a horizontal flip in training.
-        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
         images: for prediction, an image, a folder of images or a video.
         download: download missing archives of VOC2007, VOC2012 and SBD.
         **kwargs: see `VisionDataModule`.

@@ -68,17 +68,17 @@ class VOCSegmentation(VOCMaskData):
         train: image sets for training, each ``<folder>/<list>``.
         val: image sets for validation.
         test: image sets for testing.
-        classes: names in the order of the ids, starting with id 0, or a file with one name per line; None selects the
+        classes: names in the order of the ids, starting with id 0, or a file with one name per line; null selects the
             background and VOC's 20 classes.
         image_size: size that training images are resized to first: the side of a square, or [shorter, longest], which
-            keeps the aspect ratio; None keeps their size.
-        crop_size: side of the random square crop in training; pixels outside the image are void. None trains on full
+            keeps the aspect ratio; null keeps their size.
+        crop_size: side of the random square crop in training; pixels outside the image are void. null trains on full
             images.
         scale: smallest and largest factor of the random scaling before the crop.
         hflip: probability of a horizontal flip in training.
         color_jitter: brightness, contrast and saturation are multiplied by factors in [1 - c, 1 + c] in training.
-        eval_image_size: size of images in validation, test and prediction, as ``image_size``; None keeps their size.
-        sbd: the folder ``benchmark_RELEASE``; None selects the one beside ``VOCdevkit``.
+        eval_image_size: size of images in validation, test and prediction, as ``image_size``; null keeps their size.
+        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
         images: for prediction, an image, a folder of images or a video.
         download: download missing archives of VOC2007, VOC2012 and SBD.
         **kwargs: see `VisionDataModule`.
