@@ -1,4 +1,4 @@
-"""Boxes stay on their objects and keep their labels, whatever is done to the image."""
+"""Boxes stay on their objects and keep their labels under every transform."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BOXES = np.array(
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
-    """Rectangles of pure colors upon black, 200x200, lossless."""
+def drawn(tmp_path: Path) -> str:
+    """Rectangles of pure colors on black, 200x200, lossless."""
     pixels = np.zeros((200, 200, 3), np.uint8)
     for (x0, y0, x1, y1), color in zip(BOXES.astype(int), COLORS, strict=True):
         pixels[y0:y1, x0:x1] = color
@@ -36,7 +36,7 @@ def picture(tmp_path: Path) -> str:
     return path
 
 
-def where(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float, float, float] | None:
+def find_rectangle(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float, float, float] | None:
     """The rectangle of a color in (H,W,3)."""
     mask = (np.abs(image.astype(int) - color) < 60).all(2)
     if not mask.any():
@@ -58,12 +58,12 @@ def where(image: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float,
     ],
     ids=str,
 )
-def test_boxes_stay_on_their_objects(picture: str, options: dict) -> None:
+def test_boxes_stay_on_their_objects(drawn: str, options: dict) -> None:
     transform = BoxTransform(**{"image_size": 300, **options})
     seen = 0
     for seed in range(30):
         random.seed(seed)
-        image, boxes, kept = transform(picture, BOXES)
+        image, boxes, kept = transform(drawn, BOXES)
         assert boxes.dtype == np.float32
         assert len(boxes) == len(kept) > 0
         assert (np.diff(kept) > 0).all()
@@ -71,7 +71,7 @@ def test_boxes_stay_on_their_objects(picture: str, options: dict) -> None:
         # A pixel of the source is enlarged up to about 7 times by a crop, and interpolation blurs its edge.
         tolerance = 2 + 1.5 * 300 / 200 * (3.4 if options.get("iou_crop") else 1.7)
         for box, index in zip(boxes, kept, strict=True):
-            found = where(pixels, COLORS[index])
+            found = find_rectangle(pixels, COLORS[index])
             if found is not None:
                 seen += 1
                 assert np.abs(np.array(found) - box).max() <= tolerance, (seed, index, found, box)
@@ -80,12 +80,12 @@ def test_boxes_stay_on_their_objects(picture: str, options: dict) -> None:
     assert seen > 30
 
 
-def test_the_draw_is_pythons_random_state(picture: str) -> None:
+def test_the_draw_is_pythons_random_state(drawn: str) -> None:
     transform = BoxTransform(200, "ssd", 4.0, True, hflip=0.5)
 
     def draw(seed: int) -> tuple:
         random.seed(seed)
-        return transform(picture, BOXES)
+        return transform(drawn, BOXES)
 
     assert (draw(1)[0] == draw(1)[0]).all()
     assert any(not (draw(1)[0] == draw(seed)[0]).all() for seed in (2, 3, 4))
@@ -121,15 +121,15 @@ def test_iou_crops_overlap_an_object_and_hold_a_center() -> None:
     assert aspects.max() < 2.1
 
 
-def test_a_picture_without_objects_is_cropped_too(picture: str) -> None:
+def test_an_image_without_objects_is_cropped_too(drawn: str) -> None:
     random.seed(1)
-    image, boxes, kept = BoxTransform(100, iou_crop=True, expand=2.0)(picture, np.zeros((0, 4), np.float32))
+    image, boxes, kept = BoxTransform(100, iou_crop=True, expand=2.0)(drawn, np.zeros((0, 4), np.float32))
     assert image.shape == (3, 100, 100)
     assert boxes.shape == (0, 4)
     assert kept.shape == (0,)
 
 
-def test_boxes_are_clipped_or_left_out() -> None:
+def test_boxes_are_clipped_or_dropped() -> None:
     boxes = np.array([[-5, -5, 10, 10], [95, 40, 130, 60], [200, 0, 220, 20], [99.5, 0, 140, 40]], np.float32)
     moved, kept = transform_boxes(boxes, (0, 0, 100, 100), (200, 200))
     assert kept.tolist() == [0, 1, 3]
@@ -140,7 +140,7 @@ def test_boxes_are_clipped_or_left_out() -> None:
     assert transform_boxes(np.array([[1, 1, 3, 3]], np.float32), (0, 0, 1000, 1000), (100, 100))[1].tolist() == [0]
 
 
-def test_beyond_the_picture_is_the_mean_color() -> None:
+def test_beyond_the_image_is_the_mean_color() -> None:
     image = render_window(np.zeros((10, 20, 3), np.uint8), (-20, -10, 20, 10), (40, 80))
     assert (image[20:, 40:] == 0).all()
     assert (image[:20] == (124, 116, 104)).all()
@@ -165,15 +165,15 @@ def test_photometric_distortion_moves_no_pixel_and_stays_moderate() -> None:
     assert adjust_hsv(red, 0, 1, 0.5)[0, 0].tolist() == [100, 50, 50]
 
 
-def test_yolov2_turns_the_hue_by_a_tenth_at_most(picture: str) -> None:
+def test_yolov2_turns_the_hue_by_a_tenth_at_most(drawn: str) -> None:
     red = np.full((1, 1, 3), (160, 80, 80), np.uint8)
-    drawn = []
+    samples = []
     for seed in range(300):
         random.seed(seed)
         pixels = distort_yolo(red, hue=0.1)
         h, s, v = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[0, 0].astype(float)
-        drawn.append((h - 180 if h > 90 else h, s / 127.5, v / 160))
-    turn, saturation, exposure = np.array(drawn).T
+        samples.append((h - 180 if h > 90 else h, s / 127.5, v / 160))
+    turn, saturation, exposure = np.array(samples).T
     assert np.abs(turn).max() <= 19
     assert turn.min() < -15
     assert turn.max() > 15
@@ -182,9 +182,9 @@ def test_yolov2_turns_the_hue_by_a_tenth_at_most(picture: str) -> None:
         assert 1.45 < factor.max() <= 1.52
         assert 0.4 < (factor < 1).mean() < 0.6
     random.seed(5)
-    with_hue = BoxTransform(64, "yolo2")(picture, BOXES)[0]
+    with_hue = BoxTransform(64, "yolo2")(drawn, BOXES)[0]
     random.seed(5)
-    without = BoxTransform(64, "yolo")(picture, BOXES)[0]
+    without = BoxTransform(64, "yolo")(drawn, BOXES)[0]
     assert (with_hue != without).any()
 
 
