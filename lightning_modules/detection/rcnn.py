@@ -186,12 +186,11 @@ def linear_decay(optimizer: Optimizer, total_steps: int) -> LambdaLR:
 
 
 class RCNN(StagedModule, Detector):
-    """R-CNN (Girshick et al. 2014). Batch: see detection in the batch contract, with ``proposals``; images may differ
-    in size.
+    """R-CNN (Girshick et al. 2014). See `Detector` for batch, predictions and metrics.
 
-    Predictions: see `Detector`. Scores are those of the support vector machines: 0 is the decision boundary, 1 and -1
-    are the margins. They are probabilities until the second stage is complete. A batch without proposals is searched
-    by Selective Search, about a second per image.
+    Batches contain ``proposals``; images may differ in size. Prediction without proposals runs Selective Search, about
+    a second per image. Scores are those of the support vector machines: 0 is the decision boundary, 1 and -1 are the
+    margins. Until the second stage is complete they are probabilities.
 
     One fit has three stages, see `StagedModule`:
 
@@ -207,8 +206,8 @@ class RCNN(StagedModule, Detector):
     Args:
         backbone: ``alexnet``, ``vgg16`` or ``small``, see `CropNetwork`.
         width_multiplier: factor on all channels and units.
-        weights: None trains from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file. The
-            classifier is new and gets ten times the learning rate, as in the authors' files.
+        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file.
+            The classifier is new and gets ten times the learning rate, as in the authors' files.
         crop_size: side of the crops in pixels; the paper's is 227, VGG16's 224.
         context: pixels of a crop around its box, on each side.
         rois_per_image: crops per image in stages 1 and 3. In stage 1 a quarter of them has an IoU of at least 0.5 with
@@ -222,7 +221,8 @@ class RCNN(StagedModule, Detector):
         score_threshold: detections with a lower score are dropped. Difficult objects score below -1, the margin of the
             background.
         nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
-        optimizer: see `VisionModule`. Default: the authors'. Biases get twice the learning rate and no weight decay.
+        optimizer: makes the optimizer from parameter groups. Default: the authors' SGD. Biases get twice the learning
+            rate and no weight decay.
         schedule: learning-rate schedule of stage 1; it must be a function of the step.
         **kwargs: see `Detector`.
 

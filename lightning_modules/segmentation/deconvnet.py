@@ -185,7 +185,7 @@ class DeconvNet(SemanticSegmenter):
         width_multiplier: factor on all channels.
         batch_norm: batch normalization after each convolution.
         fc6_kernel: kernel size of fc6, 1 to 7; smaller ones accept smaller images.
-        weights: None trains from scratch; DEFAULT or the name of torchvision's weights for VGG-16, including fc6 and
+        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for VGG-16, including fc6 and
             fc7; or a file: such weights, the checkpoint of the previous stage, or an `FCN`'s, without its scores.
         inference: ``proposals`` combines windows, as in the paper; ``image`` segments whole images, for networks that
             were trained so.
@@ -195,7 +195,8 @@ class DeconvNet(SemanticSegmenter):
         ensemble: checkpoint of an `FCN`, whose class probabilities are multiplied with those of this network. The paper
             averages them; the authors' code multiplies the scores.
         crf: refine the class probabilities with a dense CRF, with the authors' settings.
-        optimizer: see `VisionModule`. Default: the authors'. Biases get twice the learning rate and no weight decay.
+        optimizer: makes the optimizer from parameter groups. Default: the authors' SGD. Biases get twice the learning
+            rate and no weight decay.
         **kwargs: see `SemanticSegmenter`.
 
     Raises:
