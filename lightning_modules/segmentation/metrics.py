@@ -1,4 +1,9 @@
-"""What is measured of a segmentation: overlaps of classes over a whole set, and average precision of objects' masks."""
+"""Metrics of segmentation.
+
+- Mean IoU and accuracies: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+  2015, section 5; VOCevalseg.m of the VOC development kit.
+- AP^r: Hariharan, Arbelaez, Girshick and Malik, "Simultaneous Detection and Segmentation", ECCV 2014.
+"""
 
 from __future__ import annotations
 
@@ -12,49 +17,60 @@ from torchmetrics import Metric, MetricCollection
 from errors import UserError
 from lightning_modules.components.average_precision import APMethod, COCOMeanAP, VOCMeanAP
 
+#: Id of pixels without a class; losses and metrics ignore them.
 VOID = 255
 
 
 def segmentation_metrics(num_classes: int) -> MetricCollection:
-    """What every system that gives each pixel a class is measured by: `SegmentationMetrics`."""
+    """Return the metrics of semantic segmentation: `SegmentationMetrics`."""
     return MetricCollection({"segmentation": SegmentationMetrics(num_classes)})
 
 
-def instance_metrics(num_classes: int, ap: APMethod = "11point", coco: bool = True) -> MetricCollection:
-    """What every system that finds objects and their masks is measured by: AP^r at 0.5 and 0.7, and COCO's if asked for.
+def instance_metrics(
+    num_classes: int, ap_method: APMethod = "11point", compute_coco_ap: bool = True
+) -> MetricCollection:
+    """Return the metrics of instance segmentation: AP^r at IoU 0.5 and 0.7.
 
-    ``apr_50``, ``apr_70``; the tables of a class (``ap``, ``precision``, ``objects``, ``detections``) are those at 0.5.
+    Their names are ``apr_50`` and ``apr_70``. The per-class tables (``ap``, ``precision``, ``objects``, ``detections``)
+    are those at 0.5.
+
+    Args:
+        num_classes: number of classes, without the background.
+        ap_method: see `VOCMeanAP`.
+        compute_coco_ap: also compute COCO's average precision of boxes and masks.
     """
     metrics: dict[str, Metric | MetricCollection] = {
-        "apr_50": RegionAP(num_classes, ap, 0.5, tables=True),
-        "apr_70": RegionAP(num_classes, ap, 0.7),
+        "apr_50": RegionAP(num_classes, ap_method, 0.5, tables=True),
+        "apr_70": RegionAP(num_classes, ap_method, 0.7),
     }
-    # No compute groups: torchmetrics would join the two for good where their first batch has equal results.
-    return MetricCollection({**metrics, "coco": COCOMeanAP(masks=True)} if coco else metrics, compute_groups=False)
+    if compute_coco_ap:
+        metrics["coco"] = COCOMeanAP(masks=True)
+    # No compute groups: torchmetrics would merge the two thresholds for good if their first batch has equal results.
+    return MetricCollection(metrics, compute_groups=False)
 
 
 class SegmentationMetrics(Metric):
-    """Intersections over union and accuracies from one confusion matrix of the set (VOCevalseg.m; Long et al. 2015).
+    """Mean IoU and accuracies, from one confusion matrix over the whole set (VOCevalseg.m; Long et al. 2015).
 
-    With n_ij pixels of class i predicted as class j, t_i of class i in all and C classes, ``compute`` gives, over all
-    samples of all ranks:
+    Let n_ij be the number of pixels of class i predicted as class j, t_i the number of pixels of class i, and C the
+    number of classes. ``compute`` returns, over all samples of all ranks:
 
-    - ``miou``: the mean of n_ii / (t_i + sum_j n_ji - n_ii) over the classes, float32 scalar, as all that follow.
-    - ``pixel_accuracy``: sum_i n_ii / sum_i t_i.
-    - ``mean_accuracy``: the mean of n_ii / t_i over the classes with t_i > 0.
-    - ``fwiou``: the classes' intersections over union, weighted by t_i.
-    - ``iou``: float32 (C,), of each class.
-    - ``confusion_matrix``: int64 (C,C), n_ij, rows are the truth.
+    - ``miou``: mean over the classes of n_ii / (t_i + sum_j n_ji - n_ii), float32 scalar.
+    - ``pixel_accuracy``: sum_i n_ii / sum_i t_i, float32 scalar.
+    - ``mean_accuracy``: mean of n_ii / t_i over the classes with t_i > 0, float32 scalar.
+    - ``fwiou``: IoU averaged over the classes with weights t_i, float32 scalar.
+    - ``iou``: IoU of each class, float32 (C,).
+    - ``confusion_matrix``: n_ij, int64 (C, C); rows are the ground truth.
 
-    Pixels whose truth is 255 (void) do not count. A class that is neither there nor predicted has no intersection over
-    union (nan) and is left out of the mean, as torchmetrics does it. The development kit divides zero by zero there and
-    its mean is nan; on VOC's sets every class occurs. A class that is only predicted counts as 0.
+    Void pixels are ignored. The IoU of a class that occurs in neither ground truth nor prediction is nan and does not
+    enter the mean, as in torchmetrics. The development kit divides 0 by 0 there and its mean is nan; on VOC's sets
+    every class occurs. The IoU of a class that is only predicted is 0.
 
-    The truth has the images' own sizes, as the development kit demands. The mean of batches' or images' values, and
-    values on a resized truth, are other numbers.
+    The ground truth has the original size of the images, as in the development kit. Averages of per-batch or per-image
+    values, and values on resized ground truth, differ.
 
     Args:
-        num_classes: C; ids are 0..C-1.
+        num_classes: number of classes, C; ids are 0..C-1.
     """
 
     full_state_update = False
@@ -71,45 +87,45 @@ class SegmentationMetrics(Metric):
         self.add_state("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-        """Adds images.
+        """Add images.
 
         Args:
-            preds: one map of ids an image, integers (h,w).
-            target: the same of the truth, 255 where void.
+            preds: one map of class ids per image, integer (H, W).
+            target: one map of class ids per image, integer (H, W); 255 is void.
 
         Raises:
-            ValueError: the lists differ in length, two maps in size, or an id is not among the classes.
+            UserError: the lists differ in length, two maps differ in size, or an id is not a class.
         """
         if len(preds) != len(target):
-            raise UserError(f"expected as many predictions as targets, found {len(preds)} and {len(target)}")
+            raise UserError(f"preds: expected as many predictions as targets, found {len(preds)} and {len(target)}")
         for i, (p, t) in enumerate(zip(preds, target, strict=True)):
             if p.shape != t.shape:
                 raise UserError(
-                    f"expected a prediction of the truth's size {tuple(t.shape)}, found {tuple(p.shape)} at {i}: "
-                    "resize the scores to the truth, never the truth"
+                    f"preds[{i}]: expected the ground truth's size {tuple(t.shape)}, found {tuple(p.shape)}; "
+                    "resize the logits, never the ground truth"
                 )
         if not any(m.numel() for m in preds):
             return
-        found, true = (torch.cat([m.flatten() for m in maps]).long() for maps in (preds, target))
+        predicted, true = (torch.cat([m.flatten() for m in maps]).long() for maps in (preds, target))
         void = true == VOID
-        for kind, ids in (("prediction", found), ("truth", true.masked_fill(void, 0))):
+        for name, ids in (("preds", predicted), ("target", true.masked_fill(void, 0))):
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= self.num_classes:
                 wrong = low if low < 0 else high
-                raise UserError(f"expected ids 0 to {self.num_classes - 1}, found {wrong} in a {kind}")
-        # Void is one more row, which is left out.
-        cells = true.masked_fill(void, self.num_classes) * self.num_classes + found
+                raise UserError(f"{name}: expected ids 0 to {self.num_classes - 1}, found {wrong}")
+        # Count void as one more row, and drop that row.
+        cells = true.masked_fill(void, self.num_classes) * self.num_classes + predicted
         counts = torch.bincount(cells, minlength=self.num_classes * (self.num_classes + 1))[: self.num_classes**2]
         self.matrix = self.matrix + counts.view(self.num_classes, self.num_classes)
 
     def compute(self) -> dict[str, Tensor]:
-        """The results named above."""
-        right, true = self.matrix.diagonal().double(), self.matrix.sum(1).double()
-        iou = right / (true + self.matrix.sum(0) - right)
+        """The results named in the class docstring."""
+        correct, true = self.matrix.diagonal().double(), self.matrix.sum(1).double()
+        iou = correct / (true + self.matrix.sum(0) - correct)
         results = {
             "miou": iou.nanmean(),
-            "pixel_accuracy": right.sum() / true.sum(),
-            "mean_accuracy": (right / true).nanmean(),
+            "pixel_accuracy": correct.sum() / true.sum(),
+            "mean_accuracy": (correct / true).nanmean(),
             "fwiou": (true * iou.nan_to_num(0)).sum() / true.sum(),
             "iou": iou,
         }
@@ -117,18 +133,18 @@ class SegmentationMetrics(Metric):
 
 
 class RegionAP(VOCMeanAP):
-    """AP^r: average precision of objects whose masks, not boxes, overlap enough (Hariharan et al. 2014).
+    """AP^r: average precision of objects that are matched by the IoU of their masks, not boxes (Hariharan et al. 2014).
 
-    Detections are matched as `VOCMeanAP` matches them, by ``masks``, bool or uint8 (N,H,W), in predictions and targets;
-    the papers know no difficult objects, and the data marks none.
+    Detections are matched as in `VOCMeanAP`, by ``masks``, bool or uint8 (N, H, W), in predictions and targets.
+    The papers define no difficult objects, and the data contains none.
 
-    ``compute`` gives ``apr_<threshold in per cent>``, the mean over the classes.
+    ``compute`` returns ``apr_<threshold in percent>``, the mean over the classes.
 
     Args:
-        num_classes: C; labels are 0..C-1.
-        method: ``11point``, or ``area``; see `VOCMeanAP`.
-        iou_threshold: the least overlap of the masks, 0.5 or 0.7 in the papers.
-        tables: give ``ap``, ``precision``, ``objects`` and ``detections`` too, see `VOCMeanAP`.
+        num_classes: number of classes, C; labels are 0..C-1.
+        method: ``11point`` or ``area``; see `VOCMeanAP`.
+        iou_threshold: smallest mask IoU of a match; 0.5 or 0.7 in the papers.
+        tables: also return ``ap``, ``precision``, ``objects`` and ``detections``; see `VOCMeanAP`.
     """
 
     def __init__(
@@ -141,25 +157,31 @@ class RegionAP(VOCMeanAP):
         return mask_iou(pred["masks"], gt["masks"])
 
     def compute(self) -> dict[str, Tensor]:
-        """The results named above."""
+        """The results named in the class docstring."""
         results = super().compute()
         mean = {f"apr_{round(100 * self.iou_threshold)}": results.pop("map")}
         return {**mean, **results} if self.tables else mean
 
 
-def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of each mask of one with each of the other: float64 (N,M); 0 where both are empty.
+def mask_iou(masks: Tensor, gt_masks: Tensor) -> Tensor:
+    """Compute the IoU of all pairs of masks; it is 0 if both are empty.
 
     Args:
-        a, b: bool or uint8 (N,H,W) and (M,H,W) of 0 and 1.
+        masks: bool or uint8 (N, H, W) of 0 and 1.
+        gt_masks: bool or uint8 (M, H, W) of 0 and 1.
+
+    Returns:
+        IoU, float64 (N, M).
 
     Raises:
-        ValueError: they differ in size.
+        UserError: the masks differ in size.
     """
-    if a.shape[1:] != b.shape[1:]:
-        raise UserError(f"masks: expected those of the objects' size {tuple(b.shape[1:])}, found {tuple(a.shape[1:])}")
-    # Double precision counts exactly, and no autocast touches it.
-    first, second = a.flatten(1).double(), b.flatten(1).double()
-    shared = first @ second.T
-    union = first.sum(1)[:, None] + second.sum(1) - shared
-    return torch.where(union > 0, shared / union, 0.0)
+    if masks.shape[1:] != gt_masks.shape[1:]:
+        raise UserError(
+            f"masks: expected the ground truth's size {tuple(gt_masks.shape[1:])}, found {tuple(masks.shape[1:])}"
+        )
+    # Float64 counts exactly and is not affected by autocast.
+    first, second = masks.flatten(1).double(), gt_masks.flatten(1).double()
+    intersection = first @ second.T
+    union = first.sum(1)[:, None] + second.sum(1) - intersection
+    return torch.where(union > 0, intersection / union, 0.0)

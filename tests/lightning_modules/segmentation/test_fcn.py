@@ -1,4 +1,4 @@
-"""FCN: the authors' counts and crops, bilinear interpolation, weights of a classifier and of the stage before."""
+"""FCN: parameter counts, crops, bilinear upsampling, weights of a classifier and of the previous stage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torchvision.models import VGG, resnet18
 from torchvision.models.vgg import make_layers
 
 from lightning_modules.components.vgg import VGG16
-from lightning_modules.segmentation.fcn import FCN, FCNNetwork, Upsampling
+from lightning_modules.segmentation.fcn import FCN, BilinearUpsampling, FCNNetwork
 
 VARIANTS = ("32s", "16s", "8s", "8s-atonce")
 
 
 def small(**options: Any) -> FCN:
-    return FCN(**{"num_classes": 3, "width": 0.05, "batch_norm": True, "pad": 1, **options})
+    return FCN(**{"num_classes": 3, "width_multiplier": 0.05, "batch_norm": True, "conv1_padding": 1, **options})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,10 @@ def test_the_authors_networks(variant: Any, all_of_them: int, learned: int) -> N
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("options", [{"width": 0.03}, {"width": 0.03, "pad": 1}, {"backbone": "mobilenet_v3_large"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"width_multiplier": 0.03}, {"width_multiplier": 0.03, "conv1_padding": 1}, {"backbone": "mobilenet_v3_large"}],
+)
 def test_a_score_for_every_pixel(variant: Any, options: dict[str, Any]) -> None:
     network = FCNNetwork(variant, 3, **options).eval()
     with torch.inference_mode():
@@ -48,10 +51,10 @@ def test_a_score_for_every_pixel(variant: Any, options: dict[str, Any]) -> None:
 
 
 def test_the_authors_crops_put_cells_on_what_they_see() -> None:
-    """The center of what each cell sees, layer by layer: what is added lies in the same place, and so does the end."""
+    """Follow the center of each cell's receptive field: maps that are added, and the output, are aligned."""
 
     def after(layer: nn.Module, scale: float, start: float) -> tuple[float, float]:
-        """Cell i of what comes in is centerd on pixel scale * i + start: the same of what comes out."""
+        """Cell i of the input is centered on pixel scale * i + start; return scale and start of the output."""
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
             sides: Any = (layer.kernel_size, layer.stride, layer.padding)
             kernel, stride, padding = (x[0] if isinstance(x, tuple) else x for x in sides)
@@ -59,41 +62,41 @@ def test_the_authors_crops_put_cells_on_what_they_see() -> None:
         return scale, start
 
     for variant, pixel in (("32s", 32), ("16s", 16), ("8s", 8)):
-        network = FCNNetwork(variant, width=0.02)  # type: ignore[arg-type]
+        network = FCNNetwork(variant, width_multiplier=0.02)  # type: ignore[arg-type]
         place, seen = (1.0, 0.0), {}
         assert isinstance(network.features, nn.Sequential)
         for i, layer in enumerate(network.features):
             place = after(layer, *place)
-            if i in network.taps:
-                seen[network.taps[i]] = place
+            if i in network.skip_layers:
+                seen[network.skip_layers[i]] = place
         place = after(network.fc6[0], *place)
         for name in network.score:
-            # A bilinear kernel's middle is between its two inner cells.
+            # The center of a bilinear kernel is between its two inner cells.
             scale, start = place[0] / 2, place[1] - place[0] * 1.5 / 2
             finer = seen[name][0], seen[name][1] + seen[name][0] * network.crops[name]
             assert finer == (scale, start)
             place = scale, start
         scale, start = place[0] / pixel, place[1] - place[0] * (pixel - 0.5) / pixel
         assert scale == 1
-        assert start + network.crops["picture"] == 0
+        assert start + network.crops["image"] == 0
 
 
 @pytest.mark.parametrize("factor", [2, 8, 32])
 def test_upsampling_is_bilinear(factor: int) -> None:
     scores = torch.randn(1, 3, 6, 7)
     expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
-    inner = slice(factor, -factor)  # at the edges there are zeros beyond
-    for aligned in (True, False):
-        layer = Upsampling(3, factor, aligned)
+    inner = slice(factor, -factor)  # the transposed convolution pads the border with zeros
+    for crop_border in (True, False):
+        layer = BilinearUpsampling(3, factor, crop_border)
         assert not layer.weight.requires_grad
         found = layer(scores)
-        found = found if aligned else found[:, :, factor // 2 : -(factor // 2), factor // 2 : -(factor // 2)]
+        found = found if crop_border else found[:, :, factor // 2 : -(factor // 2), factor // 2 : -(factor // 2)]
         assert found.shape == expected.shape
         torch.testing.assert_close(found[:, :, inner, inner], expected[:, :, inner, inner])
 
 
 def test_a_classifier_becomes_convolutional(tmp_path: Path) -> None:
-    """fc6 and fc7 of a VGG16: on an image of 224 pixels the one place in the middle says what the classifier does."""
+    """On an image of 224 pixels the center cell of the converted VGG-16 equals the classifier."""
     torch.manual_seed(0)
     plan: list[int | str] = [round(c * 0.05) if isinstance(c, int) else c for c in VGG16]
     vgg = VGG(make_layers(plan))
@@ -104,11 +107,12 @@ def test_a_classifier_becomes_convolutional(tmp_path: Path) -> None:
     state = vgg.state_dict()
     state["classifier.0.weight"] = state["classifier.0.weight"].clone()
     torch.save(state, tmp_path / "vgg16.pth")
-    # The number of channels of a narrow VGG16 differs from those of the paper's.
-    network = FCN(num_classes=3, width=0.05, pad=1, weights=str(tmp_path / "vgg16.pth")).network.eval()
+    network = FCN(
+        num_classes=3, width_multiplier=0.05, conv1_padding=1, weights=str(tmp_path / "vgg16.pth")
+    ).network.eval()
     pixels = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        top = network.maps(pixels)["top"]
+        top = network.feature_maps(pixels)["top"]
         expected = vgg.classifier[:5](vgg.features(pixels).flatten(1))
     assert top.shape == (1, 205, 7, 7)
     torch.testing.assert_close(top[:, :, 3, 3], expected, atol=1e-5, rtol=1e-4)
@@ -123,7 +127,7 @@ def test_each_stage_begins_where_the_last_ended(tmp_path: Path, capsys: pytest.C
     assert "newly initialized: score.pool4.weight" in capsys.readouterr().out
     for key, value in first.network.state_dict().items():
         assert key.startswith("upscore") or torch.equal(second.network.state_dict()[key], value)
-    # As the new score is zero, the second says what the first does, but for what interpolation in two steps rounds.
+    # The new scores are zero, so the second network equals the first, up to two-step interpolation.
     pixels = torch.randn(1, 3, 128, 128)
     with torch.inference_mode():
         a, b = first.network.eval()(pixels), second.network.eval()(pixels)
@@ -139,7 +143,7 @@ def test_weights_of_another_backbone(tmp_path: Path) -> None:
     torch.save({"state_dict": module.state_dict()}, tmp_path / "fcn.ckpt")
     FCN(num_classes=3, variant="8s-atonce", backbone="resnet18", weights=str(tmp_path / "fcn.ckpt"))
     torch.save({"some.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is not of resnet18"):
+    with pytest.raises(ValueError, match="expected weights of resnet18"):
         FCN(num_classes=3, backbone="resnet18", weights=str(tmp_path / "other.pth"))
 
 
@@ -148,9 +152,9 @@ def test_biases_learn_at_twice_the_rate_and_interpolation_does_not() -> None:
     groups = module.parameter_groups()
     assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 2.0]
     assert [group.get("weight_decay") for group in groups] == [None, 0.0]
-    fixed = {id(layer.weight) for layer in module.modules() if isinstance(layer, Upsampling)}
-    assert len(fixed) == 3
-    assert not any(id(p) in fixed for group in groups for p in group["params"])
+    frozen = {id(layer.weight) for layer in module.modules() if isinstance(layer, BilinearUpsampling)}
+    assert len(frozen) == 3
+    assert not any(id(p) in frozen for group in groups for p in group["params"])
 
 
 def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
@@ -173,9 +177,9 @@ def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
 
 
 def test_it_learns_colors() -> None:
-    """Images of two colors: bright is class 1, dark is class 2."""
+    """Images have two colors: bright is class 1, dark is class 2."""
     torch.manual_seed(0)
-    module = small(width=0.05)
+    module = small(width_multiplier=0.05)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)
 
     def batch(n: int) -> tuple[torch.Tensor, torch.Tensor]:

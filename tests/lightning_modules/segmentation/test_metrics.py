@@ -1,4 +1,4 @@
-"""One confusion matrix against torchmetrics, the classic mistakes, and masks' average precision against loops."""
+"""Mean IoU against torchmetrics and known mistakes; AP of masks against AP of boxes and loops."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Maps = list[torch.Tensor]
 
 
 def some_maps(seed: int, count: int = 6, classes: int = 5) -> tuple[Maps, Maps]:
-    """Images of different sizes in blocks of classes, a part of the pixels wrong, some of them void."""
+    """Maps of random blocks of classes, of different sizes; some predicted pixels are wrong, some targets are void."""
     generator = torch.Generator().manual_seed(seed)
     preds, target = [], []
     for _ in range(count):
         height, width = (int(torch.randint(9, 40, (), generator=generator)) for _ in range(2))
         blocks = torch.randint(0, classes, (1, 1, 4, 4), generator=generator).float()
-        truth = F.interpolate(blocks, (height, width)).long()[0, 0]
+        ids = F.interpolate(blocks, (height, width)).long()[0, 0]
         noise = torch.rand(height, width, generator=generator)
-        preds.append(torch.where(noise < 0.4, torch.randint(0, classes, truth.shape, generator=generator), truth))
-        target.append(torch.where(noise > 0.9, 255, truth))
+        preds.append(torch.where(noise < 0.4, torch.randint(0, classes, ids.shape, generator=generator), ids))
+        target.append(torch.where(noise > 0.9, 255, ids))
     return preds, target
 
 
@@ -63,7 +63,7 @@ def test_it_equals_torchmetrics(seed: int, classes: int) -> None:
 
 
 def test_a_worked_example() -> None:
-    """Two classes of three: 3 of 4 pixels of class 0 and 1 of 2 of class 1 are right, class 2 is only predicted."""
+    """3 of 4 pixels of class 0 and 1 of 2 of class 1 are correct; class 2 is only predicted; class 3 is absent."""
     target = torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]])
     preds = torch.tensor([[0, 0, 0, 1], [1, 2, 0, 3]])
     results = compute([preds], [target], 4)
@@ -116,15 +116,15 @@ def test_wrong_input_is_named() -> None:
     good = torch.zeros(4, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match="as many predictions as targets, found 1 and 2"):
         metric.update([good], [good, good])
-    with pytest.raises(ValueError, match=r"truth's size \(4, 6\), found \(2, 3\) at 1: resize the scores"):
+    with pytest.raises(ValueError, match=r"preds\[1\]: expected the ground truth's size \(4, 6\), found \(2, 3\); resize the logits"):
         metric.update([good, good[:2, :3]], [good, good])
-    with pytest.raises(ValueError, match="expected ids 0 to 2, found 3 in a prediction"):
+    with pytest.raises(ValueError, match="preds: expected ids 0 to 2, found 3"):
         metric.update([good + 3], [good])
     for wrong in (3, 7, -1):
-        with pytest.raises(ValueError, match=f"expected ids 0 to 2, found {wrong} in a truth"):
+        with pytest.raises(ValueError, match=f"target: expected ids 0 to 2, found {wrong}"):
             metric.update([good], [good + wrong])
     assert metric.matrix.sum() == 0
-    with pytest.raises(ValueError, match="expected ids 0 to 2, found 255 in a prediction"):
+    with pytest.raises(ValueError, match="preds: expected ids 0 to 2, found 255"):
         metric.update([good + 255], [good])
     with pytest.raises(ValueError, match="num_classes: expected 1 to 255, found 0"):
         SegmentationMetrics(0)
@@ -144,7 +144,7 @@ def test_the_collection_gives_scalars_and_tables() -> None:
     assert torch.equal(metrics.compute()["iou"], compute(*some_maps(1))["iou"])
 
 
-# --- objects ----------------------------------------------------------------------------------------------------------
+# --- instances ----------------------------------------------------------------------------------------------------------
 
 Images = list[dict[str, torch.Tensor]]
 
@@ -156,7 +156,7 @@ def box_masks(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def some_objects(seed: int, count: int = 10, classes: int = 3) -> tuple[Images, Images]:
-    """Rectangles of whole pixels, so that masks and boxes overlap by the same; images of different sizes."""
+    """Rectangles on the pixel grid, whose masks and boxes have the same IoU; images of different sizes."""
     rng = np.random.default_rng(seed)
     preds, target = [], []
     for _ in range(count):
@@ -201,7 +201,7 @@ def test_rectangular_masks_give_what_boxes_give(seed: int, threshold: float) -> 
 
 
 def test_masks_are_matched_and_not_their_boxes() -> None:
-    """Two triangles in one square: the same box, and no pixel in common."""
+    """Two triangles in one square have the same box and no common pixel."""
     upper = torch.ones(8, 8).triu(1)[None].to(torch.uint8)
     both = {"boxes": torch.tensor([[0.0, 0, 8, 8]]), "labels": torch.tensor([0])}
     target = [{**both, "masks": upper}]
@@ -220,15 +220,14 @@ def test_masks_are_matched_and_not_their_boxes() -> None:
 
 
 def test_thresholds_differ_after_a_first_batch_in_which_they_agree() -> None:
-    """Torchmetrics joins metrics of equal states for good, unless it is told not to."""
-    whole = torch.zeros(1, 10, 10, dtype=torch.uint8)
-    whole[:, :10] = 1
-    part = whole.clone()
+    """Torchmetrics merges metrics of equal states for good, unless compute groups are off."""
+    full = torch.ones(1, 10, 10, dtype=torch.uint8)
+    part = full.clone()
     part[:, 6:] = 0
     entry = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0])}
-    target = [{**entry, "masks": whole}]
-    metrics = instance_metrics(1, coco=False)
-    metrics.update([{**entry, "masks": whole, "scores": torch.tensor([0.9])}], target)
+    target = [{**entry, "masks": full}]
+    metrics = instance_metrics(1, compute_coco_ap=False)
+    metrics.update([{**entry, "masks": full, "scores": torch.tensor([0.9])}], target)
     metrics.update([{**entry, "masks": part, "scores": torch.tensor([0.8])}], target)
     results = metrics.compute()
     assert results["apr_50"] == 1
@@ -247,7 +246,7 @@ def test_mask_iou_counts_pixels() -> None:
     assert mask_iou(a[:0], b).shape == (0, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(mask_iou(a, b), result)
-    with pytest.raises(ValueError, match=r"objects' size \(9, 13\), found \(4, 13\)"):
+    with pytest.raises(ValueError, match=r"ground truth's size \(9, 13\), found \(4, 13\)"):
         mask_iou(a[:, :4], b)
 
 
@@ -270,10 +269,10 @@ def _rank(rank: int, world: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     preds, target = some_maps(5, count=7)
     pixels, objects = segmentation_metrics(5), instance_metrics(3)
-    found, there = some_objects(5, count=7)
+    detections, gt = some_objects(5, count=7)
     for i in range(rank, 7, world):
         pixels.update([preds[i]], [target[i]])
-        objects.update([found[i]], [there[i]])
+        objects.update([detections[i]], [gt[i]])
     results = {**pixels.compute(), **objects.compute()}
     if rank == 0:
         torch.save(results, os.path.join(folder, "results.pt"))
