@@ -20,7 +20,7 @@ QUICK = [
 
 
 TINY = [
-    "--model", "ImageClassifier", "--model.network", "resnet20_cifar", "--model.width", "4",
+    "--model", "ImageClassifier", "--model.backbone", "resnet20_cifar", "--model.base_channels", "4",
     "--data", "ImageFolder", "--data.image_size", "16", "--data.batch_size", "8",
 ]  # fmt: skip
 

@@ -141,7 +141,7 @@ class AdaIN(VisionModule):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "style" not in batch:
-            raise UserError("AdaIN: expected images of style, found none: --data.styled true")
+            raise UserError("AdaIN: expected images of style, found none: --data.with_style true")
         with torch.no_grad():
             content = self.encoder(batch["image"].float() / 255)[LAYERS[-1]]
             style = self.encoder(batch["style"].float() / 255)
@@ -212,7 +212,7 @@ class AdaIN(VisionModule):
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
         if "style" not in batch:
-            raise UserError("AdaIN: expected images of style, found none: --data.styled true")
+            raise UserError("AdaIN: expected images of style, found none: --data.with_style true")
         content, style = (self.encoder(batch[key].float() / 255) for key in ("image", "style"))
         found = self.encoder(predictions["stylized"].float() / 255)
         terms = self.distances(found, adain(content[LAYERS[-1]], style[LAYERS[-1]]), style)

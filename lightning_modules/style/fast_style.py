@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.features import FeatureNetwork, Features
+from lightning_modules.components.features import FeatureBackbone, Features
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, relative_to, total_variation
 from lightning_modules.style.painting import (
@@ -121,7 +121,7 @@ class FastStyle(VisionModule):
         tv_weight: float = 0.0,
         relative: bool = False,
         width: float = 1.0,
-        network: FeatureNetwork = "vgg16",
+        network: FeatureBackbone = "vgg16",
         weights: str = "DEFAULT",
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-3),
         **kwargs: Any,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, ScheduleFactory
-from lightning_modules.components.features import FeatureNetwork
+from lightning_modules.components.features import FeatureBackbone
 from lightning_modules.style.learned_image import LearnedImage, Start
 from lightning_modules.style.losses import alpha_norm, total_variation
 from lightning_modules.style.painting import check_weights
@@ -50,7 +50,7 @@ class FeatureInversion(LearnedImage):
         tv_weight: float = 100.0,
         beta: float = 2.0,
         alpha_weight: float = 8e-10,
-        network: FeatureNetwork = "alexnet",
+        network: FeatureBackbone = "alexnet",
         weights: str = "DEFAULT",
         pooling: Literal["max", "average"] = "max",
         rescaled: bool = False,

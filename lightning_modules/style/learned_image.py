@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, VisionModule
-from lightning_modules.components.features import FeatureNetwork, Features
+from lightning_modules.components.features import FeatureBackbone, Features
 from lightning_modules.style.painting import to_pixels
 
 NOISE = 0.27  # deviation of natural images' pixels about ImageNet's mean, on 0..1
@@ -54,7 +54,7 @@ class LearnedImage(VisionModule):
     def __init__(
         self,
         layers: Sequence[str],
-        network: FeatureNetwork,
+        network: FeatureBackbone,
         weights: str,
         pooling: Literal["max", "average"],
         rescaled: bool,
@@ -67,7 +67,7 @@ class LearnedImage(VisionModule):
         # L-BFGS views gradients as vectors, so that the image itself stays in NCHW memory.
         super().__init__(optimizer=optimizer, channels_last=False, **kwargs)
         self.feature_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.feature_options = {"layers": list(layers), "network": network, "weights": weights, "pooling": pooling}
+        self.feature_options = {"layers": list(layers), "backbone": network, "weights": weights, "pooling": pooling}
         self.rescaled, self.start, self.bounded = rescaled, start, bounded
         self.image: nn.Parameter | None = None
         # In a list, since a submodule would be saved.
@@ -145,7 +145,7 @@ class LearnedImage(VisionModule):
             pictures: dict[str, Tensor] = {k: batch[k].float() / 255 for k in ("image", "style") if k in batch}
             with torch.no_grad():
                 if self.rescaled and not self.features.random:
-                    self.features.rescale(pictures.get("style", pictures["image"]))
+                    self.features.rescale_filters(pictures.get("style", pictures["image"]))
                 self._low, self._high = self.bounds(pictures["image"])
                 self._targets = self.make_targets(pictures)
         return self._targets

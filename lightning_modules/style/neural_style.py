@@ -14,7 +14,7 @@ from torch import Tensor
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, ScheduleFactory
-from lightning_modules.components.features import FeatureNetwork
+from lightning_modules.components.features import FeatureBackbone
 from lightning_modules.style.learned_image import LearnedImage, Start
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, total_variation
 from lightning_modules.style.painting import check_weights
@@ -48,7 +48,7 @@ class NeuralStyle(LearnedImage):
         content_weight: float = 1.0,
         style_weight: float = 1.0,
         tv_weight: float = 0.0,
-        network: FeatureNetwork = "vgg19",
+        network: FeatureBackbone = "vgg19",
         weights: str = "DEFAULT",
         pooling: Literal["max", "average"] = "average",
         rescaled: bool = True,

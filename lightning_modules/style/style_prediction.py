@@ -19,7 +19,7 @@ from torchmetrics import MetricCollection
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.features import FeatureNetwork, Features
+from lightning_modules.components.features import FeatureBackbone, Features
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.style.losses import feature_distance, gram, gram_distance, relative_to, total_variation
@@ -156,7 +156,7 @@ class StylePrediction(VisionModule):
         mix: Sequence[float] | None = None,
         style_size: int | None = 256,
         predictor_weights: str | None = None,
-        network: FeatureNetwork = "vgg16",
+        network: FeatureBackbone = "vgg16",
         weights: str = "DEFAULT",
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-5),
         **kwargs: Any,
@@ -208,7 +208,7 @@ class StylePrediction(VisionModule):
     @staticmethod
     def _pair(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if "style" not in batch:
-            raise UserError("StylePrediction: expected images of style, found none: --data.styled true")
+            raise UserError("StylePrediction: expected images of style, found none: --data.with_style true")
         return batch["image"].float() / 255, batch["style"].float() / 255
 
     def distances(self, painted: Tensor, true: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.base import OptimizerFactory, ScheduleFactory
-from lightning_modules.components.features import FeatureNetwork
+from lightning_modules.components.features import FeatureBackbone
 from lightning_modules.style.learned_image import LearnedImage, Start
 from lightning_modules.style.losses import gram, texture_energy
 
@@ -37,7 +37,7 @@ class TextureSynthesis(LearnedImage):
         self,
         layers: Sequence[str] = LAYERS,
         relative: bool = False,
-        network: FeatureNetwork = "vgg19",
+        network: FeatureBackbone = "vgg19",
         weights: str = "DEFAULT",
         pooling: Literal["max", "average"] = "average",
         rescaled: bool = True,

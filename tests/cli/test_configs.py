@@ -28,11 +28,11 @@ def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Pat
     assert text["experiment"] == config
     own_size = "cifar" in config or "fer2013" in config or config == "demo"
     side = SMALL_INPUTS.get(config, "64")
-    size = [] if own_size else ["--data.image_size", side, "--data.eval_crop", side, "--data.resize", "320"]
+    size = [] if own_size else ["--data.image_size", side, "--data.eval_crop_size", side, "--data.resize", "320"]
     weights: list[str] = []
     if text["model"]["init_args"].get("weights"):  # in place of torchvision's: the same network, for 1000 classes
         weights = ["--model.weights", str(tmp_path / "weights.pth")]
-        torch.save(build_network(text["model"]["init_args"]["network"], 1000).state_dict(), weights[1])
+        torch.save(build_network(text["model"]["init_args"]["backbone"], 1000).state_dict(), weights[1])
     cli.parser.run([
         "fit", "--config", str(ROOT / "configs" / "classification" / f"{config}.yaml"), *QUICK, *size, *weights,
         "--data.root", str(roots[text["data"]["class_path"]]), "--data.batch_size", "4",
@@ -165,8 +165,8 @@ NARROW_REGRESSORS = ["--model.width", "0.02", "--model.input_size", "64", "--dat
 
 
 SMALL_POSES = {
-    "orientation_solids": ["--data.train", "64", "--data.val", "32"],
-    "stacked_hourglass_mpii": ["--model.features", "8", "--model.stacks", "2", "--data.image_size", "64"],
+    "orientation_solids": ["--data.train_size", "64", "--data.val_size", "32"],
+    "stacked_hourglass_mpii": ["--model.channels", "8", "--model.num_stacks", "2", "--data.image_size", "64"],
     "deeppose_mpii": NARROW_REGRESSORS,
     "deeppose_lsp": NARROW_REGRESSORS,
     "deeppose_synthetic": NARROW_REGRESSORS,

@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["--trainer.acumulate_grad_batches=3"], "trainer.acumulate_grad_batches", "trainer.accumulate_grad_batches"),
         (["--model", "ImageClasifier"], "ImageClasifier", "ImageClassifier"),
         (["--data", "ImageNt"], "ImageNt", "ImageNet"),
-        (["--model.netwrk", "vgg16"], "netwrk", "network"),
+        (["--model.bakbone", "vgg16"], "bakbone", "backbone"),
         (["--data.batchsize", "3"], "batchsize", "batch_size"),
         (["--model.optimizer", "AdmW"], "AdmW", "AdamW"),
         (["--model.optimizer.momentm", "0.1"], "momentm", "momentum"),
@@ -49,7 +49,7 @@ def test_a_mistake_in_yaml(tmp_path: Path, data: Path, capsys: pytest.CaptureFix
     for text, found, nearest in (
         ("trainer: {max_epoch: 3}", "trainer.max_epoch", "trainer.max_epochs"),
         ("modle: {class_path: ImageClassifier}", "modle", "model"),
-        ("model: {class_path: ImageClassifier, init_args: {widht: 4}}", "widht", "width"),
+        ("model: {class_path: ImageClassifier, init_args: {base_chanels: 4}}", "base_chanels", "base_channels"),
         ("trainer: [3", "YAML", "line 1"),
     ):
         (tmp_path / "bad.yaml").write_text(text)

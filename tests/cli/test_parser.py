@@ -44,10 +44,10 @@ def test_precedence(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     over = ["--config", "over.yaml", "--model.label_smoothing", "0.3"]
     for checkpoint in (alone, trained / "checkpoints" / "best.ckpt"):
         from_checkpoint = config_of("fit", "--ckpt_path", str(checkpoint), capsys=capsys)
-        assert from_checkpoint["model"]["init_args"]["width"] == 4
+        assert from_checkpoint["model"]["init_args"]["base_channels"] == 4
         assert from_checkpoint["data"]["init_args"]["image_size"] == 16
         model = config_of("fit", "--ckpt_path", str(checkpoint), *over, capsys=capsys)["model"]["init_args"]
-        assert (model["width"], model["head_lr_scale"], model["label_smoothing"]) == (4, 2.0, 0.3)
+        assert (model["base_channels"], model["head_lr_scale"], model["label_smoothing"]) == (4, 2.0, 0.3)
 
 
 def test_an_explicit_flag_reaches_the_resumed_model(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,5 +129,5 @@ def test_wandb_gets_everything(data: Path, monkeypatch: pytest.MonkeyPatch) -> N
     in_file = {row["step"]: row["val/top1"] for row in read_metrics(run / "metrics.csv") if "val/top1" in row}
     in_wandb = {row["trainer/global_step"]: row["val/top1"] for row in logged["history"] if "val/top1" in row}
     assert in_file == in_wandb
-    assert logged["config"]["model"]["init_args"]["width"] == 4
+    assert logged["config"]["model"]["init_args"]["base_channels"] == 4
     assert list(offline.glob("files/media/**/*.png"))

@@ -90,9 +90,9 @@ def test_attributes_are_predicted_from_the_checkpoint_alone(
 ) -> None:
     """The names of attributes, classes and ingredients come from the data in training, from the checkpoint after it."""
     cli.parser.run([
-        "fit", "--model", "AttributeClassifier", "--model.network", "resnet20_cifar", "--model.width", "2",
-        "--model.channels", "4", "--data", "Yummly28K", "--data.image_size", "16", "--data.ingredients", "5", *QUICK,
-        "--data.root", str(roots["Yummly28K"]), "--trainer.max_epochs", "1", "--experiment", "attributes",
+        "fit", "--model", "AttributeClassifier", "--model.backbone", "resnet20_cifar", "--model.base_channels", "2",
+        "--model.channels", "4", "--data", "Yummly28K", "--data.image_size", "16", "--data.vocabulary_size", "5",
+        *QUICK, "--data.root", str(roots["Yummly28K"]), "--trainer.max_epochs", "1", "--experiment", "attributes",
     ])  # fmt: skip
     (best,) = Path("runs/attributes").glob("*/checkpoints/best.ckpt")
     assert list(best.parent.parent.glob("pictures/val_step=*.png"))

@@ -77,7 +77,7 @@ def test_predict_writes_what_it_found_of_a_folder(tmp_path: Path, monkeypatch: p
     for i in range(3):
         Image.new("RGB", (90, 50 + i), (80 * i, 100, 200)).save(tmp_path / "mine" / f"{i}.png")
     cli.parser.run([
-        "predict", "--model", "OrientationRegressor", "--model.network", "resnet20_cifar", "--data", "RenderedSolids",
+        "predict", "--model", "OrientationRegressor", "--model.backbone", "resnet20_cifar", "--data", "RenderedSolids",
         "--data.images", "mine", "--data.num_workers", "0", "--trainer.accelerator", "cpu",
         "--trainer.enable_progress_bar", "false", "--experiment", "p",
     ])  # fmt: skip

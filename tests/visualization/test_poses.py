@@ -157,7 +157,7 @@ def test_records_are_in_the_pixels_of_the_file() -> None:
     assert added == {"detections": [{"class": "person", "keypoints": [joint]}]}
 
 
-TINY = ["--model", "StackedHourglass", "--model.stacks", "2", "--model.features", "8", "--model.depth", "2"]
+TINY = ["--model", "StackedHourglass", "--model.num_stacks", "2", "--model.channels", "8", "--model.depth", "2"]
 QUIET = [
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.num_workers", "0",
     "--data.image_size", "64",

@@ -185,7 +185,7 @@ def test_weights_of_a_vgg16_and_of_a_proposal_network(tmp_path: Path, capsys: py
     assert all(torch.equal(third[key], value) for key, value in proposer.network.state_dict().items())
     capsys.readouterr()
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is not of vgg16_bn"):
+    with pytest.raises(ValueError, match="expected weights of vgg16_bn"):
         small(weights=str(tmp_path / "other.pth"))
 
 

@@ -216,7 +216,7 @@ def test_files_that_are_not_the_networks(tmp_path: Path) -> None:
     # Read with a header that is four bytes too long, the variances are other numbers.
     refused(struct.pack("<iiii", 0, 1, 0, 0) + whole[20:] + bytes(4), "weights")
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    with pytest.raises(FileNotFoundError, match="no file nowhere.weights"):
+    with pytest.raises(ValueError, match="no file nowhere.weights"):
         YOLOv2(num_classes=3, width=0.05, weights="nowhere.weights")
 
 

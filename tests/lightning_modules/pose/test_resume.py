@@ -14,7 +14,7 @@ from tests.small_system import differences, kill_and_resume, outcome
 # The smallest network of each that has all that makes a resume hard.
 SYSTEMS = {
     "stacked_hourglass": [
-        "--model", "StackedHourglass", "--model.stacks", "2", "--model.features", "8", "--model.depth", "2",
+        "--model", "StackedHourglass", "--model.num_stacks", "2", "--model.channels", "8", "--model.depth", "2",
     ],
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ def test_weights_of_imagenet_and_of_the_stage_before(tmp_path: Path) -> None:
     for key, value in first.network.state_dict().items():
         assert torch.equal(second.network.state_dict()[key], value)
     torch.save({"some.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is not of resnet18"):
+    with pytest.raises(ValueError, match="expected weights of resnet18"):
         small(weights=str(tmp_path / "other.pth"))
 
 

@@ -131,9 +131,9 @@ def published(theirs: TorchvisionMaskRCNN, tmp_path_factory: pytest.TempPathFact
     """Its weights where torchvision's are kept, with the names of the release that they are of."""
     renamed = {}
     for key, value in theirs.state_dict().items():
-        name = re.sub(r"(fpn\.\w+\.\d)\0.0\.", r"\1.", key)
+        name = re.sub(r"(fpn\.\w+\.\d)\.0\.", r"\1.", key)
         name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
-        name = re.sub(r"mask_head\.(\d)\0.0", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}", name)
+        name = re.sub(r"mask_head\.(\d)\.0", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}", name)
         if not key.endswith("num_batches_tracked"):
             renamed[name] = value
     assert "backbone.fpn.layer_blocks.3.weight" in renamed
