@@ -62,7 +62,9 @@ class VOCData(VisionDataModule):
 
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
-        image_sets: the image sets of train, val and test, each ``<folder>/<list>``.
+        train: image sets for training, each ``<folder>/<list>``.
+        val: image sets for validation.
+        test: image sets for testing.
         classes: names in label order, or a file with one name per line; null selects VOC's classes.
         images: for prediction, an image, a folder of images or a video.
         download: download missing archives of VOC2007 and VOC2012.
@@ -81,16 +83,18 @@ class VOCData(VisionDataModule):
 
     def __init__(
         self,
-        root: str | None,
-        image_sets: dict[str, Sequence[str]],
-        classes: list[str] | str | None,
-        images: str | None,
-        download: bool,
+        root: str | None = None,
+        train: Sequence[str] = ("VOC2007/trainval", "VOC2012/trainval"),
+        val: Sequence[str] = ("VOC2007/test",),
+        test: Sequence[str] = ("VOC2007/test",),
+        classes: list[str] | str | None = None,
+        images: str | None = None,
+        download: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root, self.images, self.download, self.classes = root, images, download, classes
-        self.image_sets: dict[str, tuple[str, ...]] = {split: tuple(names) for split, names in image_sets.items()}
+        self.image_sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         for split, names in self.image_sets.items():
             for name in names:
                 if len(name.split("/")) != 2:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -179,10 +178,6 @@ class VOCDetection(VOCData):
 
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
-        train: image sets for training, each ``<folder>/<list>``.
-        val: image sets for validation.
-        test: image sets for testing.
-        classes: names in label order, or a file with one name per line; null selects VOC's 20 classes.
         image_size: side in pixels of the square that images are warped to (YOLO 448, SSD 300); or [shorter, longest],
             which keeps the aspect ratio (Faster R-CNN: [600, 1000]) and gives lists of images of different sizes.
         eval_image_size: image size in validation, test and prediction; null uses ``image_size``.
@@ -194,9 +189,7 @@ class VOCDetection(VOCData):
         train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
         proposals: folder of region proposals for R-CNN and Fast R-CNN, written by ``python -m tools.proposals``;
             not used in prediction.
-        images: for prediction, an image, a folder of images or a video.
-        download: download missing archives of VOC2007 and VOC2012.
-        **kwargs: see `VisionDataModule`.
+        **kwargs: see `VOCData`.
 
     Raises:
         UserError: an option is out of range, or the dataset differs from the layout.
@@ -205,10 +198,6 @@ class VOCDetection(VOCData):
     def __init__(
         self,
         root: str | None = None,
-        train: Sequence[str] = ("VOC2007/trainval", "VOC2012/trainval"),
-        val: Sequence[str] = ("VOC2007/test",),
-        test: Sequence[str] = ("VOC2007/test",),
-        classes: list[str] | str | None = None,
         image_size: int | tuple[int, int] = 300,
         eval_image_size: int | tuple[int, int] | None = None,
         photometric: Photometric = "none",
@@ -218,12 +207,9 @@ class VOCDetection(VOCData):
         hflip: float = 0.5,
         train_difficult: bool = True,
         proposals: str | None = None,
-        images: str | None = None,
-        download: bool = False,
         **kwargs: Any,
     ) -> None:
-        image_sets = {"train": train, "val": val, "test": test}
-        super().__init__(root, image_sets, classes, images, download, **kwargs)
+        super().__init__(root, **kwargs)
         self.train_difficult, self.proposals = train_difficult, proposals
         self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
         self.eval_transform = BoxTransform(image_size if eval_image_size is None else eval_image_size)

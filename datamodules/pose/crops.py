@@ -16,8 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
-from datamodules.transforms import is_valid_size, output_size, to_tensor
-from errors import UserError
+from datamodules.transforms import check_option, is_valid_size, output_size, to_tensor
 
 ROTATION_PROBABILITY = 0.4  # pose-hg-train, src/util/pose.lua
 
@@ -127,15 +126,12 @@ class PersonCrop:
         color_jitter: float = 0.0,
         exif_orientation: bool = False,
     ) -> None:
-        for name, valid, expected, found in (
-            ("image_size", isinstance(size, int) and size >= 1, "one side of at least 1 px for person crops", size),
-            ("scale", 0 <= scale <= 2, "0 to 2", scale),
-            ("rotation", 0 <= rotation <= 90, "0 to 90 degrees", rotation),
-            ("hflip", 0 <= hflip <= 1, "a probability", hflip),
-            ("color_jitter", 0 <= color_jitter <= 1, "0 to 1", color_jitter),
-        ):
-            if not valid:
-                raise UserError(f"{name}: expected {expected}, found {found}")
+        valid = isinstance(size, int) and size >= 1
+        check_option(valid, "image_size", "one side of at least 1 px for person crops", size)
+        check_option(0 <= scale <= 2, "scale", "0 to 2", scale)
+        check_option(0 <= rotation <= 90, "rotation", "0 to 90 degrees", rotation)
+        check_option(0 <= hflip <= 1, "hflip", "a probability", hflip)
+        check_option(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
         self.size, self.scale, self.rotation, self.hflip, self.color_jitter = size, scale, rotation, hflip, color_jitter
         self.exif_orientation = exif_orientation
 
@@ -173,8 +169,7 @@ class FullImage:
         exif_orientation: bool = False,
     ) -> None:
         PersonCrop(1, hflip=hflip, color_jitter=color_jitter)  # checks the options
-        if not is_valid_size(size):
-            raise UserError(f"image_size: expected at least 1, found {size}")
+        check_option(is_valid_size(size), "image_size", "at least 1", size)
         self.size = (size, size) if isinstance(size, int) else size
         self.hflip, self.color_jitter, self.exif_orientation = hflip, color_jitter, exif_orientation
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -79,14 +79,7 @@ class LSP(PoseData):
         train: sets for training, see above.
         val: sets for validation.
         test: sets for testing.
-        crop: see `PoseData`.
-        image_size: see `PoseData`.
-        scale: see `PoseData`.
-        rotation: see `PoseData`.
-        hflip: see `PoseData`.
-        color_jitter: see `PoseData`.
-        images: see `PoseData`.
-        **kwargs: see `VisionDataModule`.
+        **kwargs: see `PoseData`.
 
     Raises:
         UserError: an option is out of range, or the files differ from the layout.
@@ -100,16 +93,9 @@ class LSP(PoseData):
         train: Sequence[str] = ("lspet_dataset", "lsp_dataset:1-1000"),
         val: Sequence[str] = ("lsp_dataset:1001-2000",),
         test: Sequence[str] = ("lsp_dataset:1001-2000",),
-        crop: Literal["person", "image"] = "person",
-        image_size: int | tuple[int, int] | None = 256,
-        scale: float = 0.25,
-        rotation: float = 30.0,
-        hflip: float = 0.5,
-        color_jitter: float = 0.4,
-        images: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, crop, image_size, scale, rotation, hflip, color_jitter, images, **kwargs)
+        super().__init__(root, **kwargs)
         self.sets: dict[str, tuple[str, ...]] = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
         for split, names in self.sets.items():
             for name in names:

@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -57,14 +57,7 @@ class MPII(PoseData):
         val: the list of held-out images (see above), or a .json if ``train`` is one.
         headboxes: head boxes of the people of a conversion's val, in its order: gt_valid.mat or an .npz (see
             `read_head_sizes`). Without it head sizes are nan, and PCKh is not available.
-        crop: see `PoseData`.
-        image_size: see `PoseData`.
-        scale: see `PoseData`.
-        rotation: see `PoseData`.
-        hflip: see `PoseData`.
-        color_jitter: see `PoseData`.
-        images: see `PoseData`.
-        **kwargs: see `VisionDataModule`.
+        **kwargs: see `PoseData`.
 
     Raises:
         UserError: an option is out of range, or the files differ from the layout.
@@ -78,16 +71,9 @@ class MPII(PoseData):
         train: str | None = None,
         val: str | None = None,
         headboxes: str | None = None,
-        crop: Literal["person", "image"] = "person",
-        image_size: int | tuple[int, int] | None = 256,
-        scale: float = 0.25,
-        rotation: float = 30.0,
-        hflip: float = 0.5,
-        color_jitter: float = 0.4,
-        images: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, crop, image_size, scale, rotation, hflip, color_jitter, images, **kwargs)
+        super().__init__(root, **kwargs)
         self.train, self.val, self.headboxes = train, val, headboxes
 
     def people(self, split: Split) -> People:

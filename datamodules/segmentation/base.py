@@ -6,6 +6,7 @@ SBD: Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +62,10 @@ class VOCMaskData(VOCData):
     """Base of datamodules for masks: the files of VOC and SBD, and the union of both.
 
     Args:
+        root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
+        train: image sets for training, each ``<folder>/<list>``.
+        val: image sets for validation.
+        test: image sets for testing.
         sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
         **kwargs: see `VOCData`.
 
@@ -71,8 +76,16 @@ class VOCMaskData(VOCData):
     image_set_folder = "Segmentation"
     needs_object_masks = False
 
-    def __init__(self, sbd: str | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        root: str | None = None,
+        train: Sequence[str] = ("VOC2012/train",),
+        val: Sequence[str] = ("VOC2012/val",),
+        test: Sequence[str] = ("VOC2012/val",),
+        sbd: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, train, val, test, **kwargs)
         self.given_sbd = sbd
         if isinstance(self.classes, list) and not 0 < len(self.classes) < VOID:
             raise UserError(f"classes: expected 1 to {VOID - 1} names, found {len(self.classes)}")

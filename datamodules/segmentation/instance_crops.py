@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import cv2
@@ -149,25 +148,17 @@ class VOCInstanceCrops(VOCMaskData):
     paper instead treats every crop as a sample and repeats rare classes.
 
     Validation, test and prediction are those of `VOCSegmentation` at the original size, with the proposals of each
-    image if ``proposals`` is set (not in prediction).
+    image if ``proposals`` is set (not in prediction). ``classes`` start with the background.
 
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
-        train: image sets for training, see `VOCSegmentation`.
-        val: image sets for validation.
-        test: image sets for testing.
-        classes: names in the order of the ids, starting with the background, or a file with one name per line; null
-            selects the background and VOC's 20 classes.
         crops: ``objects`` for the first stage, ``proposals`` for the second.
         proposals: folder of region proposals, written by ``python -m tools.proposals --masks``; required for the second
             stage.
         image_size: side of the square that a crop is warped to.
         crop_size: side of the random square crop of that square.
         hflip: probability of a horizontal flip.
-        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
-        images: for prediction, an image, a folder of images or a video.
-        download: download missing archives of VOC2007, VOC2012 and SBD.
-        **kwargs: see `VisionDataModule`.
+        **kwargs: see `VOCMaskData`.
 
     Raises:
         UserError: an option is out of range, or the dataset differs from the layout.
@@ -180,22 +171,14 @@ class VOCInstanceCrops(VOCMaskData):
     def __init__(
         self,
         root: str | None = None,
-        train: Sequence[str] = ("VOC2012/train",),
-        val: Sequence[str] = ("VOC2012/val",),
-        test: Sequence[str] = ("VOC2012/val",),
-        classes: list[str] | str | None = None,
         crops: Literal["objects", "proposals"] = "objects",
         proposals: str | None = None,
         image_size: int = 250,
         crop_size: int = 224,
         hflip: float = 0.5,
-        sbd: str | None = None,
-        images: str | None = None,
-        download: bool = False,
         **kwargs: Any,
     ) -> None:
-        sets = {"train": train, "val": val, "test": test}
-        super().__init__(sbd, root=root, image_sets=sets, classes=classes, images=images, download=download, **kwargs)
+        super().__init__(root, **kwargs)
         if crops not in ("objects", "proposals"):
             raise UserError(f"crops: expected objects or proposals, found {crops}")
         if crop_size > image_size:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,22 +52,15 @@ class InstanceDataset(Dataset):
 class VOCInstance(VOCMaskData):
     """VOC, SBD or a custom dataset in the layout of `VOCSegmentation`, with ``SegmentationObject/<id>.png``.
 
-    Labels start at 0 and do not include the background. In evaluation, images keep their original size.
+    ``classes`` are in the order of the ids, starting with id 1: labels start at 0 and do not include the background.
+    In evaluation, images keep their original size.
 
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
-        train: image sets for training, see `VOCSegmentation`.
-        val: image sets for validation.
-        test: image sets for testing.
-        classes: names in the order of the ids, starting with id 1 (0 is the background), or a file with one name per
-            line; null selects VOC's 20 classes.
         image_size: size that training images are resized to: the side of a square, or [shorter, longest], which keeps
             the aspect ratio; null keeps their size.
         hflip: probability of a horizontal flip in training.
-        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
-        images: for prediction, an image, a folder of images or a video.
-        download: download missing archives of VOC2007, VOC2012 and SBD.
-        **kwargs: see `VisionDataModule`.
+        **kwargs: see `VOCMaskData`.
 
     Raises:
         UserError: an option is out of range, or the dataset differs from the layout.
@@ -80,19 +72,11 @@ class VOCInstance(VOCMaskData):
     def __init__(
         self,
         root: str | None = None,
-        train: Sequence[str] = ("VOC2012/train",),
-        val: Sequence[str] = ("VOC2012/val",),
-        test: Sequence[str] = ("VOC2012/val",),
-        classes: list[str] | str | None = None,
         image_size: int | tuple[int, int] | None = None,
         hflip: float = 0.5,
-        sbd: str | None = None,
-        images: str | None = None,
-        download: bool = False,
         **kwargs: Any,
     ) -> None:
-        sets = {"train": train, "val": val, "test": test}
-        super().__init__(sbd, root=root, image_sets=sets, classes=classes, images=images, download=download, **kwargs)
+        super().__init__(root, **kwargs)
         self.train_transform = MaskTransform(image_size, hflip=hflip)
         self.predict_transform = BoxTransform(None, exif_orientation=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,15 +60,10 @@ class VOCSegmentation(VOCMaskData):
     exist). FCN's validation set of 736 images is ``VOC2012/seg11valid``, with the authors' list in
     ImageSets/Segmentation.
 
-    In evaluation, masks keep their original size.
+    ``classes`` are in the order of the ids, starting with id 0. In evaluation, masks keep their original size.
 
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
-        train: image sets for training, each ``<folder>/<list>``.
-        val: image sets for validation.
-        test: image sets for testing.
-        classes: names in the order of the ids, starting with id 0, or a file with one name per line; null selects the
-            background and VOC's 20 classes.
         image_size: size that training images are resized to first: the side of a square, or [shorter, longest], which
             keeps the aspect ratio; null keeps their size.
         crop_size: side of the random square crop in training; pixels outside the image are void. null trains on full
@@ -78,10 +72,7 @@ class VOCSegmentation(VOCMaskData):
         hflip: probability of a horizontal flip in training.
         color_jitter: brightness, contrast and saturation are multiplied by factors in [1 - c, 1 + c] in training.
         eval_image_size: size of images in validation, test and prediction, as ``image_size``; null keeps their size.
-        sbd: the folder ``benchmark_RELEASE``; null selects the one beside ``VOCdevkit``.
-        images: for prediction, an image, a folder of images or a video.
-        download: download missing archives of VOC2007, VOC2012 and SBD.
-        **kwargs: see `VisionDataModule`.
+        **kwargs: see `VOCMaskData`.
 
     Raises:
         UserError: an option is out of range, or the dataset differs from the layout.
@@ -93,23 +84,15 @@ class VOCSegmentation(VOCMaskData):
     def __init__(
         self,
         root: str | None = None,
-        train: Sequence[str] = ("VOC2012/train",),
-        val: Sequence[str] = ("VOC2012/val",),
-        test: Sequence[str] = ("VOC2012/val",),
-        classes: list[str] | str | None = None,
         image_size: int | tuple[int, int] | None = None,
         crop_size: int | None = 321,
         scale: tuple[float, float] = (0.5, 1.5),
         hflip: float = 0.5,
         color_jitter: float = 0.0,
         eval_image_size: int | tuple[int, int] | None = None,
-        sbd: str | None = None,
-        images: str | None = None,
-        download: bool = False,
         **kwargs: Any,
     ) -> None:
-        sets = {"train": train, "val": val, "test": test}
-        super().__init__(sbd, root=root, image_sets=sets, classes=classes, images=images, download=download, **kwargs)
+        super().__init__(root, **kwargs)
         self.train_transform = MaskTransform(image_size, crop_size, scale, hflip, color_jitter)
         self.eval_transform = MaskTransform(eval_image_size)
         self.predict_transform = BoxTransform(eval_image_size, exif_orientation=True)
