@@ -47,7 +47,7 @@ class VisionModule(pl.LightningModule):
 
     Args:
         optimizer: makes the optimizer from parameter groups. Default: SGD with the momentum and weight decay of
-            He et al. 2016 (a lambda, because jsonargparse turns its arguments into options).
+            He et al. 2016.
         schedule: makes the learning-rate schedule from (optimizer, total steps); it advances once per step. See
             ``lightning_modules/schedules.py``. None keeps the learning rate constant.
         mean: mean of the pixels in 0..1 per RGB channel, as used when the weights were trained.
@@ -60,6 +60,7 @@ class VisionModule(pl.LightningModule):
     #: One name per class if the system has classes; ``{attribute: names}`` if it predicts several attributes.
     class_names: list[str] | dict[str, list[str]] | None = None
 
+    # The default optimizer is a lambda because jsonargparse turns its arguments into options.
     def __init__(
         self,
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4),

@@ -136,7 +136,7 @@ class OrientationRegressor(VisionModule):
         weights: None trains from scratch; DEFAULT or a name loads torchvision's ImageNet weights; a file is a state
             dict, or a checkpoint of `ImageClassifier` or `OrientationRegressor`.
         base_channels: channels of the first stage; None for 32 with ``small`` and 16 with a CIFAR ResNet.
-        optimizer: see `VisionModule`.
+        optimizer: makes the optimizer from parameter groups.
         mean: mean of the pixels in 0..1 per RGB channel; None for the value of the backbone.
         std: standard deviation of the pixels in 0..1 per RGB channel; None for the value of the backbone.
         **kwargs: see `VisionModule`.

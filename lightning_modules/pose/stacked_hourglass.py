@@ -156,11 +156,12 @@ def heatmap_losses(heatmaps: Tensor, target: Tensor, counted: Tensor) -> Tensor:
 
 
 class StackedHourglass(VisionModule):
-    """Stacked Hourglass. Batch: see pose in the batch contract (``datamodules/base.py``).
+    """Stacked Hourglass: pose estimation of one person by a heatmap per joint.
 
-    Predictions: ``keypoints`` float32 (B, K, 2) in pixels of the given images; ``scores`` float32 (B, K), the heights
-    of the last stack's peaks, about 1 for a certain joint; ``heatmaps`` float32 (B, S, K, h, w) of all stacks. Metrics:
-    those of `pose_metrics`, in pixels of the images on disk.
+    Batch: see pose in the batch contract (``datamodules/base.py``). Predictions: ``keypoints`` float32 (B, K, 2) in
+    pixels of the given images; ``scores`` float32 (B, K), the heights of the last stack's peaks, about 1 for a certain
+    joint; ``heatmaps`` float32 (B, S, K, h, w) of all stacks. Metrics: those of `pose_metrics`, in pixels of the images
+    on disk.
 
     Args:
         joint_names: K names, MPII's 16 by default; ``train.py`` takes them from the data.
@@ -173,7 +174,7 @@ class StackedHourglass(VisionModule):
         missing: target of joints that are not labeled or not inside of the crop: an ``empty`` heatmap (the authors'
             code), or ``ignore`` them in the loss.
         flip_test: average the heatmaps with those of the horizontally flipped image.
-        optimizer: see `VisionModule`; the default is the authors'.
+        optimizer: makes the optimizer from parameter groups. Default: the authors' RMSprop.
         **kwargs: see `VisionModule`.
     """
 

@@ -1,4 +1,4 @@
-"""The metrics against NumPy, and the traps that they avoid."""
+"""Classification metrics against NumPy and hand-computed values."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_against_numpy():
 
 
 def test_macro_f1_by_hand():
-    """Class 0: two of three right; class 1: one of two, and one false alarm; 2 is nowhere; 3 is a false alarm only."""
+    """Class 0: 2 of 3 correct; class 1: 1 of 2, one false positive; class 2: absent; class 3: one false positive."""
     guesses, labels = [0, 0, 1, 1, 3], [0, 0, 0, 1, 1]
     metric = ClassificationMetrics(4)
     metric.update(torch.eye(4)[guesses], torch.tensor(labels))
@@ -105,7 +105,7 @@ INGREDIENTS = 6
 
 
 def attribute_batches(sizes=(9, 14, 1, 3), seed=0):
-    """Probabilities, labels, ingredients and their truth; labels are missing, one class is never true nor predicted."""
+    """Return probabilities, labels, ingredients and their targets; some labels are missing, one class never occurs."""
     rng = np.random.default_rng(seed)
     parts = []
     for size in sizes:
@@ -137,7 +137,7 @@ def update(metric, part):
 
 
 def slow_average_precision(scores, present):
-    """By hand: every distinct score, rounded down to 1/200, is a threshold once."""
+    """By definition: every distinct score, rounded down to 1/200, is a threshold."""
     scores = np.floor(scores * np.float32(200))
     found, area, recall = present.sum(), 0.0, 0.0
     for threshold in sorted(set(scores), reverse=True):
@@ -149,7 +149,7 @@ def slow_average_precision(scores, present):
 
 
 def slowly(parts):
-    """The same figures from loops over the samples."""
+    """Compute the same metrics with loops over the samples."""
     rows = []
     for probabilities, labels, scores, present in parts:
         for i in range(len(scores)):
@@ -216,7 +216,7 @@ def test_attributes_against_loops_and_over_uneven_ranks(seed):
 
 
 def test_attributes_by_hand():
-    """Two samples: one with both labels, one of them wrong; one with a label alone, right; one without any."""
+    """Three samples: both labels, one of them wrong; one label, correct; no label."""
     metric = AttributeMetrics({"a": 3, "b": 2})
     p = {"a": torch.eye(3)[[0, 1, 2]] * 0.7 + 0.1, "b": torch.eye(2)[[0, 0, 1]] * 0.6 + 0.2}
     metric.update(p, {"a": torch.tensor([0, 1, -100]), "b": torch.tensor([1, -100, -100])})
