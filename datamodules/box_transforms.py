@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.images import EncodedImage, resize
-from datamodules.transforms import FILL_COLOR, is_valid_size, output_size, to_tensor
-from errors import UserError
+from datamodules.transforms import FILL_COLOR, check_option, is_valid_size, output_size, to_tensor
 
 Photometric = Literal["none", "ssd", "yolo", "yolo2"]
 Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image; it may extend beyond the image
@@ -57,15 +56,12 @@ class BoxTransform:
         hflip: float = 0.0,
         exif_orientation: bool = False,
     ) -> None:
-        for name, valid, expected, found in (
-            ("image_size", is_valid_size(image_size), "1 or more", image_size),
-            ("photometric", photometric in ("none", "ssd", "yolo", "yolo2"), "none, ssd, yolo or yolo2", photometric),
-            ("expand", expand >= 1, "1 or more", expand),
-            ("jitter", 0 <= jitter < 0.5, "0 to 0.5", jitter),
-            ("hflip", 0 <= hflip <= 1, "a probability", hflip),
-        ):
-            if not valid:
-                raise UserError(f"{name}: expected {expected}, found {found}")
+        check_option(is_valid_size(image_size), "image_size", "1 or more", image_size)
+        known = photometric in ("none", "ssd", "yolo", "yolo2")
+        check_option(known, "photometric", "none, ssd, yolo or yolo2", photometric)
+        check_option(expand >= 1, "expand", "1 or more", expand)
+        check_option(0 <= jitter < 0.5, "jitter", "0 to 0.5", jitter)
+        check_option(0 <= hflip <= 1, "hflip", "a probability", hflip)
         self.image_size, self.photometric, self.expand = image_size, photometric, expand
         self.iou_crop, self.jitter, self.hflip = iou_crop, jitter, hflip
         self.exif_orientation = exif_orientation

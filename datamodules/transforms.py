@@ -123,7 +123,18 @@ def pca_color_jitter(pixels: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.LUT(pixels, table[None])
 
 
-class TrainTransform:
+class _AlbumentationsTransform:
+    """Base of the transforms with an albumentations pipeline, which has its own random generators."""
+
+    pipeline: albumentations.Compose | None = None
+
+    def set_random_state(self, generator: np.random.Generator, py_random: random.Random) -> None:
+        """Seed the pipeline. Everything else draws from ``random`` and ``numpy.random``."""
+        if self.pipeline is not None:
+            self.pipeline.set_random_state(generator, py_random)
+
+
+class TrainTransform(_AlbumentationsTransform):
     """Read an image with random crop, horizontal flip and color jitter: from a path to uint8 (3, S, S).
 
     Args:
@@ -153,23 +164,19 @@ class TrainTransform:
         color_jitter: float = 0.0,
         pca_jitter: float = 0.0,
     ) -> None:
-        _require(image_size >= 1, "image_size", "at least 1", image_size)
-        _require(0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", "0 < smallest <= largest <= 1", crop_scale)
-        _require(0 <= hflip <= 1, "hflip", "a probability", hflip)
-        _require(padding >= 0, "padding", "at least 0", padding)
-        _require(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
-        _require(pca_jitter >= 0, "pca_jitter", "at least 0", pca_jitter)
+        check_option(image_size >= 1, "image_size", "at least 1", image_size)
+        check_option(0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", "0 < smallest <= largest <= 1", crop_scale)
+        check_option(0 <= hflip <= 1, "hflip", "a probability", hflip)
+        check_option(padding >= 0, "padding", "at least 0", padding)
+        check_option(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
+        check_option(pca_jitter >= 0, "pca_jitter", "at least 0", pca_jitter)
         if crop == "scale_jitter":
             expected = f"image_size ({image_size}) <= smallest <= largest"
-            _require(image_size <= resize_range[0] <= resize_range[1], "resize_range", expected, resize_range)
+            check_option(image_size <= resize_range[0] <= resize_range[1], "resize_range", expected, resize_range)
         self.image_size, self.crop, self.crop_scale, self.resize_range = image_size, crop, crop_scale, resize_range
         self.padding, self.hflip, self.pca_jitter = padding, hflip, pca_jitter
-        self.color_jitter = albumentations.Compose([_color_jitter(color_jitter)]) if color_jitter else None
-
-    def set_random_state(self, generator: np.random.Generator, py_random: random.Random) -> None:
-        """Seed albumentations, which has its own generators; the rest draws from ``random`` and ``numpy.random``."""
-        if self.color_jitter is not None:
-            self.color_jitter.set_random_state(generator, py_random)
+        if color_jitter:
+            self.pipeline = albumentations.Compose([_color_jitter(color_jitter)])
 
     def __call__(self, path: str) -> Tensor:
         image = EncodedImage(path)
@@ -184,8 +191,8 @@ class TrainTransform:
             pixels = image.crop(box, size)
         if random.random() < self.hflip:
             pixels = cv2.flip(pixels, 1)
-        if self.color_jitter is not None:
-            pixels = self.color_jitter(image=pixels)["image"]
+        if self.pipeline is not None:
+            pixels = self.pipeline(image=pixels)["image"]
         if self.pca_jitter:
             pixels = pca_color_jitter(pixels, self.pca_jitter)
         return to_tensor(pixels)
@@ -226,7 +233,7 @@ class EvalTransform:
     def __init__(self, crop_size: int, resize: Resize = 256, exif_orientation: bool = False) -> None:
         if resize is not None:
             shorter = resize if isinstance(resize, int) else min(resize)
-            _require(1 <= crop_size <= shorter, "eval_crop_size", f"1 to resize ({resize})", crop_size)
+            check_option(1 <= crop_size <= shorter, "eval_crop_size", f"1 to resize ({resize})", crop_size)
         self.crop_size, self.resize, self.exif_orientation = crop_size, resize, exif_orientation
 
     def __call__(self, path: str) -> Tensor:
@@ -258,7 +265,7 @@ class EvalTransform:
         return int(self.resize * height / width), self.resize
 
 
-class MaskTransform:
+class MaskTransform(_AlbumentationsTransform):
     """Resize, scale, crop and flip an image together with its mask of class ids.
 
     The defaults change nothing (evaluation). Pixels beyond the image have the color `FILL_COLOR` and the id `VOID`.
@@ -283,11 +290,11 @@ class MaskTransform:
         hflip: float = 0.0,
         color_jitter: float = 0.0,
     ) -> None:
-        _require(is_valid_size(image_size), "image_size", "1 or more", image_size)
-        _require(crop_size is None or crop_size >= 1, "crop_size", "1 or more", crop_size)
-        _require(0 < scale[0] <= scale[1], "scale", "0 < smallest <= largest", scale)
-        _require(0 <= hflip <= 1, "hflip", "a probability", hflip)
-        _require(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
+        check_option(is_valid_size(image_size), "image_size", "1 or more", image_size)
+        check_option(crop_size is None or crop_size >= 1, "crop_size", "1 or more", crop_size)
+        check_option(0 < scale[0] <= scale[1], "scale", "0 < smallest <= largest", scale)
+        check_option(0 <= hflip <= 1, "hflip", "a probability", hflip)
+        check_option(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
         self.image_size = image_size
         steps: list[albumentations.BasicTransform] = []
         if tuple(scale) != (1, 1):
@@ -301,12 +308,8 @@ class MaskTransform:
             steps.append(albumentations.HorizontalFlip(p=hflip))
         if color_jitter:
             steps.append(_color_jitter(color_jitter))
-        self.transform = albumentations.Compose(steps) if steps else None
-
-    def set_random_state(self, generator: np.random.Generator, py_random: random.Random) -> None:
-        """Seed albumentations, which has its own generators."""
-        if self.transform is not None:
-            self.transform.set_random_state(generator, py_random)
+        if steps:
+            self.pipeline = albumentations.Compose(steps)
 
     def __call__(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Transform an image, RGB uint8 (H, W, 3), and its mask, uint8 (H, W)."""
@@ -314,13 +317,13 @@ class MaskTransform:
         if (height, width) != mask.shape[:2]:
             pixels = resize(pixels, (height, width))
             mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        if self.transform is not None:
-            result = self.transform(image=pixels, mask=mask)
+        if self.pipeline is not None:
+            result = self.pipeline(image=pixels, mask=mask)
             pixels, mask = result["image"], result["mask"]
         return pixels, mask
 
 
-class FaceTransform:
+class FaceTransform(_AlbumentationsTransform):
     """Rotate, translate, scale and flip a gray face at random: from uint8 (H, W) to uint8 (H, W).
 
     All angles, distances and factors are uniform. Pixels beyond the image repeat the border. One bilinear warp applies
@@ -337,10 +340,10 @@ class FaceTransform:
     """
 
     def __init__(self, rotation: float = 10.0, shift: float = 0.1, zoom: float = 0.1, hflip: float = 0.5) -> None:
-        _require(0 <= rotation <= 180, "rotation", "0 to 180 degrees", rotation)
-        _require(0 <= shift <= 1, "shift", "0 to 1", shift)
-        _require(0 <= zoom < 1, "zoom", "0 or more and less than 1", zoom)
-        _require(0 <= hflip <= 1, "hflip", "a probability", hflip)
+        check_option(0 <= rotation <= 180, "rotation", "0 to 180 degrees", rotation)
+        check_option(0 <= shift <= 1, "shift", "0 to 1", shift)
+        check_option(0 <= zoom < 1, "zoom", "0 or more and less than 1", zoom)
+        check_option(0 <= hflip <= 1, "hflip", "a probability", hflip)
         warp = albumentations.Affine(
             scale=dict.fromkeys("xy", (1 - zoom, 1 + zoom)),
             translate_percent=dict.fromkeys("xy", (-shift, shift)),
@@ -348,14 +351,10 @@ class FaceTransform:
             border_mode=cv2.BORDER_REPLICATE,
             p=1,
         )
-        self.transform = albumentations.Compose([warp, albumentations.HorizontalFlip(p=hflip)])
-
-    def set_random_state(self, generator: np.random.Generator, py_random: random.Random) -> None:
-        """Seed albumentations, which has its own generators."""
-        self.transform.set_random_state(generator, py_random)
+        self.pipeline: albumentations.Compose = albumentations.Compose([warp, albumentations.HorizontalFlip(p=hflip)])
 
     def __call__(self, face: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(self.transform(image=face)["image"])
+        return np.ascontiguousarray(self.pipeline(image=face)["image"])
 
 
 def _color_jitter(strength: float) -> albumentations.ColorJitter:
@@ -363,6 +362,7 @@ def _color_jitter(strength: float) -> albumentations.ColorJitter:
     return albumentations.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1)
 
 
-def _require(condition: bool, name: str, expected: str, found: object) -> None:
-    if not condition:
+def check_option(valid: bool, name: str, expected: str, found: object) -> None:
+    """Raise a UserError that names an option unless its value is valid."""
+    if not valid:
         raise UserError(f"{name}: expected {expected}, found {found}")

@@ -20,7 +20,7 @@ from datamodules.transforms import EvalTransform, scale_jitter_box, to_tensor
 from datamodules.video import VideoDataset, is_video
 from errors import DatasetError, UserError
 
-HELD_OUT_ONE_IN = 10  # fraction of the images that is held out for validation if no folder is given
+HELD_OUT_ONE_IN = 10  # without a validation folder, one of so many images is held out
 
 
 class RandomCropTransform:
