@@ -30,7 +30,8 @@ from lightning_modules.components.networks import AUX_HEADS
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.components.vgg import conv_relu
-from lightning_modules.pose.metrics import MPII_JOINTS, PCK, PCP, TORSO, PCKh, apply_affine, pose_metrics
+from lightning_modules.pose.joints import MPII_JOINTS
+from lightning_modules.pose.metrics import PCK, PCP, TORSO, PCKh, apply_affine, pose_metrics
 from lightning_modules.stages import StagedModule
 
 ALEXNET = "alexnet_2014"  # the paper's network
@@ -249,12 +250,12 @@ STAGE_METRICS: dict[str, dict[str, Callable[..., Metric]]] = {"pckh": {"pckh": P
 
 
 class DeepPose(StagedModule):
-    """DeepPose with its cascade (Toshev and Szegedy 2014). Batch: see pose in the batch contract.
+    """DeepPose with its cascade (Toshev and Szegedy 2014).
 
-    Predictions: ``keypoints`` float32 (B, K, 2) in pixels of the input; ``scores`` float32 (B, K), all 1, because a
-    regression gives no confidence; ``stages`` float32 (B, S, K, 2), the keypoints after each stage. Stages that are not
-    trained yet return their input. Metrics: `pose_metrics` of the last stage, and of each stage as
-    ``stage1/pckh_total`` etc.
+    Batch: see pose in the batch contract. Predictions: ``keypoints`` float32 (B, K, 2) in pixels of the input;
+    ``scores`` float32 (B, K), all 1, because a regression gives no confidence; ``stages`` float32 (B, S, K, 2), the
+    keypoints after each stage. Stages that are not trained yet return their input. Metrics: `pose_metrics` of the last
+    stage, and of each stage as ``stage1/pckh_total`` etc.
 
     The first stage sees the image resized to ``input_size``. A later stage sees a square crop around the current
     estimate of each joint. Its side is ``sigma`` torso diameters. Crops come from the input image, so
@@ -266,20 +267,21 @@ class DeepPose(StagedModule):
     normal distribution of these errors. The distribution is per joint and axis, in units of the torso diameter.
 
     Args:
-        joint_names: K names; ``train.py`` takes them from the data. None is MPII's 16.
+        joint_names: names of the K joints; ``train.py`` takes them from the data. Default: MPII's 16.
         metric: ``pckh`` for MPII, ``pck`` for LSP.
         backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
-        weights: torchvision's weights of the backbone, see `find_weights`; None trains from scratch.
+        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file.
+            All stages start from the same weights.
         width_multiplier: factor on all channels and units of ``alexnet_2014``.
         dropout: dropout rate after the fully connected layers of ``alexnet_2014``.
         batch_norm: batch normalization in ``alexnet_2014`` instead of local response normalization.
         input_size: input side of the first stage in pixels.
-        crop_size: input side of the later stages in pixels; None is ``input_size``.
+        crop_size: input side of the later stages in pixels. Default: ``input_size``.
         stage_epochs: number of epochs of each of the S stages; the last stage lasts until the end of the run.
         sigma: side of the crops in torso diameters; the paper uses 2 for LSP and 1 for FLIC.
         crops_per_person: number of labeled joints that are sampled per person and step in the later stages. The paper
             takes 40 crops per joint in total; here it is about epochs * crops_per_person / K.
-        optimizer: see `VisionModule`. Default: the paper's AdaGrad.
+        optimizer: makes the optimizer from parameter groups. Default: the paper's AdaGrad.
         schedule: learning-rate schedule of each stage; it must be a function of the step.
         **kwargs: see `VisionModule`.
 

@@ -29,7 +29,7 @@ from lightning_modules.pose.deeppose import (
     joint_loss,
     torso_diameters,
 )  # fmt: skip
-from lightning_modules.pose.metrics import MPII_JOINTS
+from lightning_modules.pose.joints import MPII_JOINTS
 from tests.processes import finish, train_ranks
 from tests.small_system import differences, kill_and_resume, outcome
 
