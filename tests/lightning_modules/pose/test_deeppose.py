@@ -479,7 +479,7 @@ def test_a_fit_and_its_resumes(
     again = DeepPose.load_from_checkpoint(run / "checkpoints" / expected["file"], weights_only=True)
     assert again.stage == 2
     assert len(again.joint_names) == 16
-    assert list(run.glob("pictures/val_stages_step=*.png"))
+    assert list(run.glob("figures/val_stages_step=*.png"))
 
 
 @pytest.mark.xdist_group("processes")
