@@ -16,7 +16,9 @@ from lightning_modules.classification.metrics import ClassificationMetrics
 from lightning_modules.components.unsaved import Constant
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+def smoothed_cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """Compute L = -(1/N) sum_i log softmax(f(x_i))_{y_i} in float32.
 
     With label smoothing e (Szegedy et al. 2016, section 7) the target is 1 - e + e/C for the true class and e/C for the
@@ -104,7 +106,7 @@ class Classifier(VisionModule):
     def cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Return the cross entropy with the class weights."""
         weights = None if self.class_weights is None else self.class_weights.value
-        return cross_entropy(logits, labels, smoothing, weights)
+        return smoothed_cross_entropy(logits, labels, smoothing, weights)
 
     def build_metrics(self) -> MetricCollection:
         return MetricCollection({"classification": ClassificationMetrics(self.num_classes)})

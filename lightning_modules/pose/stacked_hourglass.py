@@ -27,7 +27,7 @@ STRIDE = 4  # pixels per heatmap cell
 # --- network --------------------------------------------------------------------------------------------------------
 
 
-class Residual(nn.Module):
+class PreActBottleneck(nn.Module):
     """Pre-activation bottleneck; a 1x1 convolution on the skip connection adapts the number of channels.
 
     Args:
@@ -60,10 +60,10 @@ class Hourglass(nn.Module):
 
     def __init__(self, depth: int, channels: int) -> None:
         super().__init__()
-        self.skip = Residual(channels, channels)
-        self.down = Residual(channels, channels)
-        self.inner = Hourglass(depth - 1, channels) if depth > 1 else Residual(channels, channels)
-        self.up = Residual(channels, channels)
+        self.skip = PreActBottleneck(channels, channels)
+        self.down = PreActBottleneck(channels, channels)
+        self.inner = Hourglass(depth - 1, channels) if depth > 1 else PreActBottleneck(channels, channels)
+        self.up = PreActBottleneck(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.up(self.inner(self.down(F.max_pool2d(x, 2))))
@@ -95,15 +95,15 @@ class StackedHourglassNetwork(nn.Module):
             nn.Conv2d(3, quarter, 7, stride=2, padding=3),
             nn.BatchNorm2d(quarter),
             nn.ReLU(inplace=True),
-            Residual(quarter, half),
+            PreActBottleneck(quarter, half),
             nn.MaxPool2d(2),
-            Residual(half, half),
-            Residual(half, channels),
+            PreActBottleneck(half, half),
+            PreActBottleneck(half, channels),
         )
         self.hourglasses = nn.ModuleList(Hourglass(depth, channels) for _ in range(num_stacks))
         self.features = nn.ModuleList(
             nn.Sequential(
-                Residual(channels, channels),
+                PreActBottleneck(channels, channels),
                 nn.Conv2d(channels, channels, 1),
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),

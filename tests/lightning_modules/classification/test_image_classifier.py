@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from errors import UserError
 from lightning_modules.base import VisionModule
-from lightning_modules.classification.base import cross_entropy
+from lightning_modules.classification.base import smoothed_cross_entropy
 from lightning_modules.classification.image_classifier import ImageClassifier, ten_crops
 from lightning_modules.schedules import Cosine
 
@@ -53,7 +53,7 @@ def test_cross_entropy_against_numpy(smoothing, weights):
     target = np.full((6, 3), smoothing / 3)
     target[np.arange(6), labels] += 1 - smoothing
     expected = -(w * target * log_p).sum() / w[labels].sum()
-    found = cross_entropy(
+    found = smoothed_cross_entropy(
         torch.from_numpy(logits),
         torch.from_numpy(labels),
         smoothing,
@@ -67,7 +67,7 @@ def test_smoothing_and_weights_reach_the_loss():
     torch.manual_seed(0)
     module = tiny(classes, label_smoothing=0.1, class_weights=[1.0, 2.0, 3.0])
     logits = module.network(module.preprocess(batch["image"]))
-    expected = cross_entropy(logits, batch["label"], 0.1, torch.tensor([1.0, 2.0, 3.0]))
+    expected = smoothed_cross_entropy(logits, batch["label"], 0.1, torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(module.losses(batch)["cross_entropy"], expected)
 
 
@@ -95,7 +95,7 @@ def test_balanced_class_weights_come_from_the_training_data():
     batch = a_batch(3)
     logits = module.network(module.preprocess(batch["image"]))
     # 40 samples of two classes: 40 / (2 * 10) and 40 / (2 * 30); the weight of a class without samples is not used.
-    expected = cross_entropy(logits, batch["label"], 0.0, torch.tensor([2.0, 2 / 3, 1.0]))
+    expected = smoothed_cross_entropy(logits, batch["label"], 0.0, torch.tensor([2.0, 2 / 3, 1.0]))
     torch.testing.assert_close(module.losses(batch)["cross_entropy"], expected)
 
 
@@ -113,9 +113,9 @@ def test_auxiliary_losses_are_named_and_weighted():
     terms = module.losses(batch)
     outputs = module.network(module.preprocess(batch["image"]))
     assert list(terms) == ["cross_entropy", "aux1", "aux2"]
-    torch.testing.assert_close(terms["cross_entropy"], cross_entropy(outputs.logits, batch["label"]))
-    torch.testing.assert_close(terms["aux1"], 0.25 * cross_entropy(outputs.aux_logits1, batch["label"]))
-    torch.testing.assert_close(terms["aux2"], 0.25 * cross_entropy(outputs.aux_logits2, batch["label"]))
+    torch.testing.assert_close(terms["cross_entropy"], smoothed_cross_entropy(outputs.logits, batch["label"]))
+    torch.testing.assert_close(terms["aux1"], 0.25 * smoothed_cross_entropy(outputs.aux_logits1, batch["label"]))
+    torch.testing.assert_close(terms["aux2"], 0.25 * smoothed_cross_entropy(outputs.aux_logits2, batch["label"]))
     module.eval()
     assert list(module.losses(batch)) == ["cross_entropy"]
     assert ImageClassifier("googlenet", 3, aux_loss_weight=0).network.aux1 is None

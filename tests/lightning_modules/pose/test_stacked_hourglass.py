@@ -19,7 +19,7 @@ from lightning_modules.pose.keypoint_codec import encode
 from lightning_modules.pose.stacked_hourglass import (
     STRIDE,
     Hourglass,
-    Residual,
+    PreActBottleneck,
     StackedHourglass,
     StackedHourglassNetwork,
     heatmap_losses,
@@ -68,13 +68,13 @@ def test_the_authors_number_of_parameters(num_stacks: int, parameters: int) -> N
 
 
 def test_a_skip_has_a_convolution_only_where_channels_change() -> None:
-    assert isinstance(Residual(16, 16).skip, torch.nn.Identity)
-    assert isinstance(Residual(8, 16).skip, torch.nn.Conv2d)
+    assert isinstance(PreActBottleneck(16, 16).skip, torch.nn.Identity)
+    assert isinstance(PreActBottleneck(8, 16).skip, torch.nn.Conv2d)
 
 
 def test_a_residual_adds_to_its_input() -> None:
     """The skip connection is not normalized."""
-    block, x = Residual(8, 8), torch.randn(2, 8, 6, 6)
+    block, x = PreActBottleneck(8, 8), torch.randn(2, 8, 6, 6)
     torch.nn.init.zeros_(block.layers[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(block.layers[-1].bias)  # type: ignore[arg-type]
     torch.testing.assert_close(block(x), x)
