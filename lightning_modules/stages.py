@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -104,6 +105,28 @@ class StagedModule(VisionModule):
         for stage, module in enumerate(self.stage_modules()):
             module.train(mode and stage == self.stage)
         return self
+
+    @torch.no_grad()
+    def training_batches(self) -> Iterator[dict[str, Any]]:
+        """Iterate over this rank's training set of the current epoch in eval mode, for `on_stage_end`.
+
+        Raises:
+            UserError: the trainer has no datamodule.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise UserError(f"{type(self).__name__}: expected a datamodule to measure a stage on, found none")
+        loader = data.train_dataloader()
+        # Read the whole epoch, whatever the progress of the trainer's own loader.
+        loader.training, loader.sampler.epoch = False, self.current_epoch
+        self._enter_evaluation()
+        self.eval()
+        for batch in islice(loader, int(self.trainer.num_training_batches)):
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            with self.trainer.precision_plugin.forward_context():
+                yield batch
+        self.train()
+        self._set_buffer_sync(True)
 
     def _update_stage(self) -> None:
         stage = sum(self.global_step >= end for end in self.stage_ends[:-1])

@@ -11,7 +11,7 @@ current estimate. The notation of the shapes is:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 from math import ceil
 from typing import Any, Literal
 
@@ -412,22 +412,11 @@ class DeepPose(StagedModule):
     @torch.no_grad()
     def _measure_errors(self) -> Tensor:
         """`fit_gaussian` of the last stage's errors on the training set, over all ranks."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise UserError("stage_epochs: expected a datamodule to measure the errors of a stage on, found none")
-        loader = data.train_dataloader()
-        # Read the whole epoch, whatever the progress of the trainer's own loader.
-        loader.training, loader.sampler.epoch = False, self.current_epoch
-        self._enter_evaluation()
-        self.regressors.eval()
         moments = torch.zeros(len(self.joint_names), 5, dtype=torch.float64, device=self.device)
-        for batch in islice(loader, int(self.trainer.num_training_batches)):
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
-            with self.trainer.precision_plugin.forward_context():
-                prediction = self.predict(batch["image"])["keypoints"]
+        for batch in self.training_batches():
+            prediction = self.predict(batch["image"])["keypoints"]
             diameter = self._diameters(batch, prediction)
             moments += error_moments(prediction, batch["keypoints"], batch["labeled"], diameter)
-        self._set_buffer_sync(True)
         gaussian = fit_gaussian(self.trainer.strategy.reduce(moments, reduce_op="sum"))
         mean, deviation = (values.square().mean().sqrt().item() for values in gaussian)
         rank_zero_only(print)(

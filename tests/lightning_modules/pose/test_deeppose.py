@@ -384,7 +384,10 @@ def test_stages_are_measured_by_pck_and_pcp_too() -> None:
 def test_bad_input() -> None:
     for options, message in (
         ({"input_size": 58}, "input_size: expected 59 pixels or more for alexnet_2014, found 58"),
-        ({"backbone": "fcn_resnet50"}, "backbone: expected alexnet_2014 or a torchvision classification network, found fcn_"),
+        (
+            {"backbone": "fcn_resnet50"},
+            "backbone: expected alexnet_2014 or a torchvision classification network, found fcn_",
+        ),
         ({"backbone": "squeezenet1_0"}, "backbone: expected a network that ends in a linear layer, found squeezenet"),
         ({"weights": "DEFAULT"}, "weights: expected null for alexnet_2014, found DEFAULT; choose another backbone"),
         ({"stage_epochs": [3, 0]}, r"stage_epochs: expected 1 or more for each .*, found \[3, 0\]"),
@@ -398,7 +401,7 @@ def test_bad_input() -> None:
         narrow().predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])
     module = narrow()
     module.trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="stage_epochs: expected a datamodule to measure the errors"):
+    with pytest.raises(ValueError, match="DeepPose: expected a datamodule to measure a stage on"):
         module._measure_errors()
 
 
