@@ -16,9 +16,6 @@ import torch
 from benchmarks.detection_fps import system_of
 from datamodules.detection.voc import VOCDetection
 from errors import BrokenImageError, DatasetError, UserError
-from lightning_modules.components.backbones import maps_of
-from lightning_modules.components.image_batches import pad_images
-from lightning_modules.components.rpn import propose
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.metrics import ProposalRecall
 from lightning_modules.detection.rpn import RPN
@@ -31,10 +28,9 @@ def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) 
         target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
         images = batch["image"]
         images = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
-        pixels, size = pad_images(images, module.preprocess)
-        output = module.network.rpn(maps_of(module.network.trunk(pixels)))
-        found = propose(output, size, 6000, max(ProposalRecall.counts), least=module.least)
-        boxes = [b[there] for b, there in zip(found.boxes, found.there, strict=True)]
+        maps, sizes = module.extract_features(images)
+        proposals = module.propose(module.network.rpn(maps), sizes, 6000, max(ProposalRecall.counts))
+        boxes = [b[valid] for b, valid in zip(proposals.boxes, proposals.valid, strict=True)]
         recalls["proposal network"].update([{"boxes": b} for b in boxes], target)
         recalls["Selective Search"].update([{"boxes": b.to(device)} for b in batch["proposals"]], target)
     return recalls

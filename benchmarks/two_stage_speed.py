@@ -27,7 +27,6 @@ from datamodules.image_dataset import ImageDataset
 from errors import BrokenImageError, DatasetError
 from lightning_modules.base import VisionModule
 from lightning_modules.components.selective_search import selective_search
-from lightning_modules.detection import faster_rcnn
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.rcnn import RCNN
@@ -122,7 +121,6 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
     def ready(module: Any) -> Any:
         return module.eval().to(device=device, memory_format=module.memory_format)
 
-    width = {"width": options.width, "num_classes": 20}
     rcnn = ready(
         RCNN(
             backbone="vgg16",
@@ -138,17 +136,17 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
         first = measure(rcnn, crops, [("features", rcnn.network, "forward")], options.proposals, options.warm_up)
     yield line("R-CNN", first, first)
     del rcnn
-    fast = ready(FastRCNN(**width))
+    fast = ready(FastRCNN(width_multiplier=options.width, num_classes=20))
     row = measure(fast, pictures, [("features", fast.network.trunk, "forward")], options.proposals, options.warm_up)
     yield line("Fast R-CNN", row, first)
     without = {**row, "all": row["all"] - row["proposals"], "proposals": 0.0}
     yield line("  its proposals not counted", without, first)
     del fast
-    faster = ready(FasterRCNN(**width))
+    faster = ready(FasterRCNN(width_multiplier=options.width, num_classes=20))
     parts = [
         ("features", faster.network.trunk, "forward"),
         ("proposals", faster.network.rpn, "forward"),
-        ("proposals", faster_rcnn, "propose"),
+        ("proposals", faster, "propose"),
     ]
     yield line("Faster R-CNN", measure(faster, pictures, parts, None, options.warm_up), first)
     yield f"Selective Search: {first['boxes']:.0f} boxes an image for R-CNN, {row['boxes']:.0f} for Fast R-CNN"

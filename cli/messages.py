@@ -68,7 +68,7 @@ def unknown_class(slot: str, name: str) -> str:
 def class_names(slot: str) -> list[str]:
     """Return the short names of the classes that an option accepts.
 
-    Base classes are not among them: those of a case study stand in its ``base.py``.
+    Base classes are not among them: they are abstract, or in the ``base.py`` of their case study.
 
     Args:
         slot: dotted option: ``model``, ``data``, ``model.optimizer``, ``model.schedule``, ``trainer.callbacks`` ...
@@ -80,6 +80,7 @@ def class_names(slot: str) -> list[str]:
             for cls in _subclasses(base)
             if cls.__module__.startswith(modules)
             and not cls.__module__.endswith(".base")
+            and not inspect.isabstract(cls)
             and not cls.__name__.startswith("_")
             and not (slot in ("model", "data") and cls.__module__.count(".") < 2)
         }

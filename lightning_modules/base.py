@@ -88,11 +88,11 @@ class VisionModule(pl.LightningModule):
         self.save_hyperparameters(frame=frame)
         callables = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
         self.save_hyperparameters(ignore=callables, frame=frame)
-        # The command line links the data's classes to every model. A checkpoint with an argument that no constructor
-        # accepts could not be loaded.
-        constructors = [vars(base)["__init__"] for base in type(self).__mro__ if "__init__" in vars(base)]
-        accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
-        for name in [n for n in self.hparams if n not in accepted and not n.startswith("_")]:
+        # The command line links the data's classes to every model, those that do not accept them included. A checkpoint
+        # with such an argument could not be loaded.
+        arguments = inspect.getargvalues(frame)
+        given = {*arguments.args, *arguments.locals.get(arguments.keywords or "", ())}
+        for name in [n for n in self.hparams if n not in given and not n.startswith("_")]:
             del self.hparams[name]
 
     # --- what a system implements ---------------------------------------------------------------------------------

@@ -12,16 +12,19 @@ from torch import Tensor
 def make_anchors(
     sizes: Sequence[float], ratios: Sequence[float], stride: int, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """The anchors of one map: float32 (rows*columns*k,4) xyxy in pixels, by row, column, ratio and size.
+    """Make the anchors of one feature map, centered on its cells.
 
-    They are centerd on the cells, as the authors' (whose sides are rounded to whole pixels).
+    The authors' anchors are centered likewise, but their sides are rounded to whole pixels.
 
     Args:
-        sizes: roots of their areas in pixels.
-        ratios: heights / widths.
-        stride: pixels from one cell to the next.
-        shape: rows and columns of the map.
-        device: of the result.
+        sizes: square roots of the anchor areas in pixels.
+        ratios: aspect ratios, height / width.
+        stride: distance between neighboring cells in pixels.
+        shape: (height, width) of the feature map.
+        device: device of the result.
+
+    Returns:
+        Anchors, float32 (height * width * k, 4), xyxy in pixels, in the order row, column, ratio, size.
     """
     half = [[s / math.sqrt(r) / 2, s * math.sqrt(r) / 2] for r in ratios for s in sizes]
     extent = torch.tensor(half).to(device, non_blocking=True)

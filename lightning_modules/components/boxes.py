@@ -66,21 +66,21 @@ def batched_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the IoU of box i of one tensor with box i of the other.
+    """Compute the IoU of the boxes of two tensors, element by element.
 
     Uses double precision: boxes with integer coordinates often overlap by exactly the threshold.
 
     Args:
-        a: float (N, 4), xyxy.
-        b: float (N, 4), xyxy.
+        a: float (..., 4), xyxy.
+        b: float (..., 4), xyxy; the shapes broadcast.
 
     Returns:
-        IoU, float64 (N,); 0 for two boxes without area.
+        IoU, float64 (...); 0 for two boxes without area.
     """
     a, b = a.double(), b.double()
-    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    intersection = sides.clamp_min(0).prod(1)
-    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - intersection
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection = sides.clamp_min(0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     return torch.where(union > 0, intersection / union, 0.0)
 
 

@@ -1,146 +1,216 @@
-"""Faster R-CNN: Ren, He, Girshick and Sun, "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal
-Networks", NIPS 2015.
+"""Faster R-CNN.
 
-Fast R-CNN (`fast_rcnn.py`) whose proposals come from a network on the same map (`rpn.py`): nothing is left that does
-not learn, and the proposals cost next to nothing. Both are trained at once, as in the authors' Python code.
+Ren, He, Girshick and Sun, "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015.
+
+A region proposal network (`rpn.py`) and Fast R-CNN (`fast_rcnn.py`) share one trunk, so that proposals cost almost
+nothing. Both are trained jointly, as in the authors' Python code. `BranchedRCNN` adds a third branch, for Mask R-CNN
+and Keypoint R-CNN.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
-from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.average_precision import APMethod
-from lightning_modules.components.backbones import Backbone, Trunk, load_backbone, make_trunk, maps_of
-from lightning_modules.components.boxes import sample_balanced
-from lightning_modules.components.image_batches import pad_images
-from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.components.roi_heads import Pooling, RegionNetwork, decode, draw_regions, fast_rcnn_loss
-from lightning_modules.components.rpn import Normalizer, RegionProposalNetwork, propose, rpn_loss
-from lightning_modules.detection import rpn
-from lightning_modules.detection.metrics import detection_metrics
-
-# --- network ------------------------------------------------------------------------------------------------------
+from errors import UserError
+from lightning_modules.base import OptimizerFactory
+from lightning_modules.components.backbones import Backbone
+from lightning_modules.components.boxes import pad_targets
+from lightning_modules.components.image_batches import resize_images
+from lightning_modules.components.rpn import RPNLossNormalization
+from lightning_modules.detection.two_stage import ProposalStage, RoIOutput, RoIStage
 
 
-class FasterRCNNNetwork(nn.Module):
-    """Figure 2's network: a trunk, whose maps both others look at. VGG16 for 20 classes: 137,073,622 parameters."""
+class FasterRCNN(RoIStage, ProposalStage):
+    """Faster R-CNN. With VGG-16 and 20 classes it has 137,073,622 parameters.
 
-    def __init__(self, trunk: Trunk, proposer: RegionProposalNetwork, roi: RegionNetwork) -> None:
-        super().__init__()
-        self.trunk, self.rpn, self.roi = trunk.layers, proposer, roi
-
-
-# --- module -------------------------------------------------------------------------------------------------------
-
-
-class FasterRCNN(VisionModule):
-    """Faster R-CNN. Batch: see detection in the batch contract; images may differ in size. Predictions: see `decode`.
-
-    Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
-
-    The paper's networks are ``vgg16`` and, in He et al. 2016, ``resnet101`` (appendix A; ``frozen`` with its weights);
-    a feature pyramid (``resnet50_fpn``) is what is taken today. As in the authors' code, biases learn at twice the rate
-    and do not decay. The gradient does not go through the proposals' coordinates (the paper's approximate joint
-    training).
+    The paper's backbone is ``vgg16``; He et al. 2016 use ``resnet101`` (appendix A), Lin et al. 2017 a feature pyramid
+    (``resnet50_fpn``), which is common today. Gradients do not flow through the coordinates of proposals (the paper's
+    approximate joint training). Batch, predictions and metrics: see `Detector`.
 
     Args:
-        backbone, width, batch_norm, frozen, stride: see `make_trunk`.
-        num_classes: C, without the background; ``train.py`` takes it from the data.
-        class_names: one name a class; ``train.py`` takes them from the data.
-        weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file: of
-            these, or a checkpoint of ours (an `RPN`'s too).
-        anchor_sizes, anchor_ratios: see `RegionProposalNetwork`; for a pyramid the authors' are 32, 64, 128, 256, 512.
-        normalizer: see `rpn_loss`.
-        rpn_box_weight: the lambda of `rpn_loss`.
-        box_weight: that of `fast_rcnn_loss`.
-        crossing: learn from anchors that reach beyond the image too.
-        train_proposals, test_proposals: boxes of each image, before the suppression and after it (`propose`).
-        least: the least side of a proposal in pixels.
-        regions: regions of each image that are learned from; the authors have one image a batch and 128.
-        pooling: see `RegionNetwork`.
-        score_threshold, nms_threshold: what is kept of the predictions.
-        ap: how average precision is computed, see `VOCMeanAP`.
-        coco: measure COCO's average precision too.
-        optimizer: see `VisionModule`; the authors'.
-        kwargs: schedule, mean, std and channels_last of `VisionModule`.
+        weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a
+            file of such weights or one of our checkpoints, an `RPN`'s included.
+        rpn_pre_nms_top_n_train: anchors of each feature map that enter non-maximum suppression in training.
+        rpn_post_nms_top_n_train: proposals per image in training.
+        rois_per_image: RoIs sampled per image for training; the authors have one image per batch and 128 RoIs.
+        bg_iou_min: smallest IoU of background RoIs with an object.
+        **kwargs: see `ProposalStage` and `RoIStage`.
     """
-
-    monitor = ("val/map", "max")
 
     def __init__(
         self,
-        backbone: Backbone = "vgg16",
-        num_classes: int = 20,
-        class_names: list[str] | None = None,
-        width: float = 1.0,
-        batch_norm: bool = False,
-        frozen: bool = False,
-        stride: Literal[8, 16] = 16,
         weights: str | None = None,
-        anchor_sizes: Sequence[float] = (128, 256, 512),
-        anchor_ratios: Sequence[float] = (0.5, 1, 2),
-        normalizer: Normalizer = "paper",
-        rpn_box_weight: float = 10.0,
-        box_weight: float = 1.0,
-        crossing: bool = False,
-        train_proposals: tuple[int, int] = (12000, 2000),
-        test_proposals: tuple[int, int] = (6000, 300),
-        least: float = 16.0,
-        regions: int = 128,
-        pooling: Pooling = "pool",
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.3,
-        ap: APMethod = "area",
-        coco: bool = True,
-        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4),
+        rpn_pre_nms_top_n_train: int = 12000,
+        rpn_post_nms_top_n_train: int = 2000,
+        rois_per_image: int = 128,
+        bg_iou_min: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, **kwargs)
-        self.num_classes, self.class_names = num_classes, class_names
-        self.normalizer: Normalizer = normalizer
-        self.rpn_box_weight, self.box_weight, self.crossing = rpn_box_weight, box_weight, crossing
-        self.train_proposals, self.test_proposals, self.least = train_proposals, test_proposals, least
-        self.regions = regions
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.ap, self.coco = ap, coco
-        trunk = make_trunk(backbone, width, batch_norm, frozen, stride)
-        proposer = RegionProposalNetwork(trunk, anchor_sizes, anchor_ratios)
-        self.network = FasterRCNNNetwork(
-            trunk, proposer, RegionNetwork(backbone, trunk, num_classes, width, frozen, pooling)
-        )
-        if weights is not None:
-            load_backbone(self.network, backbone, batch_norm, weights)
+        super().__init__(rois_per_image=rois_per_image, bg_iou_min=bg_iou_min, **kwargs)
+        self.rpn_pre_nms_top_n_train, self.rpn_post_nms_top_n_train = rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train
+        self.load_pretrained(weights)
+
+    def forward(
+        self, images: Tensor | list[Tensor], target: Sequence[dict[str, Tensor]] | None = None
+    ) -> tuple[RoIOutput, dict[str, Tensor]]:
+        """Run the pass: features, proposals, RoI heads.
+
+        Args:
+            images: uint8 (B, 3, H, W), or a list of (3, H, W).
+            target: one dict per image with ``boxes`` and ``labels``, for training.
+
+        Returns:
+            The predictions of the RoI heads, on sampled RoIs if there are targets, and the losses of the region
+            proposal network, empty without targets.
+        """
+        maps, sizes = self.extract_features(images)
+        output = self.network.rpn(maps)
+        if target is None:
+            losses = {}
+            top_n = self.rpn_pre_nms_top_n_test, self.rpn_post_nms_top_n_test
+        else:
+            losses = self.rpn_losses(output, sizes, target)
+            top_n = self.rpn_pre_nms_top_n_train, self.rpn_post_nms_top_n_train
+        proposals = self.propose(output, sizes, *top_n)
+        return self.run_roi_heads(maps, sizes, proposals.boxes, proposals.valid, target), losses
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        pixels, size = pad_images(batch["image"], self.preprocess)
-        maps = maps_of(self.network.trunk(pixels))
-        output = self.network.rpn(maps)
-        targets = rpn.encode(batch["target"], output.anchors, size, self.crossing)
-        drawn = sample_balanced(targets.positive, targets.negative, 256, 0.5)
-        terms = rpn_loss(output, targets, drawn, self.normalizer, self.rpn_box_weight)
-        found = propose(output, size, *self.train_proposals, least=self.least)
-        regions = draw_regions(found.boxes, found.there, batch["target"], self.regions)
-        logits, offset = self.network.roi(maps, regions.boxes)
-        return {**terms, **fast_rcnn_loss(logits, offset, regions, self.box_weight)}
+        output, rpn_losses = self(batch["image"], batch["target"])
+        return {**rpn_losses, **self.roi_losses(output)}
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        pixels, size = pad_images(images, self.preprocess)
-        maps = maps_of(self.network.trunk(pixels))
-        found = propose(self.network.rpn(maps), size, *self.test_proposals, least=self.least)
-        logits, offset = self.network.roi(maps, found.boxes)
-        return decode(logits, offset, found.boxes, found.there, size, self.score_threshold, self.nms_threshold)
+        output, _ = self(images)
+        return self.decode(output)
 
-    def build_metrics(self) -> MetricCollection:
-        return detection_metrics(self.num_classes, self.ap, self.coco)
 
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["target"])
+class BranchedRCNN(FasterRCNN):
+    """Base class of Mask R-CNN and Keypoint R-CNN: Faster R-CNN with a third branch (He et al. 2017).
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return caffe_groups(self.network)
+    The branch processes RoIs of 14x14 cells in parallel with the RoI heads. In training they are the positive RoIs, in
+    inference the detections. A subclass adds the branch with `add_branch` and implements its loss and its decoding.
+
+    Args:
+        eval_size: (shorter side, largest longer side) in pixels to which images are resized in evaluation and
+            prediction, usually the data's ``image_size``; None keeps their size. Predictions are in pixels of the
+            given image.
+        nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
+        optimizer: makes the optimizer from parameter groups. Default: the paper's, for 16 images per step.
+        **kwargs: see `FasterRCNN`.
+    """
+
+    branch: Literal["mask", "keypoint"]
+    pool_size = 14
+
+    def __init__(
+        self,
+        eval_size: tuple[int, int] | None = None,
+        backbone: Backbone = "resnet50_fpn",
+        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        allow_border_anchors: bool = True,
+        rpn_loss_normalization: RPNLossNormalization = "authors",
+        rpn_pre_nms_top_n_train: int = 2000,
+        rpn_post_nms_top_n_train: int = 2000,
+        rpn_pre_nms_top_n_test: int = 1000,
+        rpn_post_nms_top_n_test: int = 1000,
+        rpn_min_size: float = 0.001,
+        rois_per_image: int = 512,
+        nms_threshold: float = 0.5,
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=1e-4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            anchor_sizes=anchor_sizes,
+            allow_border_anchors=allow_border_anchors,
+            rpn_loss_normalization=rpn_loss_normalization,
+            rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
+            rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
+            rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
+            rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
+            rpn_min_size=rpn_min_size,
+            rois_per_image=rois_per_image,
+            nms_threshold=nms_threshold,
+            optimizer=optimizer,
+            roi_pooling="align",
+            weights=None,  # loaded by `add_branch`, when the network is complete
+            **kwargs,
+        )
+        if eval_size is not None and not 1 <= eval_size[0] <= eval_size[1]:
+            raise UserError(f"eval_size: expected (shorter side, largest longer side) in pixels, found {eval_size}")
+        self.eval_size = eval_size
+
+    def add_branch(self, network: nn.Module, weights: str | None) -> None:
+        """Add the branch to the network and load pretrained weights.
+
+        Args:
+            network: maps pooled features (K, C', 14, 14) to logits (K, D, S, S).
+            weights: see `load_rcnn`.
+        """
+        self.network.add_module(self.branch, network)
+        self.load_pretrained(weights, self.branch)
+
+    def branch_logits(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        """Run the branch: float32 (B, n, D, S, S) for boxes float32 (B, n, 4), xyxy in pixels."""
+        pooled = self.network.roi.pool(maps, boxes, self.pool_size)
+        return self.network.get_submodule(self.branch)(pooled).unflatten(0, boxes.shape[:2]).float()
+
+    @abstractmethod
+    def branch_loss(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        object_indices: Tensor,
+        target: Sequence[dict[str, Tensor]],
+    ) -> Tensor:
+        """Compute the loss of the branch, a scalar.
+
+        Args:
+            logits: float32 (B, n, D, S, S).
+            boxes: RoIs, float32 (B, n, 4), xyxy in pixels.
+            labels: int64 (B, n), 0 for background, which has no targets, else 1 + the object's label.
+            object_indices: index of the matched object in its image, int64 (B, n).
+            target: one dict per image.
+        """
+
+    @abstractmethod
+    def decode_branch(
+        self, logits: Tensor, boxes: Tensor, labels: Tensor, scale: Tensor, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Decode the predictions of the branch for the detections of one image.
+
+        Args:
+            logits: float32 (K, D, S, S).
+            boxes: float32 (K, 4), xyxy in pixels of the resized image.
+            labels: int64 (K,).
+            scale: (x, y) factors from the resized image to the image, float32 (2,).
+            size: (height, width) of the image.
+        """
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        target = batch["target"]
+        output, rpn_losses = self(batch["image"], target)
+        # Positives come first. This is their largest number; the actual number is known to the device only.
+        max_positives = round(self.roi_positive_fraction * self.rois_per_image)
+        sample = output.sample
+        boxes, labels, indices = (x[:, :max_positives] for x in (sample.boxes, sample.labels, sample.object_indices))
+        loss = self.branch_loss(self.branch_logits(output.maps, boxes), boxes, labels, indices, target)
+        return {**rpn_losses, **self.roi_losses(output), self.branch: loss}
+
+    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
+        output, _ = self(resize_images(images, self.eval_size))
+        detections = self.decode(output)
+        boxes, _ = pad_targets(detections)
+        logits = self.branch_logits(output.maps, boxes)
+        for i, (image, detection) in enumerate(zip(images, detections, strict=True)):
+            height, width = image.shape[-2:]
+            scale = output.sizes.new_tensor([width, height]) / output.sizes[i]
+            boxes, labels = detection["boxes"], detection["labels"]
+            detection["boxes"] = boxes * scale.repeat(2)
+            detection |= self.decode_branch(logits[i, : len(boxes)], boxes, labels, scale, (height, width))
+        return detections

@@ -50,8 +50,9 @@ def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Pat
 SMALL_PICTURES = ["--data.image_size", "[96, 160]"]
 
 
-FEW_REGIONS = [
-    "--model.train_proposals", "[200, 50]", "--model.test_proposals", "[200, 20]", "--model.regions", "8",
+FEW_TEST_PROPOSALS = ["--model.rpn_pre_nms_top_n_test", "200", "--model.rpn_post_nms_top_n_test", "20"]
+FEW_PROPOSALS = [
+    *FEW_TEST_PROPOSALS, "--model.rpn_pre_nms_top_n_train", "200", "--model.rpn_post_nms_top_n_train", "50",
 ]  # fmt: skip
 
 
@@ -61,8 +62,11 @@ SMALL_DETECTORS = {
     "overfeat_bccd": ["--model.top", "20"],
     "overfeat_voc": ["--model.top", "20"],
     "sliding_window_bccd": ["--model.keep", "20"],
-    **{f"faster_rcnn_{name}": [*SMALL_PICTURES, *FEW_REGIONS] for name in ("voc", "resnet101_voc", "fpn_voc")},
-    "fast_rcnn_voc": [*SMALL_PICTURES, "--model.regions", "8"],
+    **{
+        f"faster_rcnn_{name}": [*SMALL_PICTURES, *FEW_PROPOSALS, "--model.rois_per_image", "8"]
+        for name in ("voc", "resnet101_voc", "fpn_voc")
+    },
+    "fast_rcnn_voc": [*SMALL_PICTURES, "--model.rois_per_image", "8"],
 }
 
 
@@ -71,7 +75,7 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
     path = ROOT / "configs" / "detection" / f"{config}.yaml"
     text = yaml.safe_load(path.read_text())
     assert text["experiment"] == config
-    narrow = ["--model.width", "0.1", *CELLS] if config.endswith("_voc") else []
+    narrow = ["--model.width_multiplier", "0.1", *CELLS] if config.endswith("_voc") else []
     weights = ["--model.weights", "null"] if text["model"]["init_args"].get("weights") else []
     if config.startswith(("fast_rcnn", "rcnn")):
         narrow += ["--data.proposals", request.getfixturevalue("proposals")]
@@ -99,7 +103,7 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
 
 
 # What makes the full networks small; a narrow variant for real data is small as it is.
-UNTRAINED = ["--model.weights", "null", "--model.width", "0.1"]
+UNTRAINED = ["--model.weights", "null", "--model.width_multiplier", "0.1"]
 
 
 SMALL_SEGMENTERS = {
@@ -115,10 +119,9 @@ SMALL_SEGMENTERS = {
     "fcn16s_voc": UNTRAINED,
     "fcn8s_voc": UNTRAINED,
     "fcn8s_atonce_voc": UNTRAINED,
-    "mask_rcnn_voc": [*UNTRAINED, "--model.frozen", "false", "--model.eval_size", "[96, 160]",
-                      "--data.image_size", "[96, 160]", "--model.train_proposals", "[200, 50]",
-                      "--model.test_proposals", "[200, 20]"],
-    "mask_rcnn_synthetic": ["--model.test_proposals", "[200, 20]"],
+    "mask_rcnn_voc": [*UNTRAINED, "--model.freeze_backbone", "false", "--model.eval_size", "[96, 160]",
+                      "--data.image_size", "[96, 160]", *FEW_PROPOSALS],
+    "mask_rcnn_synthetic": FEW_TEST_PROPOSALS,
 }  # fmt: skip
 
 
@@ -170,10 +173,9 @@ SMALL_POSES = {
     "deeppose_mpii": NARROW_REGRESSORS,
     "deeppose_lsp": NARROW_REGRESSORS,
     "deeppose_synthetic": NARROW_REGRESSORS,
-    "keypoint_rcnn_mpii": [*UNTRAINED, "--model.frozen", "false", "--model.eval_size", "[96, 160]",
-                           "--data.image_size", "[96, 160]", "--model.train_proposals", "[200, 50]",
-                           "--model.test_proposals", "[200, 20]"],
-    "keypoint_rcnn_synthetic": ["--model.test_proposals", "[200, 20]"],
+    "keypoint_rcnn_mpii": [*UNTRAINED, "--model.freeze_backbone", "false", "--model.eval_size", "[96, 160]",
+                           "--data.image_size", "[96, 160]", *FEW_PROPOSALS],
+    "keypoint_rcnn_synthetic": FEW_TEST_PROPOSALS,
 }  # fmt: skip
 
 

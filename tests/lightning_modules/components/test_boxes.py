@@ -16,7 +16,10 @@ from lightning_modules.components.boxes import (
     non_maximum_suppression,
     pad_targets,
     rank_in_group,
+    sample_balanced,
 )
+
+NO_OBJECTS = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 
 
 def candidates(n: int, images: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -25,6 +28,12 @@ def candidates(n: int, images: int, classes: int, seed: int) -> tuple[Tensor, Te
     corner, size = torch.rand(n, 2) * 20, 5 + torch.rand(n, 2) * 20
     boxes = torch.cat([corner, corner + size], dim=1)
     return boxes, torch.rand(n), torch.randint(classes, (n,)), torch.randint(images, (n,))
+
+
+def random_boxes(rng: np.random.Generator, n: int, side: float) -> Tensor:
+    """Random boxes (xyxy) in an image of side x side pixels."""
+    corner, size = rng.uniform(0, side * 0.7, (n, 2)), rng.uniform(3, side * 0.4, (n, 2))
+    return torch.from_numpy(np.concatenate([corner, np.minimum(corner + size, side)], 1)).float()
 
 
 def test_concatenated_targets_keep_the_image_of_each_object() -> None:
@@ -65,6 +74,28 @@ def test_rank_in_group() -> None:
     group = np.random.default_rng(0).integers(0, 5, 50)
     expected = [int((group[:i] == g).sum()) for i, g in enumerate(group)]
     assert rank_in_group(torch.from_numpy(group)).tolist() == expected
+
+
+def test_balanced_samples() -> None:
+    """256 candidates, at most half of them positive, filled up with negatives; ignored ones are never sampled."""
+    torch.manual_seed(0)
+    for positives, negatives, expected in (
+        (500, 1000, (128, 128)),
+        (20, 1000, (20, 236)),
+        (20, 30, (20, 30)),
+        (0, 0, (0, 0)),
+    ):
+        order = torch.randperm(2000)
+        positive, negative = (torch.zeros(1, 2000, dtype=torch.bool) for _ in range(2))
+        positive[0, order[:positives]] = True
+        negative[0, order[positives : positives + negatives]] = True
+        sample = sample_balanced(positive, negative, 256, 0.5)
+        assert (int(sample.positive.sum()), int((sample.valid & ~sample.positive).sum())) == expected
+        assert positive.gather(1, sample.indices)[sample.positive].all()
+        assert negative.gather(1, sample.indices)[sample.valid & ~sample.positive].all()
+        assert len(sample.indices.unique()) == sample.indices.numel()
+    first, second = (sample_balanced(positive | True, negative, 256, 0.5).indices for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 def test_decode_inverts_encode() -> None:

@@ -38,21 +38,22 @@ DETECTORS = {
         "--model", "OverFeat", "--model.variant", "small", "--model.width", "0.02", "--model.batch_norm", "true",
         "--model.scales", "[63, 91]", "--model.crops", "8", "--data.image_size", "96", "--data.jitter", "0.1",
     ],
-    # Anchors and regions are drawn in the training step.
+    # The training step samples anchors and RoIs.
     "faster_rcnn": [
-        "--model", "FasterRCNN", "--model.width", "0.03", "--model.batch_norm", "true",
-        "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
-        "--model.test_proposals", "[100, 20]", "--data.image_size", "64", "--data.photometric", "ssd",
+        "--model", "FasterRCNN", "--model.width_multiplier", "0.03", "--model.batch_norm", "true",
+        "--model.anchor_sizes", "[16, 32]", "--model.rpn_min_size", "2",
+        "--model.rois_per_image", "8", "--model.rpn_pre_nms_top_n_test", "100",
+        "--model.rpn_post_nms_top_n_test", "20", "--data.image_size", "64", "--data.photometric", "ssd",
         "--data.iou_crop", "true",
     ],
     "rpn": [
-        "--model", "RPN", "--model.width", "0.03", "--model.batch_norm", "true", "--model.anchor_sizes", "[16, 32]",
-        "--model.least", "2", "--data.image_size", "[64, 80]",
+        "--model", "RPN", "--model.width_multiplier", "0.03", "--model.batch_norm", "true",
+        "--model.anchor_sizes", "[16, 32]", "--model.rpn_min_size", "2", "--data.image_size", "[64, 80]",
     ],
     # With dropout, and images of two sizes.
     "fast_rcnn": [
-        "--model", "FastRCNN", "--model.width", "0.03", "--model.regions", "8", "--data.image_size", "[64, 80]",
-        "--data.proposals", "PROPOSALS",
+        "--model", "FastRCNN", "--model.width_multiplier", "0.03", "--model.rois_per_image", "8",
+        "--data.image_size", "[64, 80]", "--data.proposals", "PROPOSALS",
     ],
 }  # fmt: skip
 

@@ -35,11 +35,13 @@ SEGMENTERS = {
         "--model", "DeepLabV3", "--model.backbone", "resnet18", "--model.width", "0.1", "--model.multi_grid", "[1, 2]",
         *SEMANTIC,
     ],
-    # Anchors and regions are drawn in the training step, and images differ in size.
+    # The training step samples anchors and RoIs; images differ in size.
     "mask_rcnn": [
-        "--model", "MaskRCNN", "--model.backbone", "vgg16", "--model.width", "0.03", "--model.batch_norm", "true",
-        "--model.anchor_sizes", "[16, 32]", "--model.least", "2", "--model.regions", "8",
-        "--model.test_proposals", "[100, 20]", "--data", "VOCInstance", "--data.image_size", "[64, 80]",
+        "--model", "MaskRCNN", "--model.backbone", "vgg16", "--model.width_multiplier", "0.03",
+        "--model.batch_norm", "true",
+        "--model.anchor_sizes", "[16, 32]", "--model.rpn_min_size", "2",
+        "--model.rois_per_image", "8", "--model.rpn_pre_nms_top_n_test", "100",
+        "--model.rpn_post_nms_top_n_test", "20", "--data", "VOCInstance", "--data.image_size", "[64, 80]",
     ],
 }  # fmt: skip
 
