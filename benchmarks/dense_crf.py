@@ -1,11 +1,11 @@
-"""The dense CRF here and pydensecrf2's: ``python -m benchmarks.dense_crf --peer PYTHON``.
+"""Speed of the dense CRF, compared with pydensecrf2: ``python -m benchmarks.dense_crf --peer PYTHON``.
 
-Prints for each image the seconds that one core takes, lattices included, as the median of some runs, the ratio, and
-by how much the two results differ at most. The runs alternate, so that a disturbance meets both, and only the process's
-own time counts. Without ``--image`` the images are drawn: one with texture of all sizes, and one of noise, where next
-to no colors are alike. The probabilities are drawn, too.
+Print for each image the seconds on one core, lattices included, as the median of several runs, the ratio, and the
+largest difference of the two results. The runs alternate, so that disturbances affect both; only process time counts.
+Print also how much faster `lattice_mean_field` is than `mean_field` with the same lattices. Without ``--image`` the
+images are drawn: texture at all scales, and noise, in which few colors are similar. The probabilities are drawn, too.
 
-The peer is compiled when it is installed, and into an environment of its own; its Python is what ``--peer`` takes::
+The peer is compiled at installation, in an environment of its own; ``--peer`` takes its Python::
 
     python -m venv PEER
     PEER/bin/python -m pip install numpy pydensecrf2
@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -31,9 +32,10 @@ import torch.nn.functional as F
 
 from datamodules.images import read_image
 from errors import BrokenImageError, UserError
-from lightning_modules.segmentation.crf import DEEPLAB, DenseCRF
+from lightning_modules.segmentation.crf import DEEPLAB_CRFS, DenseCRF, mean_field
+from lightning_modules.segmentation.permutohedral import lattice_mean_field
 
-# What the other Python does; its arguments are a file to read and one to write.
+# Script for the peer's Python; its arguments are an input file and an output file.
 PEER = """
 import sys, time
 import numpy as np
@@ -56,13 +58,15 @@ np.save(sys.argv[2], result.reshape(unary.shape))
 
 
 def draw(generator: torch.Generator, channels: int, height: int, width: int, finest: int, slope: float) -> torch.Tensor:
-    """Random fields float32 (channels,H,W) of mean 0 and deviation 1: noise of all sizes, the larger the stronger.
+    """Draw random fields float32 (channels, height, width): noise at all scales, with standard deviation 1.
 
     Args:
-        generator: draws.
-        channels, height, width: of the result.
-        finest: size of the smallest grains in pixels, a power of 2.
-        slope: a grain of twice the size is 2**slope times as strong.
+        generator: source of randomness.
+        channels: number of fields.
+        height: height in pixels.
+        width: width in pixels.
+        finest: smallest scale in pixels, a power of 2.
+        slope: noise at twice the scale is 2**slope times as strong.
     """
     field, size = torch.zeros(1, channels, height, width), finest
     while size < 2 * min(height, width):
@@ -72,8 +76,8 @@ def draw(generator: torch.Generator, channels: int, height: int, width: int, fin
     return (field / field.std())[0]
 
 
-def pictures(options: argparse.Namespace, generator: torch.Generator) -> dict[str, np.ndarray]:
-    """uint8 (3,H,W) by name.
+def load_images(options: argparse.Namespace, generator: torch.Generator) -> dict[str, np.ndarray]:
+    """Load or draw images uint8 (3, H, W), by name.
 
     Raises:
         BrokenImageError: a file cannot be read.
@@ -94,8 +98,15 @@ def pictures(options: argparse.Namespace, generator: torch.Generator) -> dict[st
     }
 
 
+def seconds_of(function: Callable[[], object]) -> float:
+    """Return seconds of process time."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
 def ours(system: DenseCRF, unary: np.ndarray, image: np.ndarray) -> tuple[float, np.ndarray]:
-    """Seconds of the process and Q, float32 (C,H,W)."""
+    """Return seconds of process time, and Q, float32 (C, H, W)."""
     given = torch.from_numpy(unary), torch.from_numpy(image)
     start = time.process_time()
     result = system.infer(*given)
@@ -103,10 +114,10 @@ def ours(system: DenseCRF, unary: np.ndarray, image: np.ndarray) -> tuple[float,
 
 
 def theirs(python: str, system: DenseCRF, unary: np.ndarray, image: np.ndarray) -> tuple[float, np.ndarray]:
-    """`ours`, of pydensecrf in another Python.
+    """Return the same of pydensecrf in another Python.
 
     Raises:
-        RuntimeError: it fails there.
+        UserError: it fails there.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, result = os.path.join(folder, "given.npz"), os.path.join(folder, "result.npy")
@@ -122,31 +133,33 @@ def theirs(python: str, system: DenseCRF, unary: np.ndarray, image: np.ndarray) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit status."""
+    """Run the benchmark; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dense_crf",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--peer", metavar="PYTHON", help="the Python that has pydensecrf2; default: ours alone")
-    parser.add_argument("--image", nargs="+", help="images, resized; default: two that are drawn")
+    parser.add_argument("--peer", metavar="PYTHON", help="Python with pydensecrf2; default: none")
+    parser.add_argument("--image", nargs="+", help="image files, which are resized; default: drawn images")
     parser.add_argument("--size", nargs=2, type=int, default=[375, 500], metavar=("H", "W"), help="default: 375 500")
     parser.add_argument("--classes", type=int, default=21, help="default: %(default)s")
-    parser.add_argument("--parameters", choices=list(DEEPLAB), default="resnet101", help="default: %(default)s")
+    parser.add_argument("--parameters", choices=list(DEEPLAB_CRFS), default="resnet101", help="default: %(default)s")
     parser.add_argument("--normalization", choices=["after", "symmetric"], default="after", help="default: %(default)s")
     parser.add_argument("--iterations", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each; default: %(default)s")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    system = replace(DEEPLAB[options.parameters], iterations=options.iterations, normalization=options.normalization)
+    system = replace(
+        DEEPLAB_CRFS[options.parameters], iterations=options.iterations, normalization=options.normalization
+    )
     height, width = options.size
     unary = -(3 * draw(generator, options.classes, height, width, 8, 0.5)).log_softmax(0).numpy()
     print(f"{height}x{width} pixels, {options.classes} classes, one core, median of {options.repeats} runs; {system}")
     try:
-        for name, image in pictures(options, generator).items():
+        for name, image in load_images(options, generator).items():
             seconds: dict[str, list[float]] = {"ours": [], "pydensecrf2": []}
-            # Once unmeasured: what is loaded at the first call does not count.
+            # Warm up.
             ours(system, unary, image)
             for _ in range(options.repeats):
                 took, found = ours(system, unary, image)
@@ -154,13 +167,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if options.peer:
                     took, expected = theirs(options.peer, system, unary, image)
                     seconds["pydensecrf2"].append(took)
-            corners = [kernel.splat.rows for kernel in system.kernels(torch.from_numpy(image))]
-            print(f"{name}: {' and '.join(map(str, corners))} corners; ours {np.median(seconds['ours']):.3f} s", end="")
+            lattices = system.lattices(torch.from_numpy(image))
+            energies = torch.from_numpy(unary).flatten(1).T.contiguous()
+            plain, fused = (
+                seconds_of(partial(function, energies, lattices, system.iterations))
+                for function in (mean_field, lattice_mean_field)
+            )
+            points = " and ".join(str(lattice.splat.rows) for lattice in lattices)
+            print(f"{name}: {points} lattice points; fused mean field {plain / fused:.1f} times as fast; ", end="")
+            print(f"ours {np.median(seconds['ours']):.3f} s", end="")
             if options.peer:
                 ratio = np.median(np.array(seconds["pydensecrf2"]) / np.array(seconds["ours"]))
                 print(
-                    f", pydensecrf2 {np.median(seconds['pydensecrf2']):.3f} s, ratio {ratio:.2f}: how many times as "
-                    f"fast ours is; greatest difference {np.abs(found - expected).max():.1e}",
+                    f", pydensecrf2 {np.median(seconds['pydensecrf2']):.3f} s, ratio {ratio:.2f}, "
+                    f"largest difference {np.abs(found - expected).max():.1e}",
                     end="",
                 )
             print()

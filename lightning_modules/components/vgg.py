@@ -78,23 +78,41 @@ def load_dilated_vgg16(network: nn.Module, weights: str, *others: str) -> None:
     load_weights(network, path, name, *others, *new, convert=lambda state: reduce_vgg16_weights(state, fc6, fc7))
 
 
-def reduce_vgg16_weights(state: dict[str, Tensor], fc6: int, fc7: int) -> dict[str, Tensor]:
-    """Rename VGG-16 weights to those of a `dilated_vgg16`.
+def classifier_as_convolutions(state: dict[str, Tensor], subsample: bool = False) -> dict[str, Tensor]:
+    """Return fc6 and fc7 of torchvision's VGG-16 as convolutions.
 
-    Accept torchvision's names, or the authors' reduced VGG-16, whose keys are the layer numbers alone. The fc6 and fc7
-    of a full VGG-16 become convolutions by subsampling: every fourth unit and every third position of 7x7. Torchvision's
-    file of features alone has nan there; fc6 and fc7 are then initialized anew.
+    Args:
+        state: torchvision's weights by name.
+        subsample: take every fourth unit, and every third position of fc6's 7x7 kernel (Chen et al. 2015).
+
+    Returns:
+        ``fc6.weight``, ``fc6.bias``, ``fc7.weight`` and ``fc7.bias``. Empty if the classifier is missing, or nan, as in
+        torchvision's file of features alone.
+    """
+    if "classifier.0.weight" not in state or not state["classifier.0.weight"].isfinite().all():
+        return {}
+    fc6, fc7 = state["classifier.0.weight"].unflatten(1, (-1, 7, 7)), state["classifier.3.weight"][:, :, None, None]
+    biases = state["classifier.0.bias"], state["classifier.3.bias"]
+    if subsample:
+        fc6, fc7 = fc6[::4, :, ::3, ::3], fc7[::4, ::4]
+        biases = biases[0][::4], biases[1][::4]
+    return {"fc6.weight": fc6, "fc6.bias": biases[0], "fc7.weight": fc7, "fc7.bias": biases[1]}
+
+
+def reduce_vgg16_weights(state: dict[str, Tensor], fc6: int, fc7: int) -> dict[str, Tensor]:
+    """Rename VGG-16 weights to those of a `dilated_vgg16`, with subsampled fc6 and fc7.
+
+    Accept torchvision's names, or the authors' reduced VGG-16, whose keys are the layer numbers alone.
 
     Args:
         state: weights by name.
         fc6: index of fc6 in ``features``.
         fc7: index of fc7 in ``features``.
     """
-    state = {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}
-    classifier = {key: state.pop(key) for key in list(state) if key.startswith("classifier.")}
-    if classifier and classifier["classifier.0.weight"].isfinite().all():
-        state[f"features.{fc6}.weight"] = classifier["classifier.0.weight"].view(4096, 512, 7, 7)[::4, :, ::3, ::3]
-        state[f"features.{fc6}.bias"] = classifier["classifier.0.bias"][::4]
-        state[f"features.{fc7}.weight"] = classifier["classifier.3.weight"][::4, ::4, None, None]
-        state[f"features.{fc7}.bias"] = classifier["classifier.3.bias"][::4]
-    return state
+    renamed = {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}
+    renamed = {key: value for key, value in renamed.items() if not key.startswith("classifier.")}
+    index = {"fc6": fc6, "fc7": fc7}
+    for name, value in classifier_as_convolutions(state, subsample=True).items():
+        layer, parameter = name.split(".")
+        renamed[f"features.{index[layer]}.{parameter}"] = value
+    return renamed

@@ -51,6 +51,29 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
 
 
+def resize_aligned(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bilinearly with aligned corners, as Caffe's Interp layer: (N, C, h, w) to (N, C, height, width)."""
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def upsample_aligned(logits: Tensor, size: Sequence[int], multiple: int = 32) -> Tensor:
+    """Upsample the logits of an image that was padded to ``k * multiple + 1`` pixels (`pad_to_multiple`, offset 1).
+
+    The first and last cells of every feature map lie on the first and last pixels of the padded image.
+
+    Args:
+        logits: float (N, C, h, w).
+        size: (height, width) of the image before padding.
+        multiple: step between valid sides.
+
+    Returns:
+        Logits, float (N, C, height, width).
+    """
+    height, width = size
+    padded = (height + (1 - height) % multiple, width + (1 - width) % multiple)
+    return resize_aligned(logits, padded)[:, :, :height, :width]
+
+
 def class_maps(logits: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
     """Return the most probable class of every pixel.
 

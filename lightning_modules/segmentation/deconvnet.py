@@ -284,15 +284,7 @@ class DeconvNet(SemanticSegmenter):
         """
         if not self.crf:
             return class_maps(logits)
-        maps = []
-        for one, image in zip(logits, images, strict=True):
-            if one.shape[1:] != image.shape[1:]:
-                raise UserError(
-                    f"crf: expected images at their original size {one.shape[2]}x{one.shape[1]}, found "
-                    f"{image.shape[2]}x{image.shape[1]}; set --data.eval_image_size null"
-                )
-            maps.append(CRF(one.softmax(0), image).argmax(0))
-        return maps
+        return [CRF(one.softmax(0), image).argmax(0) for one, image in zip(logits, images, strict=True)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return caffe_groups(self.network)

@@ -1,7 +1,11 @@
-"""DeepLabv3: Chen, Papandreou, Schroff and Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
+"""DeepLabv3: atrous spatial pyramid pooling with image pooling on a dilated ResNet.
 
-A ResNet whose last blocks are dilated, and on top of it convolutions of several dilations side by side with the mean of
-the whole image, each normalized, joined by a further convolution. Without a CRF.
+Chen, Papandreou, Schroff and Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
+
+Convolutions with several dilations and the mean over the image are computed side by side, batch normalized,
+concatenated and projected. The paper uses no CRF.
+
+N images of H x W pixels, h x w cells of the feature map, C classes.
 """
 
 from __future__ import annotations
@@ -11,164 +15,142 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import pad_to_multiple, require_equal_size
-from lightning_modules.segmentation.deeplab import CRF, Decoder, to_pixels
-from lightning_modules.segmentation.dilated_resnet import DilatedResNet, ResNet, freeze_batch_norm, load_resnet
-from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import CROP_ADVICE, cross_entropy, sizes_of
+from lightning_modules.base import OptimizerFactory
+from lightning_modules.components.image_batches import pad_to_multiple
+from lightning_modules.components.initialization import he_normal
+from lightning_modules.segmentation.base import upsample_aligned
+from lightning_modules.segmentation.dilated_resnet import (
+    BatchNormNetwork,
+    DilatedResNet,
+    ResNetName,
+    load_resnet_weights,
+)
+from lightning_modules.segmentation.multi_scale import MultiScaleSegmenter
 
 # --- network --------------------------------------------------------------------------------------------------------
 
 
-def unit(into: int, out: int, rate: int = 0) -> nn.Sequential:
-    """A convolution, 3x3 of dilation ``rate`` or, without one, 1x1; batch normalization; ReLU."""
-    kernel = 3 if rate else 1
-    conv = nn.Conv2d(into, out, kernel, padding=rate, dilation=max(1, rate), bias=False)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+def conv_bn_relu(in_channels: int, out_channels: int, dilation: int | None = None) -> nn.Sequential:
+    """Build a convolution, 3x3 with the given dilation or 1x1 without one, batch normalization and ReLU."""
+    kernel_size, padding = (1, 0) if dilation is None else (3, dilation)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation or 1, bias=False)
+    he_normal(conv)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (section 3.3): float (B,into,h,w) to (B,out,h,w).
+    """Atrous spatial pyramid pooling (section 3.3): float (N, in_channels, h, w) to (N, out_channels, h, w).
 
     Args:
-        into, out: channels.
-        rates: dilations of the 3x3 convolutions.
+        in_channels: channels of the input.
+        out_channels: channels of each branch and of the output.
+        atrous_rates: dilations of the 3x3 convolutions.
     """
 
-    def __init__(self, into: int, out: int, rates: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, atrous_rates: Sequence[int]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList([unit(into, out), *(unit(into, out, rate) for rate in rates)])
-        self.pooling = unit(into, out)
-        self.project = unit((len(rates) + 2) * out, out)
+        dilated = [conv_bn_relu(in_channels, out_channels, rate) for rate in (None, *atrous_rates)]
+        self.branches = nn.ModuleList(dilated)
+        self.pooling = conv_bn_relu(in_channels, out_channels)
+        self.project = conv_bn_relu((len(atrous_rates) + 2) * out_channels, out_channels)
         # Not in the paper, but in the authors' code (tensorflow/models, deeplab/model.py).
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 1 and self.pooling[1].training:
+            # Image pooling leaves one value per channel, and batch normalization needs a variance.
             raise UserError(
-                "image: expected 2 or more images to train on, found 1, of which image pooling leaves one value a "
-                "channel and batch normalization no variance: set --data.batch_size and --data.drop_last true, or "
-                "--model.frozen_bn true"
+                "batch_size: expected 2 or more training images, found 1; set --data.batch_size and "
+                "--data.drop_last true, or --model.freeze_batch_norm true"
             )
         pooled = self.pooling(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.shape[2], x.shape[3])
         return self.dropout(self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], 1)))
 
 
-class DeepLabV3Network(nn.Module):
-    """Normalized images float (B,3,H,W) to logits float32 (B,C,H,W). With the defaults 58,040,661 parameters.
+class DeepLabV3Network(BatchNormNetwork):
+    """DeepLabv3: normalized images float (N, 3, H, W) to logits float32 (N, C, H, W).
+
+    It has 58,040,661 parameters with the defaults.
 
     Args:
-        backbone: see `DilatedResNet`.
-        num_classes: C.
-        width: multiplies the channels of all layers but the last.
-        output_stride: pixels from one cell of the map to the next. At 8 the rates are doubled, so that a network that
-            was trained at 16 can be used at 8.
-        multi_grid: see `DilatedResNet`.
-        rates: dilations of the 3x3 convolutions at an output stride of 16.
-        frozen_bn: see `freeze_batch_norm`.
+        backbone: name of the ResNet.
+        num_classes: number of classes, C.
+        width_multiplier: scales the channels of all layers except the last.
+        output_stride: stride of the feature map in pixels. At 8 the rates are doubled, so that weights that were
+            trained at 16 can be used at 8.
+        multi_grid: factors of the dilation, one for each block of the last stage.
+        atrous_rates: dilations of the 3x3 convolutions at an output stride of 16.
+        freeze_batch_norm: see `BatchNormNetwork`.
     """
 
     def __init__(
         self,
-        backbone: ResNet = "resnet101",
+        backbone: ResNetName = "resnet101",
         num_classes: int = 21,
-        width: float = 1.0,
+        width_multiplier: float = 1.0,
         output_stride: Literal[8, 16] = 16,
         multi_grid: Sequence[int] = (1, 2, 4),
-        rates: Sequence[int] = (6, 12, 18),
-        frozen_bn: bool = False,
+        atrous_rates: Sequence[int] = (6, 12, 18),
+        freeze_batch_norm: bool = False,
     ) -> None:
-        super().__init__()
-        self.stride, self.frozen_bn = output_stride, frozen_bn
-        self.features = DilatedResNet(backbone, width, output_stride, multi_grid)
-        channels = max(1, round(256 * width))
-        self.aspp = ASPP(self.features.channels, channels, [rate * 16 // output_stride for rate in rates])
+        super().__init__(freeze_batch_norm)
+        self.output_stride = output_stride
+        self.features = DilatedResNet(backbone, width_multiplier, output_stride, multi_grid)
+        channels = max(1, round(256 * width_multiplier))
+        rates = [rate * 16 // output_stride for rate in atrous_rates]
+        self.aspp = ASPP(self.features.out_channels, channels, rates)
         self.score = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.score.weight, std=0.01)
         assert self.score.bias is not None
         nn.init.zeros_(self.score.bias)
         self.train()
 
-    def train(self, mode: bool = True) -> DeepLabV3Network:
-        super().train(mode)
-        if self.frozen_bn:
-            freeze_batch_norm(self)
-        return self
-
     def forward(self, x: Tensor) -> Tensor:
-        scores = self.score(self.aspp(self.features(pad_to_multiple(x, self.stride, offset=1))))
-        return to_pixels(scores.float(), x.shape[2:], self.stride)
+        logits = self.score(self.aspp(self.features(pad_to_multiple(x, self.output_stride, offset=1))))
+        return upsample_aligned(logits.float(), x.shape[2:], self.output_stride)
 
 
 # --- module ---------------------------------------------------------------------------------------------------------
 
 
-class DeepLabV3(VisionModule):
-    """DeepLabv3. Batch: see segmentation in the batch contract. Predictions: a map of class ids int64 (h,w) an image.
+class DeepLabV3(MultiScaleSegmenter):
+    """DeepLabv3 (Chen et al. 2017). See `SemanticSegmenter` for batch, predictions and metrics.
 
-    Metrics: see `SegmentationMetrics`; images are scored at their own size, to which the scores are resized.
+    The loss is computed on upsampled logits; the ground truth is not subsampled (section 4.1).
 
     Args:
-        backbone, width, output_stride, multi_grid, rates, frozen_bn: see `DeepLabV3Network`. The paper trains at 16 and
-            then, with frozen batch normalization, at 8, at which it tests.
-        num_classes: C; ``train.py`` takes it from the data.
-        class_names: one name a class; ``train.py`` takes them from the data.
-        weights: None to train from scratch; DEFAULT or a name of torchvision's weights for the backbone; or a file: of
-            these, or the checkpoint of the first stage.
-        eval_scales, eval_flip, crf: see `Decoder`; a checkpoint can be tested with any.
-        optimizer: see `VisionModule`; the paper's rate.
-        kwargs: schedule, mean, std and channels_last of `VisionModule`.
+        backbone: name of the ResNet.
+        width_multiplier: scales the channels of all layers except the last.
+        output_stride: stride of the feature map in pixels. The paper trains at 16, then at 8 with frozen batch
+            normalization, and tests at 8.
+        multi_grid: factors of the dilation, one for each block of the last stage.
+        atrous_rates: dilations of the 3x3 convolutions at an output stride of 16; they are doubled at 8.
+        freeze_batch_norm: normalize with the running statistics in training too, and do not train scale and shift.
+        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file:
+            such weights, or the checkpoint of the first stage.
+        optimizer: see `VisionModule`. The default has the paper's learning rate.
+        **kwargs: see `MultiScaleSegmenter`.
     """
-
-    monitor = ("val/miou", "max")
 
     def __init__(
         self,
-        backbone: ResNet = "resnet101",
-        num_classes: int = 21,
-        class_names: list[str] | None = None,
-        width: float = 1.0,
+        backbone: ResNetName = "resnet101",
+        width_multiplier: float = 1.0,
         output_stride: Literal[8, 16] = 16,
         multi_grid: Sequence[int] = (1, 2, 4),
-        rates: Sequence[int] = (6, 12, 18),
-        frozen_bn: bool = False,
+        atrous_rates: Sequence[int] = (6, 12, 18),
+        freeze_batch_norm: bool = False,
         weights: str | None = None,
-        eval_scales: Sequence[float] = (1.0,),
-        eval_flip: bool = False,
-        crf: CRF | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=7e-3, momentum=0.9, weight_decay=1e-4),
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        if not rates or min(rates) < 1:
-            raise UserError(f"rates: expected one or more dilations of 1 or more, found {list(rates)}")
-        self.num_classes, self.class_names = num_classes, class_names
-        self.network = DeepLabV3Network(backbone, num_classes, width, output_stride, multi_grid, rates, frozen_bn)
-        self.decoder = Decoder(eval_scales, eval_flip, crf)
+        if not atrous_rates or min(atrous_rates) < 1:
+            raise UserError(f"atrous_rates: expected one or more dilations of 1 or more, found {list(atrous_rates)}")
+        self.network = DeepLabV3Network(
+            backbone, self.num_classes, width_multiplier, output_stride, multi_grid, atrous_rates, freeze_batch_norm
+        )
         if weights is not None:
-            load_resnet(self.network, backbone, weights, "aspp", "score")
-
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        # The scores are enlarged, not the truth reduced (section 4.1).
-        return {
-            "cross_entropy": cross_entropy(
-                self.network(self.preprocess(require_equal_size(batch["image"], CROP_ADVICE))), batch["mask"]
-            )
-        }
-
-    def predict(self, images: Tensor | list[Tensor]) -> list[Tensor]:
-        return self.decoder(self.network, self.preprocess, images)
-
-    def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
-        return self.decoder(self.network, self.preprocess, batch["image"], sizes_of(batch))
-
-    def build_metrics(self) -> MetricCollection:
-        return segmentation_metrics(self.num_classes)
-
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["original_mask"])
+            load_resnet_weights(self.network, backbone, weights, "aspp", "score")

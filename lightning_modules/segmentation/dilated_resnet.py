@@ -1,22 +1,26 @@
-"""ResNet as DeepLab takes it: from some stage on dilation in place of strides, so that maps stay large.
+"""ResNet whose last stages use dilation in place of strides, so that feature maps stay large.
 
-He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016; Chen, Papandreou, Kokkinos, Murphy
-and Yuille, "DeepLab", PAMI 2018, section 3.1; Chen, Papandreou, Schroff and Adam, "Rethinking Atrous Convolution for
-Semantic Image Segmentation", 2017, sections 3.1 and 3.2.
+- He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+- Chen, Papandreou, Kokkinos, Murphy and Yuille, "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets,
+  Atrous Convolution, and Fully Connected CRFs", PAMI 2018, section 3.1.
+- Chen, Papandreou, Schroff and Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017, sections
+  3.1 and 3.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
 from errors import UserError
+from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights, load_weights
 
-ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-DEPTHS = {
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+#: Residual blocks of the four stages.
+BLOCKS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
@@ -25,50 +29,56 @@ DEPTHS = {
 }
 
 
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution without a bias, of every ``step``-th pixel."""
+class Conv1x1(nn.Conv2d):
+    """1x1 convolution without bias, which subsamples before it convolves."""
 
-    def __init__(self, into: int, out: int, step: int = 1) -> None:
-        super().__init__(into, out, 1, bias=False)
-        self.step = step
+    def __init__(self, in_channels: int, out_channels: int, subsampling: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=False)
+        self.subsampling = subsampling
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not by the convolution's own stride: with 8 channels in NHWC memory its gradient overruns memory on AVX-512
+        # Do not use the convolution's stride: with 8 channels in NHWC memory its gradient overruns memory on AVX-512
         # processors (torch 2.15).
-        return super().forward(x[:, :, :: self.step, :: self.step] if self.step > 1 else x)
+        return super().forward(x[:, :, :: self.subsampling, :: self.subsampling] if self.subsampling > 1 else x)
 
 
-class Block(nn.Module):
-    """Figures 2 and 5 of He et al.: relu(shortcut(x) + F(x)), F of two 3x3 convolutions or of 1x1, 3x3 and 1x1.
+class ResidualBlock(nn.Module):
+    """Residual block (He et al. 2016, figures 2 and 5): relu(shortcut(x) + F(x)).
+
+    F consists of two 3x3 convolutions, or, as a bottleneck, of 1x1, 3x3 and 1x1 convolutions.
 
     Args:
-        into: channels of x.
-        channels: of the 3x3 convolutions; with a bottleneck four times as many come out.
-        bottleneck: F is of three convolutions.
-        stride: of the block.
-        dilation: of the 3x3 convolutions.
-        early: the stride of a bottleneck is in its first convolution, as in the authors' Caffe, not in the 3x3.
+        in_channels: channels of x.
+        channels: channels of the 3x3 convolutions. A bottleneck has four times as many output channels.
+        bottleneck: whether the block is a bottleneck.
+        stride: stride of the block.
+        dilation: dilation of the 3x3 convolutions.
+        stride_first: give the stride of a bottleneck to its first convolution, as in the authors' Caffe model, instead
+            of the 3x3 convolution, as in torchvision.
     """
 
-    def __init__(self, into: int, channels: int, bottleneck: bool, stride: int, dilation: int, early: bool) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, bottleneck: bool, stride: int, dilation: int, stride_first: bool
+    ) -> None:
         super().__init__()
-        out = 4 * channels if bottleneck else channels
-        first, second = (stride, 1) if early or not bottleneck else (1, stride)
+        out_channels = 4 * channels if bottleneck else channels
+        first, second = (stride, 1) if stride_first or not bottleneck else (1, stride)
 
-        def conv3x3(into: int, stride: int) -> nn.Conv2d:
-            return nn.Conv2d(into, channels, 3, stride, dilation, dilation, bias=False)
+        def conv3x3(in_channels: int, stride: int) -> nn.Conv2d:
+            return nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
 
-        self.conv1 = Pointwise(into, channels, first) if bottleneck else conv3x3(into, first)
+        self.conv1 = Conv1x1(in_channels, channels, first) if bottleneck else conv3x3(in_channels, first)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv3x3(channels, second)
         self.bn2 = nn.BatchNorm2d(channels)
         if bottleneck:
-            self.conv3 = Pointwise(channels, out)
-            self.bn3 = nn.BatchNorm2d(out)
+            self.conv3 = Conv1x1(channels, out_channels)
+            self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.bottleneck = bottleneck
-        changes = stride != 1 or into != out
-        self.downsample = nn.Sequential(Pointwise(into, out, stride), nn.BatchNorm2d(out)) if changes else None
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(Conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -79,81 +89,90 @@ class Block(nn.Module):
 
 
 class DilatedResNet(nn.Sequential):
-    """The layers up to the last block, float (B,3,H,W) to (B,C,H/stride,W/stride), named as torchvision's.
+    """ResNet without its classifier: float (N, 3, H, W) to (N, out_channels, H / stride, W / stride).
 
-    What follows a stage that has lost its stride is dilated by as much: at stride 16 the last stage by 2, at stride 8
-    the last but one by 2 and the last by 4, their first blocks too (torchvision's have half as much).
+    Layers have torchvision's names. Each stage that loses its stride multiplies the dilation of all later convolutions:
+    at output stride 16 the last stage has dilation 2; at 8 the last two have 2 and 4. This includes the first block of
+    a stage, which has half the dilation in torchvision.
 
     Args:
-        backbone: the depth.
-        width: multiplies all channels.
-        stride: pixels from one cell of the map to the next.
-        multi_grid: further factors of the dilation of the last stage's blocks, one for each.
-        early: see `Block`; torchvision's weights fit either way.
+        backbone: name of the ResNet.
+        width_multiplier: scales all channels.
+        output_stride: stride of the feature map in pixels.
+        multi_grid: factors of the dilation, one for each block of the last stage; None for 1.
+        stride_first: see `ResidualBlock`; torchvision's weights fit either way.
     """
 
     def __init__(
         self,
-        backbone: ResNet = "resnet101",
-        width: float = 1.0,
-        stride: Literal[8, 16] = 16,
+        backbone: ResNetName = "resnet101",
+        width_multiplier: float = 1.0,
+        output_stride: Literal[8, 16] = 16,
         multi_grid: Sequence[int] | None = None,
-        early: bool = False,
+        stride_first: bool = False,
     ) -> None:
         super().__init__()
-        if backbone not in DEPTHS:
-            raise UserError(f"backbone: expected one of {', '.join(DEPTHS)}, found {backbone}")
-        if stride not in (8, 16):
-            raise UserError(f"output_stride: expected 8 or 16, found {stride}")
-        depths, bottleneck = DEPTHS[backbone], backbone not in ("resnet18", "resnet34")
-        grid = tuple(multi_grid) if multi_grid is not None else (1,) * depths[3]
-        if len(grid) != depths[3] or min(grid) < 1:
+        if backbone not in BLOCKS:
+            raise UserError(f"backbone: expected one of {', '.join(BLOCKS)}, found {backbone}")
+        if output_stride not in (8, 16):
+            raise UserError(f"output_stride: expected 8 or 16, found {output_stride}")
+        num_blocks, bottleneck = BLOCKS[backbone], backbone not in ("resnet18", "resnet34")
+        grid = tuple(multi_grid) if multi_grid is not None else (1,) * num_blocks[3]
+        if len(grid) != num_blocks[3] or min(grid) < 1:
             raise UserError(
-                f"multi_grid: expected a factor of 1 or more for each of the last {depths[3]} blocks of {backbone}, "
-                f"found {list(grid)}"
+                f"multi_grid: expected a factor of 1 or more for each of the last {num_blocks[3]} blocks of "
+                f"{backbone}, found {list(grid)}"
             )
-        self.channels = max(1, round(64 * width))
-        self.add_module("conv1", nn.Conv2d(3, self.channels, 7, 2, 3, bias=False))
-        self.add_module("bn1", nn.BatchNorm2d(self.channels))
+        self.out_channels = max(1, round(64 * width_multiplier))
+        self.add_module("conv1", nn.Conv2d(3, self.out_channels, 7, 2, 3, bias=False))
+        self.add_module("bn1", nn.BatchNorm2d(self.out_channels))
         self.add_module("relu", nn.ReLU(inplace=True))
         self.add_module("maxpool", nn.MaxPool2d(3, 2, 1))
-        strides, dilations = ((1, 2, 2, 1), (1, 1, 1, 2)) if stride == 16 else ((1, 2, 1, 1), (1, 1, 2, 4))
-        for stage, (depth, step, dilation) in enumerate(zip(depths, strides, dilations, strict=True)):
-            channels = max(1, round(64 * width * 2**stage))
+        strides, dilations = ((1, 2, 2, 1), (1, 1, 1, 2)) if output_stride == 16 else ((1, 2, 1, 1), (1, 1, 2, 4))
+        for stage in range(4):
+            channels = max(1, round(64 * width_multiplier * 2**stage))
             blocks = []
-            for i in range(depth):
-                rate = dilation * (grid[i] if stage == 3 else 1)
-                block = Block(self.channels, channels, bottleneck, step if i == 0 else 1, rate, early)
-                self.channels = 4 * channels if bottleneck else channels
-                blocks.append(block)
+            for i in range(num_blocks[stage]):
+                stride = strides[stage] if i == 0 else 1
+                dilation = dilations[stage] * (grid[i] if stage == 3 else 1)
+                blocks.append(ResidualBlock(self.out_channels, channels, bottleneck, stride, dilation, stride_first))
+                self.out_channels = 4 * channels if bottleneck else channels
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self, "fan_out")
 
 
-def load_resnet(network: nn.Module, backbone: ResNet, weights: str, *others: str) -> None:
-    """Loads ImageNet's weights, or a checkpoint of ours, into a network whose ``features`` are a `DilatedResNet`.
+def load_resnet_weights(network: nn.Module, backbone: ResNetName, weights: str, *others: str) -> None:
+    """Load ImageNet weights, or one of our checkpoints, into a network whose ``features`` are a `DilatedResNet`.
 
     Args:
-        network: what is loaded into.
-        backbone: the depth.
+        network: the network to load into.
+        backbone: name of the ResNet.
         weights: see `find_weights`.
-        others: modules of the network beside the features, which keep what they have where the file has nothing.
+        *others: modules beside ``features`` that keep their values if the file does not contain them.
     """
 
     def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        ours = any(key.startswith("features.") for key in state)
-        return state if ours else {f"features.{key}": value for key, value in state.items()}
+        is_ours = any(key.startswith("features.") for key in state)
+        return state if is_ours else {f"features.{key}": value for key, value in state.items()}
 
     load_weights(network, find_weights(backbone, weights), backbone, "features.fc", *others, convert=convert)
 
 
-def freeze_batch_norm(network: nn.Module) -> None:
-    """Batch normalization takes the statistics that it has, not the batch's, and does not learn.
+class BatchNormNetwork(nn.Module):
+    """Base class of networks whose batch normalization can be frozen.
 
-    ``train()`` undoes the former: to be called after it.
+    Args:
+        freeze_batch_norm: normalize with the running statistics in training too, and do not train scale and shift.
     """
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval().requires_grad_(False)
+
+    def __init__(self, freeze_batch_norm: bool) -> None:
+        super().__init__()
+        self.freeze_batch_norm = freeze_batch_norm
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for layer in self.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.eval().requires_grad_(False)
+        return self

@@ -26,7 +26,7 @@ from lightning_modules.components.image_batches import pad_to_multiple
 from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.components.vgg import conv_relu, vgg16_plan
+from lightning_modules.components.vgg import classifier_as_convolutions, conv_relu, vgg16_plan
 from lightning_modules.segmentation.base import SemanticSegmenter, cross_entropy
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
@@ -176,11 +176,8 @@ def convert_vgg16_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(key.startswith("fc6.") for key in state):
         return state
     converted = {key: value for key, value in state.items() if key.startswith("features.")}
-    for theirs, ours, side in (("classifier.0", "fc6.0", 7), ("classifier.3", "fc7.0", 1)):
-        # The classifier is nan in torchvision's file that contains features only.
-        if f"{theirs}.weight" in state and state[f"{theirs}.weight"].isfinite().all():
-            converted[f"{ours}.weight"] = state[f"{theirs}.weight"].unflatten(1, (-1, side, side))
-            converted[f"{ours}.bias"] = state[f"{theirs}.bias"]
+    for name, value in classifier_as_convolutions(state).items():
+        converted[name.replace(".", ".0.")] = value
     return converted
 
 

@@ -1,9 +1,13 @@
-"""The patch classifier: the class of each pixel is what a classifier says of the patch that is centerd on it.
+"""Patch classifier: classify each pixel by the patch that is centered on it.
 
-The lecture's first idea of semantic segmentation, as in Farabet, Couprie, Najman and LeCun, "Learning Hierarchical
-Features for Scene Labeling", PAMI 2013, and Pinheiro and Collobert, "Recurrent Convolutional Neural Networks for Scene
-Labeling", ICML 2014. First run naively, patch by patch; then its fully connected layers become convolutions, and one
-pass over the image gives every patch's answer, since neighboring patches share their features.
+- Farabet, Couprie, Najman and LeCun, "Learning Hierarchical Features for Scene Labeling", PAMI 2013.
+- Pinheiro and Collobert, "Recurrent Convolutional Neural Networks for Scene Labeling", ICML 2014.
+
+The plain way classifies every patch separately (`classify_each_patch`). The fast way turns the fully connected layers
+into convolutions, so that neighboring patches share their features (`classify_densely`): 31 times as fast for 690
+patches of 64 pixels (``python -m benchmarks.patch_classifier``).
+
+N images of H x W pixels, C classes, P patches.
 """
 
 from __future__ import annotations
@@ -14,137 +18,142 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from torchvision.models.vgg import make_layers
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.image_batches import require_equal_size
+from lightning_modules.base import OptimizerFactory
+from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.vgg import vgg16_plan
-from lightning_modules.segmentation.metrics import segmentation_metrics
-from lightning_modules.segmentation.scores import CROP_ADVICE, VOID, cross_entropy, of_each, resize, sizes_of, to_maps
+from lightning_modules.segmentation.base import SemanticSegmenter, cross_entropy, resize_logits
+from lightning_modules.segmentation.metrics import VOID
 
 Backbone = Literal["small", "vgg16"]
 Inference = Literal["convolutional", "patches"]
 
 # --- network --------------------------------------------------------------------------------------------------------
 
-# (kernel, channels) of the small network's convolutions; after each batch normalization, ReLU and max pooling by 2.
-# None is padded, and no pixel of a patch is left over: only then is a dense pass the same as patches.
+# (kernel size, channels) of the small network's convolutions. Each is followed by batch normalization, ReLU and max
+# pooling by 2. There is no padding and pooling drops no pixel of a patch: only then do both ways of inference agree.
 SMALL = ((5, 32), (3, 64), (3, 128))
 
 
 class PatchNetwork(nn.Module):
-    """A classifier of patches: convolutions, then fully connected layers with dropout between them.
+    """Classifier of patches: convolutions, then fully connected layers with dropout.
+
+    With VGG-16, 21 classes and patches of 224 pixels it has 134,346,581 parameters.
 
     Args:
-        num_classes: C.
-        backbone: ``small``, three convolutions without padding and one hidden layer, every 8 pixels; or ``vgg16``,
-            torchvision's, every 32 pixels, of 134,346,581 parameters with 21 classes and patches of 224.
-        patch: side in pixels of what it sees. A multiple of 8 from 24 on for ``small``, 64 where None; of 32 for
-            ``vgg16``, 224 where None.
-        width: multiplies the channels and hidden units.
+        num_classes: number of classes, C.
+        backbone: ``small``, three convolutions without padding and one hidden layer, with stride 8; or ``vgg16``,
+            torchvision's, with stride 32.
+        patch_size: side of a patch in pixels. For ``small`` a multiple of 8 that is at least 24, by default 64; for
+            ``vgg16`` a multiple of 32, by default 224.
+        width_multiplier: scales channels and hidden units.
     """
 
     def __init__(
-        self, num_classes: int = 21, backbone: Backbone = "small", patch: int | None = None, width: float = 1.0
+        self,
+        num_classes: int = 21,
+        backbone: Backbone = "small",
+        patch_size: int | None = None,
+        width_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
         if backbone not in ("small", "vgg16"):
             raise UserError(f"backbone: expected small or vgg16, found {backbone}")
-        self.patch, self.stride, least = (patch or 64, 8, 24) if backbone == "small" else (patch or 224, 32, 32)
-        if self.patch < least or self.patch % self.stride:
+        default_size, self.stride, min_size = (64, 8, 24) if backbone == "small" else (224, 32, 32)
+        self.patch_size = patch_size or default_size
+        if self.patch_size < min_size or self.patch_size % self.stride:
             raise UserError(
-                f"patch: expected {least} or more, a multiple of {self.stride} pixels, for {backbone}, found {patch}"
+                f"patch_size: expected a multiple of {self.stride} that is at least {min_size} for {backbone}, "
+                f"found {patch_size}"
             )
         if backbone == "small":
             modules: list[nn.Module] = []
-            channels, self.side = 3, self.patch
-            for kernel, out in SMALL:
-                out = max(1, round(out * width))
-                modules += [nn.Conv2d(channels, out, kernel, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-                modules.append(nn.MaxPool2d(2))
-                channels, self.side = out, (self.side - kernel + 1) // 2
+            channels, self.map_size = 3, self.patch_size
+            for kernel_size, out in SMALL:
+                out = max(1, round(out * width_multiplier))
+                conv = nn.Conv2d(channels, out, kernel_size, bias=False)
+                modules += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+                channels, self.map_size = out, (self.map_size - kernel_size + 1) // 2
             self.features, hidden = nn.Sequential(*modules), [256]
         else:
-            plan = vgg16_plan(width)
+            plan = vgg16_plan(width_multiplier)
             self.features, hidden = make_layers(plan), [4096, 4096]
-            channels, self.side = int(plan[-2]), self.patch // self.stride
+            channels, self.map_size = int(plan[-2]), self.patch_size // self.stride
         layers: list[nn.Module] = []
-        units = channels * self.side**2
-        for out in (max(1, round(out * width)) for out in hidden):
+        units = channels * self.map_size**2
+        for out in (max(1, round(out * width_multiplier)) for out in hidden):
             layers += [nn.Linear(units, out), nn.ReLU(inplace=True), nn.Dropout(0.5)]
             units = out
         last = nn.Linear(units, num_classes)
         self.classifier = nn.Sequential(*layers, last)
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        he_normal(self)
         nn.init.normal_(last.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized patches float (N,3,patch,patch) to logits (N,C)."""
+        """Map normalized patches float (P, 3, patch_size, patch_size) to logits (P, C)."""
         return self.classifier(self.features(x).flatten(1))
 
     def dense(self, x: Tensor) -> Tensor:
-        """Normalized images float (N,3,H,W) to logits (N,C,rows,columns), of a patch every `stride` pixels.
+        """Map normalized images float (N, 3, H, W) to logits (N, C, rows, columns) of a patch every `stride` pixels.
 
-        The same weights: a fully connected layer upon a map of side x side is a convolution with that kernel, and those
-        that follow are convolutions 1x1. Of VGG16 it is not what the patches alone give: within the image its layers
-        see a patch's surroundings, where a patch that is cut out has zeros.
+        The weights are the same: the first fully connected layer is a convolution with a kernel of the size of the
+        feature map, the later ones are 1x1 convolutions. With VGG-16 the result differs from that of separate patches,
+        because its layers see a patch's surroundings where a separate patch is padded with zeros.
         """
-        x, side = self.features(x), self.side
+        x, kernel_size = self.features(x), self.map_size
         for layer in self.classifier:
             if isinstance(layer, nn.Linear):
-                x, side = F.conv2d(x, layer.weight.unflatten(1, (-1, side, side)), layer.bias), 1
+                weight = layer.weight.unflatten(1, (-1, kernel_size, kernel_size))
+                x, kernel_size = F.conv2d(x, weight, layer.bias), 1
             else:
                 x = layer(x)
         return x
 
 
-def finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the classifier of torchvision's file of features alone, whose weights are no numbers."""
+def drop_nan_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the classifier of torchvision's file of features alone, whose weights are nan."""
     return {k: v for k, v in state.items() if not k.startswith("classifier.") or v.isfinite().all()}
 
 
 # --- patches --------------------------------------------------------------------------------------------------------
 
 
-def pad(images: Tensor, patch: int, stride: int) -> Tensor:
-    """Surrounds normalized images (B,3,H,W) with 0, the mean color, such that the patches' grid fits exactly.
+def pad_to_grid(images: Tensor, patch_size: int, stride: int) -> Tensor:
+    """Pad normalized images (N, 3, H, W) with 0, the mean color, so that the grid of patches fits exactly.
 
-    The grid has ceil(H / stride) rows and ceil(W / stride) columns; place (i, j) stands for the cell of stride x stride
-    pixels that begins at (stride * i, stride * j), and its patch is centerd on the cell's middle pixel, at stride // 2
-    from there. The center of a patch is its pixel patch // 2, each way.
+    The grid has ceil(H / stride) rows and ceil(W / stride) columns. Position (i, j) represents the stride x stride cell
+    that begins at pixel (stride * i, stride * j). Its patch is centered on the pixel at stride // 2 of the cell along
+    both axes; the center of a patch is its pixel patch_size // 2.
     """
-    before = patch // 2 - stride // 2
-    ends = [-(-size // stride) * stride - stride + patch - before - size for size in images.shape[2:]]
-    return F.pad(images, (before, ends[1], before, ends[0]))
+    before = patch_size // 2 - stride // 2
+    after = [-(-size // stride) * stride - stride + patch_size - before - size for size in images.shape[2:]]
+    return F.pad(images, (before, after[1], before, after[0]))
 
 
-def patches_around(images: Tensor, patch: int, stride: int) -> Tensor:
-    """The patches of the grid that `pad` describes, (B,3,rows,columns,patch,patch): a view, in which they overlap."""
-    return pad(images, patch, stride).unfold(2, patch, stride).unfold(3, patch, stride)
+def extract_patches(images: Tensor, patch_size: int, stride: int) -> Tensor:
+    """Return the patches of `pad_to_grid`, (N, 3, rows, columns, patch_size, patch_size), as an overlapping view."""
+    return pad_to_grid(images, patch_size, stride).unfold(2, patch_size, stride).unfold(3, patch_size, stride)
 
 
-def draw_centers(mask: Tensor, count: int, balanced: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels to train on, drawn from each image without replacement, from torch's default generator.
+def sample_centers(mask: Tensor, count: int, balance_classes: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample training pixels of each image without replacement, from torch's default generator.
 
     Args:
-        mask: int64 (B,H,W), 255 = void, which is drawn only where an image has fewer pixels than ``count`` beside.
-        count: n, pixels of each image, at most all of them.
-        balanced: draw the classes of an image about equally often; else every pixel has the same chance.
+        mask: class ids, int64 (N, H, W); 255 is void. Void pixels are sampled only if an image has fewer than ``count``
+            others.
+        count: pixels per image, at most all of them.
+        balance_classes: sample the classes of an image about equally often, instead of all pixels.
 
     Returns:
-        Their rows, columns and labels, int64 (B,n).
+        Rows, columns and labels of the pixels, int64 (N, count).
     """
     ids = mask.flatten(1)
-    # The order in which clocks ring: with rates r, the first is pixel i with the probability r_i / sum r.
+    # Exponential waiting times: with rates r, pixel i is first with probability r_i / sum r.
     times = torch.empty(ids.shape, device=mask.device).exponential_()
-    if balanced:
+    if balance_classes:
         pixels = torch.zeros(len(ids), VOID + 1, device=mask.device).scatter_add_(1, ids, torch.ones_like(times))
         times = times * pixels.gather(1, ids)
     times = times.masked_fill(ids == VOID, torch.inf)
@@ -154,91 +163,94 @@ def draw_centers(mask: Tensor, count: int, balanced: bool = False) -> tuple[Tens
 
 # --- decoding -------------------------------------------------------------------------------------------------------
 
-BATCH = 64  # patches at a time
+PATCHES_PER_BATCH = 64
 
 
 def classify_each_patch(network: PatchNetwork, images: Tensor, stride: int) -> Tensor:
-    """The naive way: every patch of the grid is cut out and classified by itself.
+    """Classify every patch of the grid separately.
 
     Args:
-        network: of patches.
-        images: normalized float (B,3,H,W).
-        stride: of the grid, see `pad`.
+        network: classifier of patches.
+        images: normalized images, float (N, 3, H, W).
+        stride: stride of the grid; see `pad_to_grid`.
 
     Returns:
-        Logits (B,C,rows,columns).
+        Logits, float (N, C, rows, columns).
     """
-    patches = patches_around(images, network.patch, stride)
-    image, rows, columns = patches.shape[0], *patches.shape[2:4]
-    places = torch.arange(image * rows * columns, device=images.device)
-    parts = [network(patches[i // (rows * columns), :, i // columns % rows, i % columns]) for i in places.split(BATCH)]
-    return torch.cat(parts).view(image, rows, columns, -1).permute(0, 3, 1, 2)
+    patches = extract_patches(images, network.patch_size, stride)
+    count, rows, columns = patches.shape[0], *patches.shape[2:4]
+    index = torch.arange(count * rows * columns, device=images.device)
+    logits = [
+        network(patches[i // (rows * columns), :, i // columns % rows, i % columns])
+        for i in index.split(PATCHES_PER_BATCH)
+    ]
+    return torch.cat(logits).view(count, rows, columns, -1).permute(0, 3, 1, 2)
 
 
 def classify_densely(network: PatchNetwork, images: Tensor, stride: int) -> Tensor:
-    """The same in one pass, and where the grid is finer than the network's, in as many as it has offsets.
+    """Compute `classify_each_patch` with shared features (exactly, unless the network pads: `PatchNetwork.dense`).
+
+    If the grid is finer than the network's stride, run one pass for each offset of the grid.
 
     Args:
-        network: of patches.
-        images: normalized float (B,3,H,W).
-        stride: of the grid, see `pad`; it divides the network's.
+        network: classifier of patches.
+        images: normalized images, float (N, 3, H, W).
+        stride: stride of the grid, a divisor of the network's stride; see `pad_to_grid`.
 
     Returns:
-        Logits (B,C,rows,columns).
+        Logits, float (N, C, rows, columns).
     """
-    padded, finer = pad(images, network.patch, stride), network.stride // stride
+    padded, passes = pad_to_grid(images, network.patch_size, stride), network.stride // stride
+    if passes == 1:
+        return network.dense(padded)
     rows, columns = (-(-size // stride) for size in images.shape[2:])
-    parts = {}
-    for y, x in itertools.product(range(min(finer, rows)), range(min(finer, columns))):
-        parts[y, x] = network.dense(padded[:, :, y * stride :, x * stride :])
-    if finer == 1:
-        return parts[0, 0]
-    result = parts[0, 0].new_empty(*parts[0, 0].shape[:2], rows, columns)
-    for (y, x), part in parts.items():
-        result[:, :, y::finer, x::finer] = part
+    logits = {
+        (y, x): network.dense(padded[:, :, y * stride :, x * stride :])
+        for y, x in itertools.product(range(min(passes, rows)), range(min(passes, columns)))
+    }
+    result = logits[0, 0].new_empty(*logits[0, 0].shape[:2], rows, columns)
+    for (y, x), part in logits.items():
+        result[:, :, y::passes, x::passes] = part
     return result
 
 
 # --- module ---------------------------------------------------------------------------------------------------------
 
 
-class PatchClassifier(VisionModule):
-    """The patch classifier. Batch: see segmentation in the batch contract, images of one size to train on.
+class PatchClassifier(SemanticSegmenter):
+    """Patch classifier (Farabet et al. 2013). See `SemanticSegmenter` for batch, predictions and metrics.
 
-    Predictions: a map of class ids int64 (h,w) an image. Metrics: see `SegmentationMetrics`; images are scored at
-    their own size, to which the scores are resized.
-
-    Trained on patches whose centers are drawn anew from each image, with the class of the center's pixel; what lies
-    beyond an image has the mean color.
+    It is trained on patches with sampled centers; the label is the class of the center pixel. Pixels beyond the image
+    have the mean color.
 
     Args:
-        num_classes: C; ``train.py`` takes it from the data.
-        class_names: one name a class; ``train.py`` takes them from the data.
-        backbone, patch, width: see `PatchNetwork`.
-        weights: None to train from scratch; DEFAULT or a name of torchvision's weights for VGG16; or a file of these or
-            a checkpoint of ours, whose last layer may have other classes.
-        patches_per_image: patches of each image to train on.
-        balanced: draw the classes of an image about equally often, not every pixel.
-        inference: ``convolutional`` passes over the whole image, ``patches`` cuts each out. They give the same but
-            for VGG16, see `PatchNetwork.dense`.
-        stride: pixels from one patch to the next in inference, a divisor of the network's; None for the network's own.
-            In between, scores are interpolated.
+        backbone: ``small``, three convolutions without padding and one hidden layer, with stride 8; or ``vgg16``,
+            torchvision's, with stride 32.
+        patch_size: side of a patch in pixels; null for 64 (``small``) or 224 (``vgg16``). A multiple of the backbone's
+            stride.
+        width_multiplier: scales channels and hidden units.
+        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for VGG-16; or a file: such
+            weights, or one of our checkpoints. The last layer may have other classes.
+        patches_per_image: training patches per image.
+        balance_classes: sample the classes of an image about equally often, instead of all pixels.
+        inference: ``patches`` classifies every patch separately; ``convolutional`` computes the same in one pass over
+            the image (VGG-16 differs by its zero padding).
+        stride: pixels between patches in inference, a divisor of the backbone's stride; null for the backbone's stride.
+            Logits between patches are interpolated.
         optimizer: see `VisionModule`.
-        kwargs: schedule, mean, std and channels_last of `VisionModule`.
+        **kwargs: see `SemanticSegmenter`.
     """
 
-    monitor = ("val/miou", "max")
+    network: PatchNetwork
 
     def __init__(
         self,
-        num_classes: int = 21,
-        class_names: list[str] | None = None,
         backbone: Backbone = "small",
-        patch: int | None = None,
-        width: float = 1.0,
+        patch_size: int | None = None,
+        width_multiplier: float = 1.0,
         weights: str | None = None,
         patches_per_image: int = 32,
-        balanced: bool = False,
+        balance_classes: bool = False,
         inference: Inference = "convolutional",
         stride: int | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(params, lr=2e-3, weight_decay=0.05),
@@ -249,37 +261,28 @@ class PatchClassifier(VisionModule):
             raise UserError(f"patches_per_image: expected 1 or more, found {patches_per_image}")
         if inference not in ("convolutional", "patches"):
             raise UserError(f"inference: expected convolutional or patches, found {inference}")
-        self.num_classes, self.class_names = num_classes, class_names
-        self.patches_per_image, self.balanced = patches_per_image, balanced
-        self.network = PatchNetwork(num_classes, backbone, patch, width)
+        self.patches_per_image, self.balance_classes = patches_per_image, balance_classes
+        self.network = PatchNetwork(self.num_classes, backbone, patch_size, width_multiplier)
         self.stride = self.network.stride if stride is None else stride
         if self.stride < 1 or self.network.stride % self.stride:
-            raise UserError(f"stride: expected a divisor of {self.network.stride}, {backbone}'s own, found {stride}")
-        self.classify = classify_densely if inference == "convolutional" else classify_each_patch
+            raise UserError(
+                f"stride: expected a divisor of {self.network.stride}, the stride of {backbone}, found {stride}"
+            )
+        self.classify = classify_each_patch if inference == "patches" else classify_densely
         if weights is not None:
-            load_weights(self.network, find_weights(backbone, weights), backbone, "classifier", convert=finite)
+            path = find_weights(backbone, weights)
+            load_weights(self.network, path, backbone, "classifier", convert=drop_nan_classifier)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = self.preprocess(require_equal_size(batch["image"], CROP_ADVICE))
-        row, column, label = draw_centers(batch["mask"], self.patches_per_image, self.balanced)
+        images = self.training_images(batch)
+        row, column, label = sample_centers(batch["mask"], self.patches_per_image, self.balance_classes)
         image = torch.arange(len(images), device=images.device)[:, None]
-        patches = patches_around(images, self.network.patch, 1)[image, :, row, column]
+        patches = extract_patches(images, self.network.patch_size, 1)[image, :, row, column]
         return {"cross_entropy": cross_entropy(self.network(patches.flatten(0, 1)), label.flatten())}
 
-    def scores(self, images: Tensor | list[Tensor]) -> list[Tensor]:
-        """Logits float32 (C,h,w) of each image, uint8 (B,3,h,w) or a list of (3,h,w), bilinear between the patches."""
-        grids = of_each(lambda x: self.classify(self.network, self.preprocess(x), self.stride), images)
-        cells = (resize(grid, (grid.shape[1] * self.stride, grid.shape[2] * self.stride)) for grid in grids)
-        return [s[:, : image.shape[1], : image.shape[2]] for s, image in zip(cells, images, strict=True)]
-
-    def predict(self, images: Tensor | list[Tensor]) -> list[Tensor]:
-        return to_maps(self.scores(images))
-
-    def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
-        return to_maps(self.scores(batch["image"]), sizes_of(batch))
-
-    def build_metrics(self) -> MetricCollection:
-        return segmentation_metrics(self.num_classes)
-
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["original_mask"])
+    def pixel_logits(self, pixels: Tensor) -> Tensor:
+        """Classify the patches of the grid, and interpolate their logits: float32 (N, C, H, W)."""
+        height, width = pixels.shape[2:]
+        grid = self.classify(self.network, pixels, self.stride)
+        size = (grid.shape[2] * self.stride, grid.shape[3] * self.stride)
+        return torch.stack([resize_logits(logits, size) for logits in grid])[:, :, :height, :width]

@@ -1,4 +1,4 @@
-"""DeepLabv3: its count, the trunk and the pyramid against torchvision's, both output strides, the mean of one image."""
+"""DeepLabv3: parameter count, backbone and ASPP against torchvision, both output strides, a batch of one image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.lightning_modules.segmentation.test_deeplab import two_colors
 
 
 def small(**options: Any) -> DeepLabV3:
-    defaults = {"backbone": "resnet18", "num_classes": 3, "width": 0.125, "multi_grid": (1, 2), "rates": (1, 2)}
-    return DeepLabV3(**{**defaults, **options})
+    defaults = {"backbone": "resnet18", "num_classes": 3, "width_multiplier": 0.125, "multi_grid": (1, 2)}
+    return DeepLabV3(**{**defaults, "atrous_rates": (1, 2), **options})
 
 
 def test_the_papers_network() -> None:
@@ -38,8 +38,8 @@ def test_rates_are_doubled_at_8(stride: Any, rates: list[int]) -> None:
 
 
 @pytest.mark.parametrize("stride", [16, 8])
-def test_the_trunk_is_torchvisions_with_the_papers_dilations(stride: Any) -> None:
-    """Torchvision's, where the first block of a dilated stage has half the dilation and there is no multigrid."""
+def test_the_backbone_is_torchvisions_with_the_papers_dilations(stride: Any) -> None:
+    """Set torchvision's dilations: its first dilated block has half of them, and it has no multi-grid."""
     torch.manual_seed(0)
     reference = resnet50(replace_stride_with_dilation=[False, stride == 8, True]).eval()
     for stage, rates in (
@@ -48,13 +48,13 @@ def test_the_trunk_is_torchvisions_with_the_papers_dilations(stride: Any) -> Non
     ):
         for block, rate in zip(reference.get_submodule(stage), rates, strict=True):  # type: ignore[arg-type]
             block.conv2.dilation = block.conv2.padding = (rate, rate)
-    trunk = DilatedResNet("resnet50", stride=stride, multi_grid=(1, 2, 4)).eval()
-    trunk.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
+    backbone = DilatedResNet("resnet50", output_stride=stride, multi_grid=(1, 2, 4)).eval()
+    backbone.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
     pixels = torch.randn(1, 3, 65, 49)
     with torch.inference_mode():
         x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(pixels))))
         expected = reference.layer4(reference.layer3(reference.layer2(reference.layer1(x))))
-        torch.testing.assert_close(trunk(pixels), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(backbone(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -65,7 +65,7 @@ def test_the_pyramid_is_torchvisions(training: bool) -> None:
     state = theirs.state_dict()
     for prefix, other in parts.items():
         layers = dict(ours.get_submodule(prefix).named_parameters())
-        # Torchvision's pooling is a layer of its own, before the convolution.
+        # In torchvision pooling is a separate layer before the convolution.
         shift = 1 if prefix == "pooling" else 0
         for name, parameter in layers.items():
             number, kind = name.split(".")
@@ -85,9 +85,9 @@ def test_one_picture_to_train_on() -> None:
     torch.manual_seed(0)
     batch = {"image": torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8), "mask": torch.zeros(1, 33, 33).long()}
     module = small()
-    with pytest.raises(ValueError, match="expected 2 or more images to train on, found 1"):
+    with pytest.raises(ValueError, match="expected 2 or more training images, found 1"):
         module.losses(batch)
-    assert small(frozen_bn=True).losses(batch)["cross_entropy"].isfinite()
+    assert small(freeze_batch_norm=True).losses(batch)["cross_entropy"].isfinite()
     module.eval()
     with torch.inference_mode():
         assert module.predict(batch["image"])[0].shape == (33, 33)
@@ -97,11 +97,11 @@ def test_weights_of_imagenet_and_of_the_stage_before(tmp_path: Path) -> None:
     torch.manual_seed(0)
     resnet = resnet18()
     torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
-    first = small(width=1.0, weights=str(tmp_path / "resnet18.pth"))
+    first = small(width_multiplier=1.0, weights=str(tmp_path / "resnet18.pth"))
     assert torch.equal(first.network.features.state_dict()["layer4.1.conv2.weight"], resnet.layer4[1].conv2.weight)
     first.eval()
     torch.save({"state_dict": first.state_dict()}, tmp_path / "first.ckpt")
-    second = small(width=1.0, output_stride=8, frozen_bn=True, weights=str(tmp_path / "first.ckpt"))
+    second = small(width_multiplier=1.0, output_stride=8, freeze_batch_norm=True, weights=str(tmp_path / "first.ckpt"))
     for key, value in first.network.state_dict().items():
         assert torch.equal(second.network.state_dict()[key], value)
     torch.save({"some.weight": torch.zeros(1)}, tmp_path / "other.pth")
@@ -116,7 +116,7 @@ def test_weights_of_imagenet_and_of_the_stage_before(tmp_path: Path) -> None:
         ({"multi_grid": (1, 0)}, "multi_grid: expected a factor of 1 or more"),
         ({"output_stride": 32}, "output_stride: expected 8 or 16, found 32"),
         ({"backbone": "vgg16"}, "backbone: expected one of resnet18"),
-        ({"rates": ()}, "rates: expected one or more dilations"),
+        ({"atrous_rates": ()}, "atrous_rates: expected one or more dilations"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
@@ -135,7 +135,7 @@ def test_an_all_void_batch() -> None:
 
 @pytest.mark.parametrize("stride", [16, 8])
 def test_it_learns_colors(stride: Any) -> None:
-    """Images of two colors: bright is class 1, dark is class 2. In NHWC memory, as training has it."""
+    """Images have two colors: bright is class 1, dark is class 2. Memory is NHWC, as in training."""
     torch.manual_seed(0)
     module = small(output_stride=stride).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(module.parameters(), 5e-3)

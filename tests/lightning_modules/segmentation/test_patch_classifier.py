@@ -1,4 +1,4 @@
-"""The patch classifier: one pass gives what patches give, patches lie round their pixels, and what is learned from."""
+"""Patch classifier: dense inference equals separate patches; patches, sampled centers, and learning."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_modules.segmentation.patch_classifier import (
     PatchNetwork,
     classify_densely,
     classify_each_patch,
-    draw_centers,
-    pad,
-    patches_around,
+    extract_patches,
+    pad_to_grid,
+    sample_centers,
 )
-from tests.lightning_modules.detection.test_sliding_window import trained_for_a_while
+from tests.lightning_modules.detection.test_sliding_window import with_random_statistics
 
 
 def small(**options: Any) -> PatchClassifier:
-    return PatchClassifier(**{"num_classes": 3, "width": 0.25, "patch": 24, **options})
+    return PatchClassifier(**{"num_classes": 3, "width_multiplier": 0.25, "patch_size": 24, **options})
 
 
 def plain_slice(image: Tensor, row: int, column: int, patch: int) -> Tensor:
-    """The patch (3,patch,patch) whose pixel patch // 2 is the one named, zeros beyond the image (3,H,W)."""
+    """Slice the patch (3, patch, patch) around a pixel of an image (3, H, W) that is padded with zeros."""
     wide = torch.zeros(3, image.shape[1] + 2 * patch, image.shape[2] + 2 * patch, dtype=image.dtype)
     wide[:, patch:-patch, patch:-patch] = image
     top, left = row + patch - patch // 2, column + patch - patch // 2
@@ -45,7 +45,7 @@ def plain_slice(image: Tensor, row: int, column: int, patch: int) -> Tensor:
     ("options", "count"),
     [
         ({"backbone": "small"}, 1_280_309),
-        ({"backbone": "small", "num_classes": 11, "width": 0.5, "patch": 48}, 157_083),
+        ({"backbone": "small", "num_classes": 11, "width_multiplier": 0.5, "patch_size": 48}, 157_083),
         ({"backbone": "vgg16"}, 134_346_581),
         ({"backbone": "vgg16", "num_classes": 1000}, 138_357_544),
     ],
@@ -58,9 +58,9 @@ def test_parameters(options: dict[str, Any], count: int) -> None:
 @pytest.mark.parametrize("size", [(32, 40), (37, 21), (5, 3)])
 @pytest.mark.parametrize("stride", [8, 4, 1])
 def test_one_pass_gives_what_the_patches_give(size: tuple[int, int], stride: int) -> None:
-    """Each place of the grid, cut out by a plain slice, is in float64 what both ways give for it."""
+    """In float64 both ways of inference equal the network's result for sliced patches."""
     torch.manual_seed(0)
-    network = trained_for_a_while(PatchNetwork(3, patch=24, width=0.25)).double()
+    network = with_random_statistics(PatchNetwork(3, patch_size=24, width_multiplier=0.25)).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     with torch.inference_mode():
         dense = classify_densely(network, images, stride)
@@ -70,12 +70,12 @@ def test_one_pass_gives_what_the_patches_give(size: tuple[int, int], stride: int
             y, x = (i % n * stride + stride // 2 for i, n in zip((row, column), dense.shape[2:], strict=True))
             alone = torch.stack([network(plain_slice(image, y, x, 24)[None])[0] for image in images])
             torch.testing.assert_close(naive[:, :, row, column], alone, atol=1e-12, rtol=1e-12)
-    assert naive.std(dim=(0, 2, 3)).min() > 1e-4  # patches do differ
+    assert naive.std(dim=(0, 2, 3)).min() > 1e-4  # the patches have different logits
     torch.testing.assert_close(dense, naive, atol=1e-12, rtol=1e-12)
 
 
 def narrow_vgg(classes: int, patch: int = 224) -> VGG:
-    """Torchvision's VGG16 with a twentieth of the channels."""
+    """Build torchvision's VGG-16 with a twentieth of the channels."""
     vgg = VGG(make_layers([round(c * 0.05) if isinstance(c, int) else c for c in VGG16]))
     vgg.avgpool = nn.Identity() if patch != 224 else vgg.avgpool
     for i, (into, out) in enumerate(((26 * (patch // 32) ** 2, 205), (205, 205), (205, classes))):
@@ -84,11 +84,11 @@ def narrow_vgg(classes: int, patch: int = 224) -> VGG:
 
 
 def test_a_classifier_becomes_convolutional(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of one patch of 224 pixels VGG16's convolutions say what torchvision's VGG16 does, with its weights."""
+    """For one patch of 224 pixels the convolutional VGG-16 equals torchvision's, with its weights."""
     torch.manual_seed(0)
     vgg = narrow_vgg(3)
     torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
-    options: dict[str, Any] = {"backbone": "vgg16", "patch": None, "width": 0.05}
+    options: dict[str, Any] = {"backbone": "vgg16", "patch_size": None, "width_multiplier": 0.05}
     network = small(weights=str(tmp_path / "vgg16.pth"), **options).network.eval()
     assert "newly" not in capsys.readouterr().out
     pixels = torch.randn(2, 3, 224, 224)
@@ -99,7 +99,7 @@ def test_a_classifier_becomes_convolutional(tmp_path: Path, capsys: pytest.Captu
     assert (expected[0] - expected[1]).abs().max() > 1e-5
     torch.testing.assert_close(dense[:, :, 0, 0], expected, atol=2e-7, rtol=2e-6)
 
-    # ImageNet's classes are not ours; a file of features alone has no numbers for the others.
+    # Another number of classes; a file of features alone, whose classifier is nan.
     module = small(num_classes=5, weights=str(tmp_path / "vgg16.pth"), **options)
     assert "newly initialized: classifier.6.weight (3, 205) -> (5, 205)" in capsys.readouterr().out
     assert torch.equal(module.network.classifier[0].weight, vgg.classifier[0].weight)
@@ -109,20 +109,20 @@ def test_a_classifier_becomes_convolutional(tmp_path: Path, capsys: pytest.Captu
     assert torch.equal(module.network.features[0].weight, vgg.features[0].weight)
     assert all(p.isfinite().all() for p in module.parameters())
 
-    # The next idea begins with this one's weights.
+    # FCN starts from the weights of a patch classifier.
     torch.save({"state_dict": module.state_dict()}, tmp_path / "patches.ckpt")
-    fcn = FCN(num_classes=3, width=0.05, weights=str(tmp_path / "patches.ckpt")).network
+    fcn = FCN(num_classes=3, width_multiplier=0.05, weights=str(tmp_path / "patches.ckpt")).network
     assert torch.equal(fcn.fc6[0].weight, module.network.classifier[0].weight.unflatten(1, (-1, 7, 7)))
 
 
 def test_zero_padding_keeps_one_pass_from_being_the_patches() -> None:
-    """VGG16 on a larger image: within it no layer sees the zeros that surround a patch which is cut out."""
+    """Inside a larger image VGG-16 does not see the zeros that surround a separate patch."""
     torch.manual_seed(0)
-    network = PatchNetwork(3, "vgg16", 64, width=0.1).double().eval()
+    network = PatchNetwork(3, "vgg16", 64, width_multiplier=0.1).double().eval()
     images = torch.randn(1, 3, 96, 160, dtype=torch.float64)
     with torch.inference_mode():
         dense, naive = classify_densely(network, images, 32), classify_each_patch(network, images, 32)
-        # On the grid's second row and third column the patch is wholly within the image.
+        # The patch in the second row and third column lies inside the image.
         alone = images[:, :, 16:80, 48:112]
         for patch in (naive[:, :, 1, 2], network.dense(alone)[:, :, 0, 0]):
             torch.testing.assert_close(patch, network(alone), atol=1e-12, rtol=1e-12)
@@ -134,10 +134,10 @@ def test_zero_padding_keeps_one_pass_from_being_the_patches() -> None:
 
 
 @pytest.mark.parametrize("patch", [1, 2, 7, 8])
-def test_a_patch_lies_round_its_pixel(patch: int) -> None:
+def test_a_patch_is_centered_on_its_pixel(patch: int) -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 6, 5)
-    patches = patches_around(images, patch, 1)
+    patches = extract_patches(images, patch, 1)
     assert patches.shape == (2, 3, 6, 5, patch, patch)
     for i, row, column in np.ndindex(2, 6, 5):
         found = patches[i, :, row, column]
@@ -145,29 +145,29 @@ def test_a_patch_lies_round_its_pixel(patch: int) -> None:
         assert torch.equal(found[:, patch // 2, patch // 2], images[i, :, row, column])
 
 
-def test_beyond_the_picture_is_the_mean() -> None:
+def test_padding_is_the_mean_color() -> None:
     module = small(mean=(0.2, 0.4, 0.6))
     mean = torch.tensor([51, 102, 153], dtype=torch.uint8)[:, None, None].expand(1, 3, 5, 7)
-    padded = pad(module.preprocess(mean), 24, 8)
+    padded = pad_to_grid(module.preprocess(mean), 24, 8)
     assert padded.shape == (1, 3, 24, 24)
     assert padded.abs().max() < 1e-6
 
 
 class Oracle(nn.Module):
-    """Reads the class off a pixel of the patch, the center or one ``off`` it: ids as the red of images."""
+    """Predict the class that is encoded as red in the pixel ``off`` the center of the patch."""
 
     def __init__(self, patch: int, off: int = 0) -> None:
         super().__init__()
-        self.patch, self.place = patch, patch // 2 + off
+        self.patch_size, self.index = patch, patch // 2 + off
 
     def forward(self, x: Tensor) -> Tensor:
-        red = (x[:, 0, self.place, self.place] * 255).round().long()
+        red = (x[:, 0, self.index, self.index] * 255).round().long()
         return 50.0 * nn.functional.one_hot(red.clamp(0, 4), 5)
 
 
 @pytest.mark.parametrize("patch", [7, 8])
 def test_the_label_is_that_of_the_center(patch: int) -> None:
-    """Images whose every pixel has the color of its own random class: only the center tells the label."""
+    """Each pixel has the color of its random class, so only the center determines the label."""
     torch.manual_seed(0)
     module = small(num_classes=5, mean=(0.0,) * 3, std=(1.0,) * 3, patches_per_image=40)
     mask = torch.randint(0, 5, (3, 9, 12))
@@ -180,39 +180,39 @@ def test_the_label_is_that_of_the_center(patch: int) -> None:
             assert (loss < 1e-6) if right else (loss > 10)
 
 
-def test_void_is_not_drawn() -> None:
+def test_void_is_not_sampled() -> None:
     torch.manual_seed(0)
     mask = torch.randint(0, 4, (3, 10, 12))
     mask[torch.rand(mask.shape) < 0.6] = 255
     mask[2] = 255
-    mask[2, 4, 5:8] = 1  # fewer than are asked for
+    mask[2, 4, 5:8] = 1  # fewer than requested
     image = torch.arange(3)[:, None]
     for balanced in (False, True):
-        row, column, label = draw_centers(mask, 20, balanced)
+        row, column, label = sample_centers(mask, 20, balanced)
         assert row.shape == column.shape == label.shape == (3, 20)
         assert torch.equal(label, mask[image, row, column])
         assert (label[:2] != 255).all()
         assert (label[2] != 255).sum() == 3
         assert all(len(set(pixels.tolist())) == 20 for pixels in row * 12 + column)
-    assert draw_centers(mask, 500)[2].shape == (3, 120)
+    assert sample_centers(mask, 500)[2].shape == (3, 120)
     torch.manual_seed(7)
-    first = draw_centers(mask, 20)
+    first = sample_centers(mask, 20)
     torch.manual_seed(7)
-    assert all(torch.equal(a, b) for a, b in zip(first, draw_centers(mask, 20), strict=True))
-    assert not torch.equal(first[0], draw_centers(mask, 20)[0])
+    assert all(torch.equal(a, b) for a, b in zip(first, sample_centers(mask, 20), strict=True))
+    assert not torch.equal(first[0], sample_centers(mask, 20)[0])
 
 
-def test_classes_are_drawn_as_often_as_there_are_pixels_or_equally() -> None:
+def test_classes_are_sampled_by_pixels_or_equally() -> None:
     torch.manual_seed(0)
     mask = torch.zeros(200, 20, 20, dtype=torch.int64)
     mask[:, :2] = 1
     mask[:100, 10:] = 255
     for balanced, expected in ((False, (0.2, 0.1)), (True, (0.5, 0.5))):
-        label = draw_centers(mask, 10, balanced)[2].float()
+        label = sample_centers(mask, 10, balanced)[2].float()
         found = label[:100].mean().item(), label[100:].mean().item()
         assert found == pytest.approx(expected, abs=0.05)
-    # And each pixel of a class as often as the next.
-    row, column, label = draw_centers(mask[100:].repeat(20, 1, 1), 10, balanced=True)
+    # Pixels of a class are sampled equally often.
+    row, column, label = sample_centers(mask[100:].repeat(20, 1, 1), 10, balance_classes=True)
     counts = torch.bincount((row * 20 + column)[label == 1], minlength=400)[:40].double()
     assert counts.sum() > 8000
     assert ((counts - counts.mean()) / counts.mean().sqrt()).abs().max() < 4.5
@@ -222,12 +222,12 @@ def test_classes_are_drawn_as_often_as_there_are_pixels_or_equally() -> None:
 
 
 @pytest.mark.parametrize("stride", [8, 2, 1])
-def test_scores_lie_where_the_patches_are(stride: int) -> None:
-    """A classifier that gives the center's color, of a ramp: interpolation gives the ramp again."""
+def test_logits_are_aligned_with_the_patches(stride: int) -> None:
+    """The classifier returns the center's color; on a ramp interpolation returns the ramp."""
     module = small(mean=(0.0,) * 3, std=(1 / 255,) * 3, inference="patches", stride=stride).eval()
 
     class Center(nn.Module):
-        patch = 24
+        patch_size = 24
 
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :1, 12, 12]
@@ -236,24 +236,24 @@ def test_scores_lie_where_the_patches_are(stride: int) -> None:
     y, x = torch.meshgrid(torch.arange(45), torch.arange(61), indexing="ij")
     ramp = (y + 2 * x).byte().expand(1, 3, -1, -1)
     with torch.inference_mode():
-        (found,) = module.scores(ramp)
+        (found,) = module.logits(ramp)
     assert found.shape == (1, 45, 61)
-    # Of an even number of pixels none is in the middle: the one after it is taken.
+    # An even number of pixels has no middle; the center is the pixel after it.
     expected = (y + 2 * x) + (1.5 if stride > 1 else 0)
     inner = slice(stride, -2 * stride)
     torch.testing.assert_close(found[0, inner, inner], expected.float()[inner, inner], atol=1e-3, rtol=0)
 
 
-def test_both_ways_predict_the_same_and_at_the_pictures_size() -> None:
+def test_both_ways_predict_the_same_at_the_original_size() -> None:
     torch.manual_seed(0)
     module, other = small(stride=4), small(stride=4, inference="patches")
-    trained_for_a_while(module)
+    with_random_statistics(module)
     other.load_state_dict(module.state_dict())
     other.eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 50), (33, 47))]
     batch = {"image": images, "original_mask": [torch.zeros(80, 100), torch.zeros(33, 47)]}
     with torch.inference_mode():
-        for a, b, image in zip(module.scores(images), other.scores(images), images, strict=True):
+        for a, b, image in zip(module.logits(images), other.logits(images), images, strict=True):
             assert a.shape == (3, *image.shape[1:])
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
         maps = module.predict_batch(batch)
@@ -267,7 +267,7 @@ def test_both_ways_predict_the_same_and_at_the_pictures_size() -> None:
 def test_an_all_void_batch() -> None:
     torch.manual_seed(0)
     for balanced in (False, True):
-        module = small(patches_per_image=4, balanced=balanced)
+        module = small(patches_per_image=4, balance_classes=balanced)
         images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
         loss = module.losses({"image": images, "mask": torch.full((2, 32, 32), 255)})["cross_entropy"]
         loss.backward()
@@ -279,31 +279,34 @@ def test_an_all_void_batch() -> None:
     ("options", "message"),
     [
         ({"backbone": "vgg19"}, "backbone: expected small or vgg16, found vgg19"),
-        ({"patch": 16}, "patch: expected 24 or more, a multiple of 8 pixels, for small, found 16"),
-        ({"patch": 50}, "patch: expected 24 or more, a multiple of 8 pixels, for small, found 50"),
-        ({"backbone": "vgg16", "patch": 100}, "patch: expected 32 or more, a multiple of 32 pixels, for vgg16"),
+        ({"patch_size": 16}, "patch_size: expected a multiple of 8 that is at least 24 for small, found 16"),
+        ({"patch_size": 50}, "patch_size: expected a multiple of 8 that is at least 24 for small, found 50"),
+        (
+            {"backbone": "vgg16", "patch_size": 100},
+            "patch_size: expected a multiple of 32 that is at least 32 for vgg16",
+        ),
         ({"patches_per_image": 0}, "patches_per_image: expected 1 or more, found 0"),
         ({"inference": "dense"}, "inference: expected convolutional or patches, found dense"),
-        ({"stride": 3}, "stride: expected a divisor of 8, small's own, found 3"),
-        ({"stride": 0}, "stride: expected a divisor of 8, small's own, found 0"),
-        ({"weights": "DEFAULT"}, "weights: torchvision has no weights for small"),
+        ({"stride": 3}, "stride: expected a divisor of 8, the stride of small, found 3"),
+        ({"stride": 0}, "stride: expected a divisor of 8, the stride of small, found 0"),
+        ({"weights": "DEFAULT"}, "weights: expected a file or null for small"),
     ],
 )
-def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
 
 
-def test_pictures_of_several_sizes_are_not_trained_on() -> None:
+def test_training_images_must_have_one_size() -> None:
     images = [torch.zeros(3, 32, side, dtype=torch.uint8) for side in (32, 40)]
     with pytest.raises(ValueError, match="set --data.crop_size"):
         small().losses({"image": images, "mask": []})
 
 
-def test_it_learns_what_surrounds_a_pixel() -> None:
-    """Bright is class 1, dark is class 2, but class 0 within three pixels of the edge between them."""
+def test_it_learns_the_surroundings_of_a_pixel() -> None:
+    """Bright is class 1, dark is class 2, and pixels within three pixels of their edge are class 0."""
     torch.manual_seed(0)
-    module = small(patches_per_image=24, balanced=True, stride=1)
+    module = small(patches_per_image=24, balance_classes=True, stride=1)
     optimizer = torch.optim.Adam(module.parameters(), 2e-3)
 
     def batch(n: int) -> tuple[Tensor, Tensor]:
