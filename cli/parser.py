@@ -24,7 +24,7 @@ from callbacks.average_precision import AveragePrecision
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, read_checkpoint
 from callbacks.class_iou import ClassIoU
 from callbacks.confusion_matrix import ConfusionMatrix
-from callbacks.figures import Pictures
+from callbacks.figures import Figures
 from callbacks.film import Film
 from callbacks.joint_tables import JointTables
 from callbacks.metrics_file import MetricsFile
@@ -106,7 +106,7 @@ class VisionCLI(LightningCLI):
         )
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(BestCheckpoint, "best")
-        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(Figures, "figures")
         if not self._predicting:
             for name in LINKED:
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -245,7 +245,7 @@ class VisionCLI(LightningCLI):
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is not None and best.best_model_path:
             print_once(f"best checkpoint: {best.best_model_path} ({best.monitor} {best.best_model_score:.4f})")
-        for name in ("pictures", "wandb"):
+        for name in ("figures", "wandb"):
             if directory is not None and (directory / name).is_dir():
                 print_once(f"{name}: {directory / name}")
         print_once(f"continue with: python train.py fit --resume {directory} --trainer.max_epochs N")

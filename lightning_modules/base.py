@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Literal
@@ -16,7 +17,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from errors import UserError
-from hyperparameters import constructor_frame
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.schedules import Plateau
 
@@ -70,7 +70,7 @@ class VisionModule(pl.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self._save_arguments(constructor_frame(self))
+        self._save_arguments()
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -79,12 +79,16 @@ class VisionModule(pl.LightningModule):
         self.metrics = nn.ModuleDict()
         self.epoch_results: dict[str, dict[str, Tensor]] = {}
 
-    def _save_arguments(self, frame: FrameType) -> None:
-        """Save the arguments of the subclass's constructor as hyperparameters.
+    def _save_arguments(self) -> None:
+        """Save the arguments of the outermost constructor as hyperparameters, so that subclasses do nothing for it.
 
         The optimizer and the schedule are plain dicts if they come from the command line; callables would make the
         checkpoint unreadable with ``weights_only=True`` and are not saved.
         """
+        frame = sys._getframe(1)
+        while (caller := frame.f_back) is not None and _is_constructor(caller, self):
+            frame = caller
+        # If Lightning searched for the frame itself, it would leave a reference cycle, which keeps data loaders alive.
         self.save_hyperparameters(frame=frame)
         callables = [name for name in ("optimizer", "schedule") if callable(self.hparams.get(name))]
         self.save_hyperparameters(ignore=callables, frame=frame)
@@ -235,3 +239,8 @@ class VisionModule(pl.LightningModule):
         if isinstance(schedule, Plateau) and self.monitor is None:
             raise UserError(f"schedule: Plateau needs a monitored metric, {type(self).__name__} has none; use Cosine")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _is_constructor(frame: FrameType, module: nn.Module) -> bool:
+    """Whether a frame is an ``__init__`` that constructs the module."""
+    return frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is module

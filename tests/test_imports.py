@@ -19,7 +19,7 @@ LAYERS = (
     {"callbacks"},
     {"visualization"},
     {"lightning_modules", "datamodules"},
-    {"errors", "hyperparameters"},
+    {"errors"},
 )
 PACKAGES = set.union(*LAYERS)
 # Mask R-CNN and Keypoint R-CNN are Faster R-CNN with one more branch, in their papers as in their classes.
