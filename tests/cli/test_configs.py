@@ -108,10 +108,10 @@ UNTRAINED = ["--model.weights", "null", "--model.width_multiplier", "0.1"]
 
 SMALL_SEGMENTERS = {
     "deconvnet_camvid": ["--data.crop_size", "160"],
-    "deconvnet_stage1_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224"],
-    "deconvnet_stage2_voc": ["--model.weights", "null", "--model.width", "0.02", "--data.crop_size", "224",
+    "deconvnet_stage1_voc": ["--model.weights", "null", "--model.width_multiplier", "0.02", "--data.crop_size", "224"],
+    "deconvnet_stage2_voc": ["--model.weights", "null", "--model.width_multiplier", "0.02", "--data.crop_size", "224",
                              "--model.inference", "image", "--data.crops", "objects", "--data.proposals", "null"],
-    "patch_classifier_voc": [*UNTRAINED, "--model.patch", "32"],
+    "patch_classifier_voc": [*UNTRAINED, "--model.patch_size", "32"],
     "deeplab_largefov_voc": UNTRAINED,
     "deeplab_v2_resnet101_voc": UNTRAINED,
     "deeplab_v3_voc": UNTRAINED,

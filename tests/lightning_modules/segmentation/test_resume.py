@@ -1,4 +1,4 @@
-"""A segmentation run resumed in the middle of an epoch ends in the same bits, with all that is random in it."""
+"""A segmentation run that is resumed in the middle of an epoch ends bit-identical."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from tests.small_system import differences, kill_and_resume, outcome
 
 SEMANTIC = ["--data", "VOCSegmentation", "--data.crop_size", "64", "--data.color_jitter", "0.3"]
 
-# The smallest network of each that has all that makes a resume hard.
+# Small networks with everything that makes exact resume hard.
 SEGMENTERS = {
-    # Pixels to train on are drawn in the training step.
+    # The training step samples pixels.
     "patch_classifier": [
-        "--model", "PatchClassifier", "--model.width", "0.1", "--model.patch", "24",
+        "--model", "PatchClassifier", "--model.width_multiplier", "0.1", "--model.patch_size", "24",
         "--model.patches_per_image", "4", *SEMANTIC,
     ],
-    # With dropout.
-    "fcn": ["--model", "FCN", "--model.width", "0.03", "--model.batch_norm", "true", "--model.pad", "1", *SEMANTIC],
+    # Dropout.
+    "fcn": [
+        "--model", "FCN", "--model.width_multiplier", "0.03", "--model.batch_norm", "true",
+        "--model.conv1_padding", "1", *SEMANTIC,
+    ],
     "encoder_decoder": ["--model", "EncoderDecoder", "--model.channels", "[8, 8, 8]", *SEMANTIC],
-    # Objects to cut out are drawn in the workers.
+    # The workers sample the objects to crop.
     "deconvnet": [
-        "--model", "DeconvNet", "--model.width", "0.01", "--model.inference", "image", "--data", "VOCInstanceCrops",
+        "--model", "DeconvNet", "--model.width_multiplier", "0.01", "--model.inference", "image",
+        "--data", "VOCInstanceCrops",
     ],
     "deeplab": [
-        "--model", "DeepLab", "--model.variant", "aspp", "--model.width", "0.03", "--model.batch_norm", "true",
-        "--model.scales", "[1, 0.5]", *SEMANTIC,
+        "--model", "DeepLab", "--model.variant", "aspp", "--model.width_multiplier", "0.03",
+        "--model.batch_norm", "true", "--model.scales", "[1, 0.5]", *SEMANTIC,
     ],
     "deeplab_v3": [
-        "--model", "DeepLabV3", "--model.backbone", "resnet18", "--model.width", "0.1", "--model.multi_grid", "[1, 2]",
-        *SEMANTIC,
+        "--model", "DeepLabV3", "--model.backbone", "resnet18", "--model.width_multiplier", "0.1",
+        "--model.multi_grid", "[1, 2]", *SEMANTIC,
     ],
     # The training step samples anchors and RoIs; images differ in size.
     "mask_rcnn": [
@@ -48,7 +52,7 @@ SEGMENTERS = {
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training images and four for validation, of two classes and the background."""
+    """Write images of two classes and the background."""
     folder = tmp_path_factory.mktemp("masks")
     write_voc_segmentation(str(folder), classes=2, train=5, val=2, size=64)
     (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
@@ -57,10 +61,10 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("segmenter", SEGMENTERS)
 def test_resume_in_mid_epoch(segmenter: str, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = SEGMENTERS[segmenter]
-    classes = "[disc, square]" if "VOCInstance" in own else str(devkit / "classes.txt")
+    arguments = SEGMENTERS[segmenter]
+    classes = "[disc, square]" if "VOCInstance" in arguments else str(devkit / "classes.txt")
     options = [
-        "fit", *own, "--data.root", str(devkit / "VOCdevkit"), "--data.classes", classes,
+        "fit", *arguments, "--data.root", str(devkit / "VOCdevkit"), "--data.classes", classes,
         "--data.train", "[VOC2012/train]", "--data.batch_size", "2",
         "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
@@ -69,11 +73,11 @@ def test_resume_in_mid_epoch(segmenter: str, devkit: Path, tmp_path: Path, monke
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     cli.parser.run(options)
-    (whole,) = Path("runs/run").iterdir()
-    expected = outcome(whole)
+    (run,) = Path("runs/run").iterdir()
+    expected = outcome(run)
     assert expected["file"] == "step=00000015.ckpt"
-    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
-    # A checkpoint makes its system again.
-    system, _ = system_of(str(whole / "checkpoints" / expected["file"]))
-    again = system.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
-    assert type(again).__name__ == own[1]
+    assert differences(expected, outcome(kill_and_resume(run, 7))) == []
+    # The checkpoint alone restores the system.
+    system, _ = system_of(str(run / "checkpoints" / expected["file"]))
+    again = system.load_from_checkpoint(run / "checkpoints" / expected["file"], weights_only=True)
+    assert type(again).__name__ == arguments[1]
