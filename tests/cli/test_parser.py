@@ -56,7 +56,7 @@ def test_an_explicit_flag_reaches_the_resumed_model(trained: Path, monkeypatch: 
     monkeypatch.setattr(cli.parser.VisionCLI, "fit", lambda self, model, **_: seen.append(model), raising=False)
     cli.parser.run(["fit", "--resume", str(trained), "--model.label_smoothing", "0.3"])
     assert seen[0].label_smoothing == 0.3
-    assert seen[0].hparams.width == 4
+    assert seen[0].hparams.base_channels == 4
 
 
 def test_resume_goes_on_in_place(trained: Path, tmp_path: Path) -> None:

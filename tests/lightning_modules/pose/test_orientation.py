@@ -15,6 +15,7 @@ from torch import Tensor
 import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.pose.rendered_solids import RenderedSolids
+from lightning_modules.classification.image_classifier import ImageClassifier
 from lightning_modules.pose.orientation import (
     OrientationError,
     OrientationRegressor,
@@ -132,7 +133,7 @@ def test_predictions_are_rotations(head: str, numbers: int, backbone: str) -> No
 def test_an_image_classifiers_weights_are_taken_but_for_the_head(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    classifier = cli.parser.lightning_modules.classification.image_classifier.ImageClassifier("resnet20_cifar", 10)
+    classifier = ImageClassifier("resnet20_cifar", 10)
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "c.ckpt")
     module = OrientationRegressor("resnet20_cifar", "6d", weights=str(tmp_path / "c.ckpt"))
     own = module.network.state_dict()
