@@ -215,7 +215,8 @@ class DeepLab(MultiScaleSegmenter):
         weights: null to train from scratch; DEFAULT or the name of torchvision's weights of VGG-16 or ResNet-101; or a
             file: such weights, or one of our checkpoints.
         head_lr_scale: multiplies the learning rate of the score layers.
-        optimizer: see `VisionModule`. The default is the authors' for ResNet-101; VGG-16 uses a learning rate of 1e-3.
+        optimizer: makes the optimizer from parameter groups. The default is the authors' for ResNet-101; theirs for
+            VGG-16 has a learning rate of 1e-3.
         **kwargs: see `MultiScaleSegmenter`.
     """
 

@@ -130,7 +130,7 @@ class DeepLabV3(MultiScaleSegmenter):
         freeze_batch_norm: normalize with the running statistics in training too, and do not train scale and shift.
         weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file:
             such weights, or the checkpoint of the first stage.
-        optimizer: see `VisionModule`. The default has the paper's learning rate.
+        optimizer: makes the optimizer from parameter groups. The default has the paper's learning rate.
         **kwargs: see `MultiScaleSegmenter`.
     """
 
@@ -154,3 +154,6 @@ class DeepLabV3(MultiScaleSegmenter):
         )
         if weights is not None:
             load_resnet_weights(self.network, backbone, weights, "aspp", "score")
+
+    def pixel_logits(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels)

@@ -79,7 +79,7 @@ class EncoderDecoder(SemanticSegmenter):
     Args:
         upsampling: upsampling method of the decoder.
         channels: channels of the encoder's blocks.
-        optimizer: see `VisionModule`.
+        optimizer: makes the optimizer from parameter groups.
         **kwargs: see `SemanticSegmenter`.
     """
 

@@ -207,8 +207,8 @@ class FCN(SemanticSegmenter):
             such weights, or the checkpoint of the previous stage.
         loss_reduction: ``mean`` or ``sum`` over the pixels of the batch. The authors' learning rates (1e-10 and less)
             are for the sum.
-        optimizer: see `VisionModule`. The default is the authors', for the mean: their learning rate of 1e-10 for the
-            sum over an image is 1.9e-5 for its mean.
+        optimizer: makes the optimizer from parameter groups. The default is the authors', for the mean: their learning
+            rate of 1e-10 for the sum over an image is 1.9e-5 for its mean.
         **kwargs: see `SemanticSegmenter`.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, Literal
@@ -90,7 +91,7 @@ class PixelDecoder:
         return [torch.stack(each).mean(0) if len(each) > 1 else each[0] for each in averaged]
 
 
-class MultiScaleSegmenter(SemanticSegmenter):
+class MultiScaleSegmenter(SemanticSegmenter, ABC):
     """Base class of systems that predict with a `PixelDecoder`. Its options can be changed for a trained checkpoint.
 
     Args:
@@ -110,6 +111,10 @@ class MultiScaleSegmenter(SemanticSegmenter):
     ) -> None:
         super().__init__(**kwargs)
         self.decoder = PixelDecoder(eval_scales, eval_flip, crf)
+
+    @abstractmethod
+    def pixel_logits(self, pixels: Tensor) -> Tensor:
+        """Compute logits of all pixels: normalized images float (N, 3, H, W) to float32 (N, C, H, W)."""
 
     def segment(self, images: Tensor | list[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
         return self.decoder(self.pixel_logits, self.preprocess, images, sizes)

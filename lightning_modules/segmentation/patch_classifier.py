@@ -237,7 +237,7 @@ class PatchClassifier(SemanticSegmenter):
             the image (VGG-16 differs by its zero padding).
         stride: pixels between patches in inference, a divisor of the backbone's stride; null for the backbone's stride.
             Logits between patches are interpolated.
-        optimizer: see `VisionModule`.
+        optimizer: makes the optimizer from parameter groups.
         **kwargs: see `SemanticSegmenter`.
     """
 
