@@ -17,10 +17,11 @@ from lightning_modules.detection.two_stage import RoIStage
 
 
 class FastRCNN(RoIStage):
-    """Fast R-CNN. With VGG-16 and 20 classes it has 134,690,729 parameters.
+    """Fast R-CNN (Girshick 2015), with external proposals.
 
-    Proposals are part of the batch (``--data.proposals``). If there are none in inference, Selective Search computes
-    them, about one second per image. Batch, predictions and metrics: see `Detector`.
+    With VGG-16 and 20 classes it has 134,690,729 parameters. Proposals are part of the batch (``--data.proposals``); if
+    there are none in inference, Selective Search computes them, about one second per image. Batch, predictions and
+    metrics: see `Detector`.
 
     Args:
         weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a

@@ -26,19 +26,18 @@ from lightning_modules.detection.two_stage import ProposalStage, RoIOutput, RoIS
 
 
 class FasterRCNN(RoIStage, ProposalStage):
-    """Faster R-CNN. With VGG-16 and 20 classes it has 137,073,622 parameters.
+    """Faster R-CNN (Ren et al. 2015).
 
-    The paper's backbone is ``vgg16``; He et al. 2016 use ``resnet101`` (appendix A), Lin et al. 2017 a feature pyramid
-    (``resnet50_fpn``), which is common today. Gradients do not flow through the coordinates of proposals (the paper's
-    approximate joint training). Batch, predictions and metrics: see `Detector`.
+    The paper's backbone is ``vgg16`` (137,073,622 parameters with 20 classes); He et al. 2016 use ``resnet101``
+    (appendix A), Lin et al. 2017 a feature pyramid (``resnet50_fpn``). Gradients do not flow through the coordinates of
+    proposals (the paper's approximate joint training). Unlike Fast R-CNN, the authors sample 128 RoIs of one image, and
+    background with any IoU below the threshold. Batch, predictions and metrics: see `Detector`.
 
     Args:
         weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a
             file of such weights or one of our checkpoints, an `RPN`'s included.
         rpn_pre_nms_top_n_train: anchors of each feature map that enter non-maximum suppression in training.
         rpn_post_nms_top_n_train: proposals per image in training.
-        rois_per_image: RoIs sampled per image for training; the authors have one image per batch and 128 RoIs.
-        bg_iou_min: smallest IoU of background RoIs with an object.
         **kwargs: see `ProposalStage` and `RoIStage`.
     """
 
@@ -92,13 +91,13 @@ class BranchedRCNN(FasterRCNN):
     """Base class of Mask R-CNN and Keypoint R-CNN: Faster R-CNN with a third branch (He et al. 2017).
 
     The branch processes RoIs of 14x14 cells in parallel with the RoI heads. In training they are the positive RoIs, in
-    inference the detections. A subclass adds the branch with `add_branch` and implements its loss and its decoding.
+    inference the detections. A subclass adds the branch with `add_branch` and implements its loss and its decoding. The
+    defaults are the paper's.
 
     Args:
         eval_size: (shorter side, largest longer side) in pixels to which images are resized in evaluation and
             prediction, usually the data's ``image_size``; None keeps their size. Predictions are in pixels of the
             given image.
-        nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
         optimizer: makes the optimizer from parameter groups. Default: the paper's, for 16 images per step.
         **kwargs: see `FasterRCNN`.
     """

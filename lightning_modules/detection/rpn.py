@@ -21,7 +21,7 @@ from lightning_modules.detection.two_stage import ProposalStage
 
 
 class RPN(ProposalStage):
-    """The region proposal network alone. Batch: see detection in the batch contract.
+    """Region proposal network alone (Ren et al. 2015). Batch: see detection in the batch contract.
 
     ``predict`` returns one dict per image, best proposal first: ``boxes`` float32 (K, 4), xyxy in pixels, ``scores``
     float32 (K,), the objectness, and ``labels`` int64 (K,), all 0. Metrics: those of `ProposalRecall`.
@@ -29,7 +29,6 @@ class RPN(ProposalStage):
     Args:
         weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a
             file of such weights or one of our checkpoints.
-        rpn_post_nms_top_n_test: proposals per image in inference.
         **kwargs: see `ProposalStage`.
     """
 

@@ -208,7 +208,6 @@ class RoIStage(RegionModule, Detector):
         roi_pooling: ``pool`` is the paper's RoI pooling, ``align`` interpolates (He et al. 2017). Feature pyramids
             always use ``align``.
         box_loss_weight: weight of the box loss, the paper's lambda.
-        nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
         detections_per_image: largest number of detections per image.
         **kwargs: see `RegionModule` and `Detector`.
     """

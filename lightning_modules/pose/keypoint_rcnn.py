@@ -136,7 +136,7 @@ def assign_to_people(detections: dict[str, Tensor], gt_boxes: Tensor) -> Tensor:
 
 
 class KeypointRCNN(BranchedRCNN):
-    """Keypoint R-CNN. Batch: whole images of people, see the batch contract (``datamodules/base.py``).
+    """Keypoint R-CNN (He et al. 2017). Batch: whole images of people, see the batch contract (``datamodules/base.py``).
 
     With ``resnet50_fpn`` and 17 joints it is torchvision's network, tensor by tensor: 59,137,258 parameters with
     ``freeze_backbone``, else 59,190,378. ``predict`` returns the dicts of `Detector` with ``keypoints`` float32

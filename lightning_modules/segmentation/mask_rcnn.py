@@ -147,7 +147,7 @@ def _interpolation(start: Tensor, end: Tensor, side: int) -> Tensor:
 
 
 class MaskRCNN(BranchedRCNN):
-    """Mask R-CNN. Batch: see instances in the batch contract (``datamodules/base.py``).
+    """Mask R-CNN (He et al. 2017). Batch: see instances in the batch contract (``datamodules/base.py``).
 
     With ``resnet50_fpn`` and 90 classes it is torchvision's network, tensor by tensor: 44,401,393 parameters with
     ``freeze_backbone``, else 44,454,513. ``predict`` returns the dicts of `Detector` with ``masks`` bool (K, H, W),
