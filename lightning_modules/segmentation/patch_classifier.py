@@ -4,7 +4,7 @@
 - Pinheiro and Collobert, "Recurrent Convolutional Neural Networks for Scene Labeling", ICML 2014.
 
 The plain way classifies every patch separately (`classify_each_patch`). The fast way turns the fully connected layers
-into convolutions, so that neighboring patches share their features (`classify_densely`): 31 times as fast for 690
+into convolutions, so that neighboring patches share their features (`classify_densely`): about 30 times as fast for 690
 patches of 64 pixels (``python -m benchmarks.patch_classifier``).
 
 N images of H x W pixels, C classes, P patches.

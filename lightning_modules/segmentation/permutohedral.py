@@ -2,10 +2,10 @@
 
 Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010.
 
-The lattice replaces the sum over all pairs of pixels in `crf` by three sparse products, in linear time. On one core it
-refines 375x500 pixels and 21 classes in 0.75 s (pydensecrf2: 1.26 s; ``python -m benchmarks.dense_crf``); exact kernels
-would take 140 GB. `lattice_mean_field` computes the same as `crf.mean_field` with the same lattices, 1.1 times (image
-texture) to 2.5 times (noise) as fast.
+The lattice replaces the sum over all pairs of pixels in `crf` by sparse products, in linear time. On one core it
+refines 375x500 pixels and 21 classes in 0.75 s (pydensecrf2: 1.26 s; ``python -m benchmarks.dense_crf``); one exact
+kernel would take 140 GB. `lattice_mean_field` equals `crf.mean_field` with the same lattices, and is 1.1 times (image
+texture) to 2.4 times (noise) as fast.
 
 N values (pixels), C classes, features of dimension d, M lattice points next to a value.
 """

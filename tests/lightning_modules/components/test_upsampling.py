@@ -21,7 +21,7 @@ def test_bed_of_nails() -> None:
     assert bed_of_nails(two)[0, 1, 2].tolist() == [30, 0, 40, 0]
 
 
-def test_max_unpooling_remembers_the_places() -> None:
+def test_max_unpooling_uses_the_positions_of_the_maxima() -> None:
     large = torch.tensor([[[[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]]]])
     pooled, switches = F.max_pool2d(large, 2, return_indices=True)
     assert pooled.flatten().tolist() == [5, 6, 7, 8]

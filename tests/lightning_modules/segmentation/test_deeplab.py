@@ -179,9 +179,9 @@ def test_a_classifier_becomes_branches(tmp_path: Path) -> None:
     module = small(variant="aspp", width_multiplier=1 / 16, weights=str(tmp_path / "vgg16.pth"))
     for branch in module.network.branches:
         fc6, fc7 = branch.fc6[0], branch.fc7[0]
-        places = vgg.classifier[0].weight.view(256, 32, 7, 7)
+        kernel = vgg.classifier[0].weight.view(256, 32, 7, 7)
         for unit, channel, row, column in ((0, 0, 0, 0), (5, 3, 1, 2), (63, 31, 2, 2)):
-            assert fc6.weight[unit, channel, row, column] == places[4 * unit, channel, 3 * row, 3 * column]
+            assert fc6.weight[unit, channel, row, column] == kernel[4 * unit, channel, 3 * row, 3 * column]
         assert fc7.weight[9, 60, 0, 0] == vgg.classifier[3].weight[36, 240]
         assert torch.equal(fc6.bias, vgg.classifier[0].bias[::4])
     assert torch.equal(module.network.features[28].weight, vgg.features[28].weight)
@@ -212,7 +212,7 @@ def test_an_all_void_batch_and_bad_input() -> None:
             small(scales=scales)
 
 
-def test_it_learns_colors_and_pictures_of_several_sizes() -> None:
+def test_it_learns_colors_and_images_of_several_sizes() -> None:
     """Images have two colors: bright is class 1, dark is class 2."""
     torch.manual_seed(0)
     module = small(batch_norm=True, scales=(1, 0.5))

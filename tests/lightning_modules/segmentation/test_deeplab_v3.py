@@ -81,7 +81,7 @@ def test_the_pyramid_is_torchvisions(training: bool) -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def test_one_picture_to_train_on() -> None:
+def test_training_on_one_image() -> None:
     torch.manual_seed(0)
     batch = {"image": torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8), "mask": torch.zeros(1, 33, 33).long()}
     module = small()

@@ -157,7 +157,7 @@ def test_biases_learn_at_twice_the_rate_and_interpolation_does_not() -> None:
     assert not any(id(p) in frozen for group in groups for p in group["params"])
 
 
-def test_an_all_void_batch_and_pictures_of_several_sizes() -> None:
+def test_an_all_void_batch_and_images_of_several_sizes() -> None:
     torch.manual_seed(0)
     module = small()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)

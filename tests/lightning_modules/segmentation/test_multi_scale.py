@@ -59,7 +59,7 @@ def test_maps_have_the_sizes_asked_for() -> None:
 
 
 @pytest.mark.parametrize("crf", ["largefov", "vgg16", "resnet101"])
-def test_a_crf_follows_the_edges_of_the_picture(crf: Any) -> None:
+def test_a_crf_follows_the_edges_of_the_image(crf: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     target = (torch.arange(32) < 13).expand(24, -1).long()
     image = torch.where(target.bool(), 200, 60).expand(3, -1, -1).to(torch.uint8)

@@ -25,7 +25,7 @@ def by_the_paper(features: np.ndarray) -> np.ndarray:
     """Adams et al. 2010, section 3, point by point in float64 with a dict of corners: the filter's matrix (N, N)."""
     n, d = features.shape
     corners: dict[tuple[int, ...], int] = {}
-    places: list[list[tuple[int, float]]] = []
+    weighted_corners: list[list[tuple[int, float]]] = []
     for point in features:
         c = [point[i] * math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)]
         x = [sum(c[i:]) - (i * c[i - 1] if i else 0) for i in range(d + 1)]
@@ -42,10 +42,12 @@ def by_the_paper(features: np.ndarray) -> np.ndarray:
         ]
         weights = np.linalg.lstsq(np.array([[*corner, 1] for corner in simplex]).T, np.array([*x, 1]), rcond=None)[0]
         assert weights.min() > -1e-9
-        places.append([(corners.setdefault(tuple(k), len(corners)), w) for k, w in zip(simplex, weights, strict=True)])
+        weighted_corners.append(
+            [(corners.setdefault(tuple(k), len(corners)), w) for k, w in zip(simplex, weights, strict=True)]
+        )
     splat = np.zeros((len(corners), n))
-    for i, place in enumerate(places):
-        for corner, weight in place:
+    for i, entries in enumerate(weighted_corners):
+        for corner, weight in entries:
             splat[corner, i] += weight
     values = splat
     for j in range(d + 1):
@@ -95,11 +97,11 @@ def test_near_the_exact_gaussian(xy: float, rgb: float | None, off: float, short
     for seed in range(2):
         image, _ = scene(24, 32, seed)
         features = features_of(image, xy, rgb)
-        wanted, kernel = exact(features), matrix(Lattice.of(features))
-        assert (by_row(kernel) - by_row(wanted)).norm() < off * by_row(wanted).norm()
-        assert 1 - short < kernel.sum() / wanted.sum() < 1
+        expected, kernel = exact(features), matrix(Lattice.of(features))
+        assert (by_row(kernel) - by_row(expected)).norm() < off * by_row(expected).norm()
+        assert 1 - short < kernel.sum() / expected.sum() < 1
         values = torch.rand(24 * 32, 3, generator=torch.Generator().manual_seed(seed)).double()
-        pair = torch.stack([(by_row(k) @ values).flatten() for k in (kernel, wanted)])
+        pair = torch.stack([(by_row(k) @ values).flatten() for k in (kernel, expected)])
         assert torch.corrcoef(pair)[0, 1] > 0.97
 
 
