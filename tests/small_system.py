@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import time
 from pathlib import Path
@@ -156,6 +157,13 @@ def kill_and_resume(run: Path, step: int) -> Path:
             path.unlink()
     cli.parser.run(["fit", "--resume", str(killed)])
     return killed
+
+
+def load_system(path: Path) -> Any:
+    """Return the system of a checkpoint that ``train.py`` wrote."""
+    class_path = torch.load(path, weights_only=True)["hyper_parameters"]["_class_path"]
+    module, name = class_path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name).load_from_checkpoint(path, weights_only=True)
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

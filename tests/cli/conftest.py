@@ -14,7 +14,7 @@ from datamodules.synthetic.places365 import write_places365
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.yummly import write_yummly
 from tests.command import QUICK, TINY
-from tests.lightning_modules.detection.test_resume import write_any_proposals
+from tests.lightning_modules.detection.test_resume import write_random_proposals
 
 
 @pytest.fixture(scope="session")
@@ -74,5 +74,5 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def proposals(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("proposals"))
-    write_any_proposals(devkit, folder)
+    write_random_proposals(devkit, folder)
     return folder

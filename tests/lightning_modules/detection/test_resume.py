@@ -1,4 +1,4 @@
-"""A detector's run resumed in the middle of an epoch ends in the same bits, with all that is random in it."""
+"""A run of each detector that is resumed within an epoch is bit-identical, with all its randomness."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import cli.parser
-from benchmarks.detection_fps import system_of
 from datamodules.proposals import proposal_path, write_proposals
 from datamodules.synthetic.voc import write_voc
-from tests.small_system import differences, kill_and_resume, outcome
+from tests.small_system import differences, kill_and_resume, load_system, outcome
 
-# The augmentation of each system, and the smallest network that has all that makes a resume hard.
+# Each system with its augmentation, and the smallest network with everything that makes resuming hard.
 DETECTORS = {
     "yolo_v1": [
         "--model", "YOLOv1", "--model.grid", "2", "--model.input_size", "128", "--model.width", "0.05",
@@ -58,18 +57,18 @@ DETECTORS = {
 }  # fmt: skip
 
 
-def write_any_proposals(devkit: Path, folder: str) -> None:
-    """Boxes anywhere in all images; Selective Search's own would take too long."""
+def write_random_proposals(devkit: Path, folder: str) -> None:
+    """Write random boxes for all images; Selective Search would take too long."""
     rng = np.random.default_rng(0)
-    for picture in devkit.glob("*/JPEGImages/*.jpg"):
+    for path in devkit.glob("*/JPEGImages/*.jpg"):
         corner = rng.uniform(0, 40, (30, 2))
         boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (30, 2))], 1).astype(np.float32)
-        write_proposals(proposal_path(folder, str(picture.relative_to(devkit))), boxes, 30)
+        write_proposals(proposal_path(folder, str(path.relative_to(devkit))), boxes, 30)
 
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training images and four for validation."""
+    """A devkit with ten training and four validation images."""
     folder = tmp_path_factory.mktemp("VOC")
     write_voc(str(folder), classes=2, train=5, val=2, size=48)
     return folder / "VOCdevkit"
@@ -78,7 +77,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def proposals(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("proposals"))
-    write_any_proposals(devkit, folder)
+    write_random_proposals(devkit, folder)
     return folder
 
 
@@ -86,9 +85,9 @@ def proposals(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_resume_in_mid_epoch(
     detector: str, devkit: Path, proposals: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = [proposals if option == "PROPOSALS" else option for option in DETECTORS[detector]]
+    arguments = [proposals if option == "PROPOSALS" else option for option in DETECTORS[detector]]
     options = [
-        "fit", "--data", "VOCDetection", *own, "--data.root", str(devkit),
+        "fit", "--data", "VOCDetection", *arguments, "--data.root", str(devkit),
         "--data.train", "[VOC2007/train]", "--data.val", "[VOC2007/val]", "--data.batch_size", "2",
         "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
@@ -97,11 +96,10 @@ def test_resume_in_mid_epoch(
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     cli.parser.run(options)
-    (whole,) = Path("runs/run").iterdir()
-    expected = outcome(whole)
+    (run,) = Path("runs/run").iterdir()
+    expected = outcome(run)
     assert expected["file"] == "step=00000015.ckpt"
-    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
-    # A checkpoint makes its system again.
-    system, _ = system_of(str(whole / "checkpoints" / expected["file"]))
-    again = system.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
+    assert differences(expected, outcome(kill_and_resume(run, 7))) == []
+    # The checkpoint alone restores the system.
+    again = load_system(run / "checkpoints" / expected["file"])
     assert type(again).__name__ == DETECTORS[detector][1]

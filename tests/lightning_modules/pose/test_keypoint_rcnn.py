@@ -65,10 +65,10 @@ def small_batch() -> dict[str, Any]:
 # --- network ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("frozen", "parameters"), [(True, 59_137_258), (False, 59_190_378)])
-def test_the_network_is_torchvisions(frozen: bool, parameters: int) -> None:
+@pytest.mark.parametrize(("freeze_backbone", "parameters"), [(True, 59_137_258), (False, 59_190_378)])
+def test_the_network_is_torchvisions(freeze_backbone: bool, parameters: int) -> None:
     with torch.device("meta"):
-        network = KeypointRCNN(joint_names=[f"joint{i}" for i in range(17)], freeze_backbone=frozen).network
+        network = KeypointRCNN(joint_names=[f"joint{i}" for i in range(17)], freeze_backbone=freeze_backbone).network
         theirs = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert sum(p.numel() for p in theirs.parameters()) == 59_190_378

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import cli.parser
-from benchmarks.detection_fps import system_of
 from datamodules.synthetic.mpii import write_mpii
-from tests.small_system import differences, kill_and_resume, outcome
+from tests.small_system import differences, kill_and_resume, load_system, outcome
 
 # The smallest network of each that has all that makes a resume hard.
 SYSTEMS = {
@@ -45,8 +44,7 @@ def test_resume_in_mid_epoch(system: str, people: Path, tmp_path: Path, monkeypa
     assert steps % 3 == 0
     assert steps // 3 != 7
     assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
-    # A checkpoint makes its network again, with the joints that it was linked to.
-    module, _ = system_of(str(whole / "checkpoints" / expected["file"]))
-    again = module.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
+    # The checkpoint alone restores the system, with the linked joints.
+    again = load_system(whole / "checkpoints" / expected["file"])
     assert type(again).__name__ == SYSTEMS[system][1]
     assert len(again.joint_names) == 16

@@ -53,10 +53,10 @@ def small_batch() -> dict[str, Any]:
 # --- network ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("frozen", "parameters"), [(True, 44_401_393), (False, 44_454_513)])
-def test_the_network_is_torchvisions(frozen: bool, parameters: int) -> None:
+@pytest.mark.parametrize(("freeze_backbone", "parameters"), [(True, 44_401_393), (False, 44_454_513)])
+def test_the_network_is_torchvisions(freeze_backbone: bool, parameters: int) -> None:
     with torch.device("meta"):
-        network = MaskRCNN(num_classes=90, freeze_backbone=frozen).network
+        network = MaskRCNN(num_classes=90, freeze_backbone=freeze_backbone).network
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 

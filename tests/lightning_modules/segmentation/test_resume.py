@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import cli.parser
-from benchmarks.detection_fps import system_of
 from datamodules.synthetic.segmentation import write_voc_segmentation
-from tests.small_system import differences, kill_and_resume, outcome
+from tests.small_system import differences, kill_and_resume, load_system, outcome
 
 SEMANTIC = ["--data", "VOCSegmentation", "--data.crop_size", "64", "--data.color_jitter", "0.3"]
 
@@ -78,6 +77,5 @@ def test_resume_in_mid_epoch(segmenter: str, devkit: Path, tmp_path: Path, monke
     assert expected["file"] == "step=00000015.ckpt"
     assert differences(expected, outcome(kill_and_resume(run, 7))) == []
     # The checkpoint alone restores the system.
-    system, _ = system_of(str(run / "checkpoints" / expected["file"]))
-    again = system.load_from_checkpoint(run / "checkpoints" / expected["file"], weights_only=True)
+    again = load_system(run / "checkpoints" / expected["file"])
     assert type(again).__name__ == arguments[1]
