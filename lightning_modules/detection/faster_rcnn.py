@@ -21,6 +21,7 @@ from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.backbones import Backbone
 from lightning_modules.components.boxes import pad_targets
 from lightning_modules.components.image_batches import resize_images
+from lightning_modules.components.roi_heads import SampledRoIs
 from lightning_modules.components.rpn import RPNLossNormalization
 from lightning_modules.detection.two_stage import ProposalStage, RoIOutput, RoIStage
 
@@ -159,21 +160,12 @@ class BranchedRCNN(FasterRCNN):
         return self.network.get_submodule(self.branch)(pooled).unflatten(0, boxes.shape[:2]).float()
 
     @abstractmethod
-    def branch_loss(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        labels: Tensor,
-        object_indices: Tensor,
-        target: Sequence[dict[str, Tensor]],
-    ) -> Tensor:
-        """Compute the loss of the branch, a scalar.
+    def branch_loss(self, logits: Tensor, rois: SampledRoIs, target: Sequence[dict[str, Tensor]]) -> Tensor:
+        """Compute the loss of the branch, a scalar; only RoIs with an object contribute.
 
         Args:
             logits: float32 (B, n, D, S, S).
-            boxes: RoIs, float32 (B, n, 4), xyxy in pixels.
-            labels: int64 (B, n), 0 for background, which has no targets, else 1 + the object's label.
-            object_indices: index of the matched object in its image, int64 (B, n).
+            rois: the RoIs, all positives and possibly some background.
             target: one dict per image.
         """
 
@@ -196,9 +188,8 @@ class BranchedRCNN(FasterRCNN):
         output, rpn_losses = self(batch["image"], target)
         # Positives come first. This is their largest number; the actual number is known to the device only.
         max_positives = round(self.roi_positive_fraction * self.rois_per_image)
-        sample = output.sample
-        boxes, labels, indices = (x[:, :max_positives] for x in (sample.boxes, sample.labels, sample.object_indices))
-        loss = self.branch_loss(self.branch_logits(output.maps, boxes), boxes, labels, indices, target)
+        rois = SampledRoIs(*(x[:, :max_positives] for x in output.sample))
+        loss = self.branch_loss(self.branch_logits(output.maps, rois.boxes), rois, target)
         return {**rpn_losses, **self.roi_losses(output), self.branch: loss}
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
 from errors import UserError
 from lightning_modules.components.boxes import batched_box_iou
+from lightning_modules.components.roi_heads import SampledRoIs
 
 # The one import between case studies: in the paper as in the code, Keypoint R-CNN is Faster R-CNN with one more branch.
 from lightning_modules.detection.faster_rcnn import BranchedRCNN
@@ -175,16 +176,9 @@ class KeypointRCNN(BranchedRCNN):
             raise UserError("target: expected whole images, found crops of people; use --data.crop image")
         return super().losses(batch)
 
-    def branch_loss(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        labels: Tensor,
-        object_indices: Tensor,
-        target: Sequence[dict[str, Tensor]],
-    ) -> Tensor:
-        keypoints, labeled = match_keypoints(target, object_indices)
-        return keypoint_loss(logits, *encode_cells(keypoints, labeled & (labels > 0)[..., None], boxes))
+    def branch_loss(self, logits: Tensor, rois: SampledRoIs, target: Sequence[dict[str, Tensor]]) -> Tensor:
+        keypoints, labeled = match_keypoints(target, rois.object_indices)
+        return keypoint_loss(logits, *encode_cells(keypoints, labeled & (rois.labels > 0)[..., None], rois.boxes))
 
     def decode_branch(
         self, logits: Tensor, boxes: Tensor, labels: Tensor, scale: Tensor, size: tuple[int, int]

@@ -21,6 +21,7 @@ from torchvision.ops import roi_align
 
 from errors import UserError
 from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.roi_heads import SampledRoIs
 
 # The one import between case studies: in the paper as in the code, Mask R-CNN is Faster R-CNN with one more branch.
 from lightning_modules.detection.faster_rcnn import BranchedRCNN
@@ -173,15 +174,8 @@ class MaskRCNN(BranchedRCNN):
             raise UserError("target: expected objects with masks, found boxes only; use --data VOCInstance")
         return super().losses(batch)
 
-    def branch_loss(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        labels: Tensor,
-        object_indices: Tensor,
-        target: Sequence[dict[str, Tensor]],
-    ) -> Tensor:
-        return mask_loss(logits, crop_masks(target, boxes, object_indices), labels)
+    def branch_loss(self, logits: Tensor, rois: SampledRoIs, target: Sequence[dict[str, Tensor]]) -> Tensor:
+        return mask_loss(logits, crop_masks(target, rois.boxes, rois.object_indices), rois.labels)
 
     def decode_branch(
         self, logits: Tensor, boxes: Tensor, labels: Tensor, scale: Tensor, size: tuple[int, int]
