@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, verified when read, never executed."""
+"""Checkpoint files: written atomically, verified when read, never unpickled to code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ STEP_FILES = "step=*.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs to disk and renames; reads only what passes its checksums.
+    """Write to a temporary file, sync it to disk and rename it; verify checksums when reading.
 
-    A kill at any moment leaves either the old file or the new one under the name. No checksum is kept beside the file
-    (the two could disagree after a crash): torch's format is a zip archive, which holds a CRC-32 of every tensor that
-    torch itself never looks at; `read_checkpoint` does.
+    After a kill, the name holds either the old file or the new one. No separate checksum file is needed: torch writes a
+    zip archive with a CRC-32 per tensor. torch does not verify it; `read_checkpoint` does.
     """
 
     def save_checkpoint(
@@ -54,61 +53,61 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
-    """Loads a Lightning checkpoint to the CPU with ``weights_only=True`` after checking every byte of it.
+    """Load a Lightning checkpoint to the CPU with ``weights_only=True`` after verifying every byte of it.
 
     Args:
-        path: a local file; URLs are refused, since a pickle from elsewhere is somebody else's program.
-        mmap: map the tensors instead of reading them, where only the rest is wanted.
+        path: a local file. URLs are rejected, because a pickle can execute code.
+        mmap: map the tensors instead of reading them; use it if only other entries are needed.
 
     Raises:
-        CheckpointError: no such file, truncated, damaged, or not a checkpoint of a Lightning run.
+        CheckpointError: the file is missing, truncated, damaged, or not a checkpoint of a Lightning run.
     """
     if "://" in str(path):
-        raise CheckpointError(f"{path}: checkpoints are not loaded from URLs; download it and give the file's path")
+        raise CheckpointError(f"{path}: expected a local file, found a URL; download the checkpoint first")
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint{_offer(path)}")
+        raise CheckpointError(f"{path}: no such checkpoint{_suggestion(path)}")
     damage = _damage(path)
     if damage is not None:
-        raise CheckpointError(f"{path}: {damage}{_offer(path)}")
+        raise CheckpointError(f"{path}: {damage}{_suggestion(path)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120]
-        raise CheckpointError(f"{path}: not a checkpoint of this project ({reason}){_offer(path)}") from None
+        raise CheckpointError(f"{path}: not a checkpoint of this project ({reason}){_suggestion(path)}") from None
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise CheckpointError(
-            f"{path}: holds no Lightning run to resume; if these are weights, start from them with --model.weights"
+            f"{path}: expected a checkpoint of a run, found other data; if these are weights, use --model.weights"
         )
     return checkpoint
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file's bytes, or nothing."""
+    """Describe the damage of a file; None if it is intact."""
     with open(path, "rb") as file:
         start = file.read(4)
     if not start:
         return "the file is empty"
     if not zipfile.is_zipfile(path):
-        return "truncated" if start == b"PK\x03\x04" else "not a checkpoint (torch.save's zip format was expected)"
+        return "truncated" if start == b"PK\x03\x04" else "not a checkpoint (expected the zip format of torch.save)"
     try:
         with zipfile.ZipFile(path) as archive:
             name = archive.testzip()
-    except Exception as error:  # zipfile meets damaged headers with many exception types
+    except Exception as error:  # zipfile raises many types of exceptions for damaged headers
         return f"damaged ({error})"
     return f"damaged (wrong checksum in {name})" if name else None
 
 
-def _offer(path: Path) -> str:
-    """Names the newest sound checkpoint beside a bad one."""
+def _suggestion(path: Path) -> str:
+    """Name the newest intact checkpoint in the same directory."""
     for other in checkpoints_by_age(path.parent):
         if other != path and _damage(other) is None:
-            return f"; {other} is sound: take it with --ckpt_path {other}"
+            return f"; {other} is intact, use --ckpt_path {other}"
     return ""
 
 
 def checkpoints_by_age(folder: Path) -> list[Path]:
-    """The resumable checkpoints of a folder, the one written last first."""
+    """Return the resumable checkpoints of a directory, latest first."""
     return sorted(folder.glob(STEP_FILES), key=lambda p: (p.stat().st_mtime_ns, _step(p)), reverse=True)
 
 
@@ -118,16 +117,16 @@ def _step(path: Path) -> int:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``: the state at the best value of a validation metric.
+    """Keep ``best.ckpt``, the state at the best value of a validation metric.
 
     Args:
-        monitor: the metric, ``val/<name>``; None takes what the module names in its ``monitor`` attribute.
-        mode: ``max`` or ``min``: which end is better; goes together with ``monitor``.
+        monitor: the metric, ``val/<name>``; None uses the module's ``monitor`` attribute.
+        mode: ``max`` if higher is better, ``min`` if lower is; required with ``monitor``.
     """
 
     def __init__(self, monitor: str | None = None, mode: Literal["max", "min"] | None = None) -> None:
         if (monitor is None) != (mode is None):
-            raise UserError(f"best: monitor and mode go together, found monitor={monitor} and mode={mode}")
+            raise UserError(f"--best: expected monitor and mode together, found monitor {monitor} and mode {mode}")
         super().__init__(
             filename="best",
             monitor=monitor,
@@ -145,7 +144,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Follows a run folder that was moved, or is named by another path: Lightning would forget the best value."""
+        """Follow a run directory that was moved or has another path; Lightning would forget the best value."""
         folder = str(self.dirpath)
         moved = {str(Path(folder, Path(path).name)): score for path, score in state_dict["best_k_models"].items()}
         paths = {

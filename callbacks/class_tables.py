@@ -1,4 +1,4 @@
-"""What the callbacks share that write a table and an image of what an evaluation says of each class."""
+"""Base class of the callbacks that write a table and a figure of an evaluation's results per class."""
 
 from __future__ import annotations
 
@@ -12,28 +12,62 @@ from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.figures import harmless, log_to_wandb, save_picture
+from callbacks.figures import log_to_wandb, save_figure, skip_on_error
 from errors import UserError
+
+Rows = list[dict[str, Any]]
 
 
 class ClassTables(pl.Callback):
-    """Takes ``epoch_results[split]`` after each evaluation, on the first rank; split is ``val`` or ``test``.
+    """Write a table and a figure of ``epoch_results[split]`` after each evaluation, on rank 0.
+
+    A subclass implements `rows` and `plot` and sets the attributes below. Split is ``val`` or ``test``. Files:
+
+    - ``<run>/<table>_<split>.csv``, of the latest evaluation; ``train.py validate`` and ``test`` print it too.
+    - ``<run>/figures/<split>_<figure>_step=<global step, 8 digits>.png``; also in W&B as ``<split>/<wandb_key>``.
 
     Args:
-        keep: images kept on disk of each split: the first one and the latest ``keep - 1``.
+        keep: figures of each split that are kept on disk: the first one and the latest ``keep - 1``.
     """
 
-    #: What it is called in messages, and the results without which there is nothing to write.
+    #: Name in messages.
     title = ""
-    takes: frozenset[str] = frozenset()
-    #: The module's attribute that names what the tables have a row for.
-    names = "class_names"
+    #: Results without which nothing is written.
+    requires: frozenset[str] = frozenset()
+    #: Attribute of the module with the names of the table's rows.
+    names_attribute = "class_names"
+    #: Start of the table's file name; differs between subclasses, so that no table replaces another.
+    table = ""
+    #: Part of the figure's file name, and its key in W&B.
+    figure = ""
+    wandb_key = ""
+    #: Whether the table is printed, and how an empty cell is.
+    printed = True
+    missing = "-"
 
     def __init__(self, keep: int = 20) -> None:
         if keep < 2:
             raise UserError(f"{self.title}: expected keep >= 2, found {keep}")
         self.keep = keep
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
+
+    def rows(self, results: dict[str, Tensor], names: Any) -> Rows:
+        """Return the rows of the table from results on the CPU."""
+        raise NotImplementedError
+
+    def plot(self, results: dict[str, Tensor], rows: Rows, names: Any, title: str) -> Image.Image:
+        """Return the figure of the same results."""
+        raise NotImplementedError
+
+    def write(self, results: dict[str, Tensor], names: Any, split: str, trainer: pl.Trainer) -> None:
+        """Write the table and the figure, and print the table unless the evaluation is part of a training."""
+        rows = self.rows(results, names)
+        write_csv(Path(trainer.default_root_dir) / f"{self.table}_{split}.csv", rows)
+        figure = self.plot(results, rows, names, f"{split}, step {trainer.global_step}")
+        save_figure(figure, trainer, f"{split}_{self.figure}_step=", self.keep)
+        log_to_wandb(trainer, {f"{split}/{self.wandb_key}": figure})
+        if self.printed and trainer.state.fn != TrainerFn.FITTING:
+            print(format_table(rows, self.missing), flush=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, "val")
@@ -41,33 +75,38 @@ class ClassTables(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, "test")
 
-    def write(self, results: dict[str, Tensor], class_names: Any, split: str, trainer: pl.Trainer) -> None:
-        """Writes what there is to say of the results, which are on the CPU."""
-        raise NotImplementedError
-
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         results = getattr(pl_module, "epoch_results", {}).get(split, {})
-        if not self.takes <= results.keys():
+        if not self.requires <= results.keys():
             return
-        names = getattr(pl_module, self.names, None)
-        with harmless(self.title, self._told):
+        names = getattr(pl_module, self.names_attribute, None)
+        with skip_on_error(self.title, self._reported):
             self.write({name: value.detach().cpu() for name, value in results.items()}, names, split, trainer)
 
-    def save(self, picture: Image.Image, trainer: pl.Trainer, split: str, name: str, logged: str) -> None:
-        """Writes ``<run>/images/<split>_<name>_step=<global step, 8 digits>.png``; to W&B as ``<split>/<logged>``."""
-        save_picture(picture, trainer, f"{split}_{name}_step=", self.keep)
-        log_to_wandb(trainer, {f"{split}/{logged}": picture})
+
+def rounded(value: float, digits: int = 4) -> float | str:
+    """Round a value; nan becomes an empty cell."""
+    return "" if value != value else round(value, digits)
 
 
-def asked_for(trainer: pl.Trainer) -> bool:
-    """Whether it is an evaluation that somebody asked for, and looks at, not one in the middle of a training."""
-    return trainer.state.fn != TrainerFn.FITTING
+def format_table(rows: Rows, missing: str = "-") -> str:
+    """Format rows as text under their columns' names; the first column is left-aligned, floats have four decimals."""
+    cells = [list(rows[0])] if rows else []
+    for row in rows:
+        values = row.values()
+        cells.append([missing if v == "" else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *right]))
+    return "\n".join(lines)
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replaces the file in one move; nothing is written for no rows."""
+def write_csv(path: Path, rows: Rows) -> None:
+    """Replace the file atomically; nothing is written for no rows."""
     if not rows:
         return
     temporary = path.with_name(path.name + ".tmp")

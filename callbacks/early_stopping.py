@@ -1,4 +1,4 @@
-"""Early stopping that survives a kill: a resumed run stops where the one that never stopped does."""
+"""Early stopping that survives a kill: a resumed run stops at the same step as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pytorch_lightning.callbacks import EarlyStopping
 
 
 class EarlyStop(EarlyStopping):
-    """Ends the run when ``patience`` validations in a row have not improved a metric.
+    """Stop the run if a metric has not improved for ``patience`` validations.
 
-    Lightning's, but for two things. It decides when the validation ends, before that step's checkpoint is written;
-    Lightning's decides at the epoch's end, where a run resumed from that checkpoint has no metric to look at. And a
-    checkpoint that was written after the decision is not trained on.
+    Two things differ from Lightning's callback. The decision is made at the end of the validation, before that step's
+    checkpoint is written; at the end of the epoch, a run resumed from that checkpoint would have no metric. And a run
+    that is resumed after the decision does not train on.
 
     Args:
         monitor: the metric, ``val/<name>``.
-        mode: ``max`` or ``min``: which end is better.
+        mode: ``max`` if higher is better, ``min`` if lower is.
         patience: validations without an improvement.
     """
 

@@ -1,4 +1,4 @@
-"""The run's metrics on disk: one CSV row a step, never lost by a kill, never doubled by a resume."""
+"""Metrics of a run as CSV, one row per step: a kill loses no row, a resume duplicates none."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Row = dict[str, str]
 
 
 class MetricsFile(Logger):
-    """Writes every logged scalar to ``<run_folder>/metrics.csv``.
+    """Write every logged scalar to ``<run_directory>/metrics.csv``.
 
-    One row a global step; columns are ``step``, ``epoch`` and then the metrics in the order of their appearance. Values
-    logged at the same step share a row. A row is on its way to the disk when ``log_metrics`` returns, so a SIGKILL
-    loses nothing; floats are written with ``repr`` and read back to the same bits. What is not a scalar is left out.
+    One row per global step; the columns are ``step``, ``epoch`` and the metrics in order of appearance. Values of the
+    same step share a row. A row has been passed to the operating system when ``log_metrics`` returns, so a SIGKILL loses
+    nothing. Floats are written with ``repr`` and read back to the same bits. Values that are not scalars are skipped.
 
-    An existing file is continued: a half-written last line is removed, and after ``resume(k)`` the rows of steps beyond
-    k go too, since the resumed run will log them again. Row k is kept and merged into, later values win.
+    An existing file is continued: a half-written last line is removed, and after ``resume(k)`` also the rows beyond step
+    k, which the resumed run logs again. Row k is kept; later values replace its values.
 
     Args:
-        run_folder: the folder of the run; made where it is missing.
+        run_directory: directory of the run; created if missing.
         resume_step: as if ``resume(resume_step)`` were called.
     """
 
-    def __init__(self, run_folder: str | os.PathLike[str], resume_step: int | None = None) -> None:
+    def __init__(self, run_directory: str | os.PathLike[str], resume_step: int | None = None) -> None:
         super().__init__()
-        self.run_folder = os.fspath(run_folder)
-        self.path = Path(run_folder) / FILE_NAME
+        self.run_directory = os.fspath(run_directory)
+        self.path = Path(run_directory) / FILE_NAME
         self._resume_step = resume_step
         self._columns: list[str] = []
         self._last: Row = {}
@@ -45,42 +45,42 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the run folder is already the experiment's own."""
+        """Empty: the run directory belongs to one experiment."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty, as ``name``."""
+        """Empty, see ``name``."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run folder."""
-        return self.run_folder
+        """The run directory."""
+        return self.run_directory
 
     @property
     def root_dir(self) -> str:
-        """The run folder."""
-        return self.run_folder
+        """The run directory."""
+        return self.run_directory
 
     @property
     def log_dir(self) -> str:
-        """The run folder."""
-        return self.run_folder
+        """The run directory."""
+        return self.run_directory
 
     def resume(self, step: int) -> None:
-        """Says, before the first log, that the run goes on from a checkpoint with this global step."""
+        """Continue from a checkpoint with this global step; call it before the first log."""
         if self._fd is not None:
-            raise RuntimeError(f"{self.path}: resume({step}) comes too late, metrics have been logged already")
+            raise RuntimeError(f"{self.path}: resume({step}) is too late, metrics have been logged already")
         self._resume_step = step
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder has its config.yaml."""
+        """Do nothing: config.yaml in the run directory has the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Writes the scalars of ``metrics`` into the row of ``step``; without a step into the last row."""
+        """Write the scalars of ``metrics`` to the row of ``step``; without a step to the last row."""
         values = {name: text for name, value in metrics.items() if (text := _text(value)) is not None}
         if not values:
             return
@@ -105,12 +105,12 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Flushes to the disk. Logging may go on afterwards."""
+        """Sync the file to disk; logging may continue afterwards."""
         if self._fd is not None:
             os.fsync(self._fd)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A descriptor is a number that means another file in another process: the copy opens its own.
+        # A file descriptor is not valid in another process; the copy opens its own.
         return {**self.__dict__, "_fd": None}
 
     def __del__(self) -> None:
@@ -132,7 +132,7 @@ class MetricsFile(Logger):
         return _rows(self.path)
 
     def _rewrite(self, rows: list[Row]) -> None:
-        """Replaces the whole file in one move, so that a reader or a kill meets the old one or the new one."""
+        """Replace the file atomically, so that after a kill it is either the old or the new one."""
         lines = [_line(self._columns), *(self._format(row) for row in rows)]
         temporary = self.path.with_name(FILE_NAME + ".tmp")
         with open(temporary, "wb") as file:
@@ -147,7 +147,7 @@ class MetricsFile(Logger):
         self._last_offset = sum(map(len, lines[:-1])) if rows else len(lines[0])
 
     def _put_last(self) -> None:
-        # One write over the old row and only then the cut: in no moment is a logged value missing from the file.
+        # Overwrite the old row, then truncate: at no moment is a logged value missing from the file.
         assert self._fd is not None
         line = self._format(self._last)
         os.pwrite(self._fd, line, self._last_offset)
@@ -158,9 +158,9 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, int | float]]:
-    """The rows of a metrics.csv, in order of step; a row holds only what was logged at its step.
+    """Read the rows of a metrics.csv, in order of step; a row has only the metrics that were logged at its step.
 
-    ``step`` and ``epoch`` are int, everything else float, bit for bit as logged. A half-written last line is left out.
+    ``step`` and ``epoch`` are int, all others float, bit for bit as logged. A half-written last line is skipped.
     """
     return [
         {name: int(text) if name in ("step", "epoch") else float(text) for name, text in row.items()}
@@ -174,7 +174,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _rows(path: Path) -> list[Row]:
-    """Whole rows only, without their empty cells."""
+    """Read complete rows, without their empty cells."""
     text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     header, *rows = list(csv.reader(io.StringIO(whole))) or [[]]
@@ -199,7 +199,7 @@ def _line(cells: list[str]) -> bytes:
 
 
 def _text(value: Any) -> str | None:
-    """A scalar as text that reads back to the same value; None for anything else."""
+    """Format a scalar so that it reads back to the same value; None for anything else."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else None
     elif hasattr(value, "item") and getattr(value, "size", None) == 1:

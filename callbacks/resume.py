@@ -1,4 +1,4 @@
-"""Exact resume: seeded steps, a checkpoint that matches what has been logged, and a clean stop on a signal."""
+"""Exact resume: seeded steps, checkpoints that match the logged metrics, and a clean stop on a signal."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from callbacks.checkpoint import checkpoints_by_age
 from errors import UserError
 
-EXIT_RESUMABLE = 75  # EX_TEMPFAIL: "try again later", which batch systems can be told to requeue
-EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL, "try again later": batch systems can requeue on it
+EXIT_INTERRUPTED = 130  # the status that a shell reports after Ctrl-C
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StepSeed(Callback):
-    """Seeds all generators at every training step by (seed, rank, epoch, batch), so that dropout, too, can resume.
+    """Seed all generators at every training step by (seed, rank, epoch, batch), so that dropout resumes exactly.
 
-    The loader's workers seed themselves (``datamodules.loading.SeededDataset``). What must agree over ranks draws from a
-    generator of its own, seeded without the rank.
+    The loader's workers seed themselves (``datamodules.loading.SeededDataset``). Random numbers that must agree over
+    ranks come from a separate generator that is seeded without the rank.
 
     Args:
-        seed: the run's seed.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -43,34 +43,34 @@ class StepSeed(Callback):
         state = np.random.SeedSequence(key).generate_state(3)
         random.seed(int(state[0]))
         np.random.seed(state[1])
-        # torch.manual_seed does this and 100 us of bookkeeping for devices that are not there.
+        # torch.manual_seed does the same and takes 100 us more, for devices that are absent.
         torch.default_generator.manual_seed(int(state[2]))
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(int(state[2]))
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``checkpoints/step=N.ckpt`` every N steps, at each epoch's end, and when the job is told to stop.
+    """Save ``checkpoints/step=N.ckpt`` every N steps, at the end of each epoch, and when the job is told to stop.
 
-    A checkpoint after k steps is written only when all that belongs to those steps has been logged: the step's own
-    metrics go to the loggers first, and where a validation is due the checkpoint waits for its end. (Lightning skips a
-    validation that was due at a step checkpoint when it resumes, and its values would be missing.)
+    A checkpoint after k steps is written after everything of those steps has been logged: the metrics of the step go to
+    the loggers first, and if a validation is due the checkpoint waits for its end. (When Lightning resumes from a step
+    checkpoint, it skips a validation that was due there, and its metrics would be missing.)
 
-    SIGTERM and SIGUSR1 (batch systems) end the run with status 75, Ctrl-C with 130, each after the step is complete and
-    saved; a second Ctrl-C stops at once. With several ranks it does not matter which of them gets the signal.
+    SIGTERM and SIGUSR1 (batch systems) end the run with status 75, Ctrl-C with 130, after the current step is complete
+    and saved; a second Ctrl-C stops at once. With several ranks, any of them may receive the signal.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
-        keep: how many to keep; at least 2, so that there is an older one where the newest is damaged.
+        keep: number of checkpoints to keep; at least 2, so that an older one remains if the newest is damaged.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2) -> None:
         if every_n_steps < 1 or keep < 2:
-            raise UserError(f"last: every_n_steps >= 1 and keep >= 2 expected, found {every_n_steps} and {keep}")
+            raise UserError(f"--last: expected every_n_steps >= 1 and keep >= 2, found {every_n_steps} and {keep}")
         self.every_n_steps, self.keep = every_n_steps, keep
-        #: Where to save: train.py sets the run folder's ``checkpoints``; None saves nothing.
+        #: Directory of the checkpoints; train.py sets ``<run>/checkpoints``. None saves nothing.
         self.dirpath: str | None = None
-        #: The run's identity, kept in the checkpoint so that W&B goes on with the same run.
+        #: Id of the run; it is saved in the checkpoint so that W&B continues the same run.
         self.run_id: str | None = None
         self.last_saved_step = -1
         self._signal: int | None = None
@@ -82,7 +82,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loop = trainer.fit_loop
-        # A step is complete where the gradients were applied; and a validation that is due belongs to it.
+        # A step is complete after the optimizer step, and after the validation if one is due.
         assert loop._data_fetcher is not None
         if loop._should_accumulate() or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             return
@@ -113,7 +113,7 @@ class LastCheckpoint(Checkpoint):
     def _agreed_to_stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         if trainer.world_size == 1:
             return self._signal is not None
-        # Agreeing waits for the device, so on a GPU it is done every few steps.
+        # The collective waits for the device, so a GPU does it every 10 steps only.
         if pl_module.device.type == "cuda" and trainer.global_step % 10:
             return False
         return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
@@ -121,7 +121,7 @@ class LastCheckpoint(Checkpoint):
     # --- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes the checkpoint of the current step, on all ranks together, and removes those beyond ``keep``."""
+        """Write the checkpoint of the current step, on all ranks together, and remove those beyond ``keep``."""
         if (
             getattr(trainer, "fast_dev_run", False)
             or self.dirpath is None
@@ -151,7 +151,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            # Only now, since Lightning installs its own at the start of the run.
+            # Lightning installs its own handlers at the start of the run; replace them afterwards.
             self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if getattr(trainer, "received_sigterm", False):
             self._signal = signal.SIGTERM
@@ -161,7 +161,11 @@ class LastCheckpoint(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         if number == signal.SIGINT:
-            print("\nfinishing the step to save it; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+            print(
+                "\nfinishing and saving the current step; press Ctrl-C again to stop at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()

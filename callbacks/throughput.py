@@ -1,4 +1,4 @@
-"""How fast the run trains, and what it waits for."""
+"""Speed of the training, and time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ GIB = 2**30
 
 
 class Throughput(pl.Callback):
-    """Logs the speed of training every ``trainer.log_every_n_steps`` optimizer steps, averaged since the last time.
+    """Log the training speed every ``trainer.log_every_n_steps`` optimizer steps, averaged since the last log.
 
-    - ``time/images_per_second``: over all ranks.
-    - ``time/step_ms``: milliseconds an optimizer step, waiting included.
-    - ``time/data_wait``: share (0..1) of that time spent between batches: waiting for the loader, moving the batch to
-      the device, and what other callbacks do there.
-    - ``time/gpu_memory_gib``: this rank's peak of allocated GPU memory since the start, GiB; only on CUDA.
+    - ``time/images_per_second``: of all ranks.
+    - ``time/step_ms``: milliseconds per optimizer step, including waiting.
+    - ``time/data_wait``: fraction (0..1) of that time between batches: waiting for the loader, the transfer to the
+      device, and other callbacks.
+    - ``time/gpu_memory_gib``: peak of allocated GPU memory of this rank since the start, in GiB; only on CUDA.
 
-    Validation, checkpoints and the first batch of every epoch (workers start, kernels are chosen) are left out. The
-    device is waited for only when it is time to log. Comparisons of a resumed run leave ``time/`` out.
+    Validation, checkpoints and the first batch of each epoch (worker start, kernel selection) are not measured. The
+    device is synchronized only before logging. Tests of exact resume ignore ``time/``.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Throughput(pl.Callback):
     ) -> None:
         stepped = trainer.global_step != self._global_step
         self._global_step = trainer.global_step
-        # The same steps as Lightning's own logging, so that a resumed run logs at the steps of an uninterrupted one.
+        # Use the steps of Lightning's own logging, so that a resumed run logs at the steps of an uninterrupted one.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         log = stepped and (step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if log and pl_module.device.type == "cuda":
@@ -92,7 +92,7 @@ class Throughput(pl.Callback):
 
 
 def count_images(batch: Any) -> int:
-    """Number of images in a batch that follows the contract of ``datamodules/base.py``; 0 for any other."""
+    """Return the number of images in a batch that follows ``datamodules/base.py``; 0 for any other."""
     if not isinstance(batch, dict):
         return 0
     images = batch.get("image", batch.get("content"))

@@ -1,7 +1,7 @@
-"""People's joints on images and in files: skeletons and heatmaps, and where each joint was found.
+"""View of one person's joints: ``{"keypoints": float (K, 2), "scores": float (K,)}``.
 
-The prediction of one person: ``keypoints`` float (K,2) in the pixels of the image, the middle of the first one (0, 0),
-``scores`` float (K,) and, of a network with heatmaps, ``heatmaps`` float (S,K,h,w), of S stacks.
+Keypoints are in pixels of the input; the center of its first pixel is (0, 0). Networks with heatmaps add ``heatmaps``
+float (S, K, h, w) of S stacks; cascades add ``stages`` float (S, K, 2), the keypoints after each stage.
 """
 
 from __future__ import annotations
@@ -15,26 +15,100 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visualization.detections import SHOWN
-from visualization.drawing import INK, PAPER, class_name, load_font, shorten
+from visualization.base import PredictionView
+from visualization.drawing import (
+    GAP,
+    INK,
+    PAPER,
+    class_name,
+    font_size,
+    load_font,
+    resize_long_side,
+    shorten,
+    titled_panels,
+    to_pil,
+)
+from visualization.samples import Sample
 
-# The person's own right and left, and what is on neither side.
+# The person's right and left, and joints on neither side.
 RIGHT, LEFT, MIDDLE = (240, 105, 20), (30, 115, 235), (40, 165, 75)
 HEATMAP_TILE = 96  # pixels, the longer side of one heatmap
+STAGE_TILE = 192  # pixels, the longer side of one image in the figure of stages
+MAX_STAGE_ROWS = 6
 
-KEYPOINT_COLUMNS = ["joint", "x", "y", "score"]
 
+class PoseView(PredictionView):
+    """The skeleton, beside it that of the ground truth (``keypoints``, ``labeled``) if it is known."""
 
-def is_pose(prediction: Any) -> bool:
-    """Whether it is one person's joints, see the module; detections may have ``keypoints``, too."""
-    return isinstance(prediction, dict) and {"keypoints", "scores"} <= prediction.keys() and "boxes" not in prediction
+    key = "keypoints"
+    tile_size = 256
+
+    def matches(self, prediction: Any) -> bool:
+        return (
+            isinstance(prediction, dict) and prediction.keys() >= {"keypoints", "scores"} and "boxes" not in prediction
+        )
+
+    def draw(
+        self,
+        image: Image.Image,
+        prediction: dict[str, Tensor],
+        ground_truth: dict[str, Any],
+        names: Sequence[str] | None,
+        size: tuple[int, int] | None = None,
+    ) -> Image.Image:
+        found = image.copy()
+        keypoints = prediction["keypoints"]
+        draw_skeleton(found, keypoints, torch.ones(len(keypoints), dtype=torch.bool), names, size)
+        if "keypoints" not in ground_truth:
+            return found
+        true = image.copy()
+        draw_skeleton(true, ground_truth["keypoints"], ground_truth["labeled"], names, size)
+        return titled_panels([("found", found), ("truth", true)], font_size(min(image.size) / 20))
+
+    def record(
+        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
+    ) -> dict[str, Any]:
+        return {"keypoints": joint_records(prediction["keypoints"], prediction["scores"], names)}
+
+    def columns(self, record: dict[str, Any]) -> list[str]:
+        return ["joint", "x", "y", "score"]
+
+    def rows(self, record: dict[str, Any]) -> list[list[Any]]:
+        return [[item["joint"], *(repr(item[key]) for key in ("x", "y", "score"))] for item in record["keypoints"]]
+
+    def annotate(
+        self, image: Image.Image, prediction: Any, names: Any, size: tuple[int, int], scale: tuple[float, float]
+    ) -> Image.Image:
+        """Draw keypoints that are in the pixels of the file (see `to_original`)."""
+        return self.draw(image, prediction, {}, names, (round(size[0] * scale[0]), round(size[1] * scale[1])))
+
+    def to_original(
+        self, prediction: dict[str, Tensor], ground_truth: dict[str, Any], scale: tuple[float, float]
+    ) -> dict[str, Tensor]:
+        """Apply the affine matrix ``to_original`` (2, 3) of the batch; without one, the input is the resized file."""
+        keypoints = prediction["keypoints"].double()
+        if "to_original" in ground_truth:
+            matrix = ground_truth["to_original"].double()
+            keypoints = keypoints @ matrix[:, :2].T + matrix[:, 2]
+        else:
+            keypoints = (keypoints + 0.5) * torch.tensor(scale, dtype=torch.float64) - 0.5
+        return {**prediction, "keypoints": keypoints}
+
+    def extra_figures(self, samples: Sequence[Sample], names: Sequence[str] | None) -> dict[str, Image.Image]:
+        """Return ``heatmaps`` of the first sample and ``stages`` of all, if the prediction has them."""
+        figures, first = {}, samples[0]
+        if "heatmaps" in first.prediction:
+            figures["heatmaps"] = draw_heatmaps(to_pil(first.image), first.prediction["heatmaps"], names)
+        if "stages" in first.prediction:
+            figures["stages"] = draw_stages(samples, names)
+        return figures
 
 
 # --- skeletons ----------------------------------------------------------------------------------------------------
 
 
 def limbs(joint_names: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of joints that a line connects, of those that there are; MPII's by the thorax, LSP's by the neck."""
+    """Return pairs of joints that a line connects; arms meet at the thorax (MPII) or else at the upper neck (LSP)."""
     names = list(joint_names)
     chest = "thorax" if "thorax" in names else "upper_neck"
     pairs = [("head_top", "upper_neck"), ("upper_neck", "thorax"), ("thorax", "pelvis")]
@@ -47,108 +121,66 @@ def limbs(joint_names: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def side_color(name: str) -> tuple[int, int, int]:
-    """Orange on the person's own right, blue on the left, else green."""
+    """Return orange for the person's right side, blue for the left, green for neither."""
     return RIGHT if name.startswith("right_") else LEFT if name.startswith("left_") else MIDDLE
 
 
 def draw_skeleton(
-    picture: Image.Image,
+    image: Image.Image,
     keypoints: Tensor,
-    shown: Tensor,
+    visible: Tensor,
     joint_names: Sequence[str] | None,
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
 ) -> None:
-    """Draws a person's limbs and joints on the image itself.
+    """Draw a person's limbs and joints on the image, in place.
 
     Args:
         image: RGB, of any size.
-        keypoints: float (K,2) in the pixels of a tensor of ``size``.
-        shown: bool (K,), the joints that are drawn; limbs are where both their ends are.
-        joint_names: K names; None leaves the limbs out.
-        size: (width, height) of that tensor.
+        keypoints: float (K, 2) in the pixels of a tensor of ``size``.
+        visible: bool (K,), the joints that are drawn; a limb is drawn if both its ends are.
+        joint_names: K names; None draws no limbs.
+        size: (width, height) of that tensor; None: those of ``image``.
     """
     names = [""] * len(keypoints) if joint_names is None else list(joint_names)
-    scale = torch.tensor([picture.width / size[0], picture.height / size[1]])
-    places = (keypoints.detach().cpu().float() + 0.5) * scale - 0.5
-    # A joint far away would be drawn for minutes.
-    drawn = shown.cpu() & places.isfinite().all(1) & (places.abs() < 1e4).all(1)
-    points = [tuple(place) for place in places.tolist()]
-    draw = ImageDraw.Draw(picture)
-    line = max(2, round(min(picture.size) / 80))
+    width, height = size or image.size
+    scale = torch.tensor([image.width / width, image.height / height])
+    pixels = (keypoints.detach().cpu().float() + 0.5) * scale - 0.5
+    # Pillow takes minutes for a joint far outside of the image.
+    drawn = visible.cpu() & pixels.isfinite().all(1) & (pixels.abs() < 1e4).all(1)
+    points = [tuple(point) for point in pixels.tolist()]
+    draw = ImageDraw.Draw(image)
+    line = max(2, round(min(image.size) / 80))
     for a, b in limbs(names):
         if drawn[a] and drawn[b]:
             sided = next((name for name in (names[b], names[a]) if name.startswith(("right_", "left_"))), names[a])
             draw.line((points[a], points[b]), fill=side_color(sided), width=line)
-    radius = line
-    for name, (x, y), visible in zip(names, points, drawn.tolist(), strict=True):
-        if visible:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=side_color(name), outline=PAPER)
+    for name, (x, y), shown in zip(names, points, drawn.tolist(), strict=True):
+        if shown:
+            draw.ellipse((x - line, y - line, x + line, y + line), fill=side_color(name), outline=PAPER)
 
 
-def draw_pose(
-    picture: Image.Image,
-    prediction: dict[str, Tensor],
-    truth: dict[str, Any],
-    joint_names: Sequence[str] | None,
-    size: tuple[int, int] | None = None,
-) -> Image.Image:
-    """The image with the joints that were found, beside it with the true ones, if known.
-
-    Args:
-        image: RGB, of any size.
-        prediction: see the module.
-        truth: ``keypoints`` float (K,2) and ``labeled`` bool (K,), or nothing.
-        joint_names: K names.
-        size: (width, height) of the tensor in whose pixels the joints are; None: the image's own.
-    """
-    size = size or picture.size
-    found = picture.copy()
-    draw_skeleton(found, prediction["keypoints"], torch.ones(len(prediction["keypoints"])).bool(), joint_names, size)
-    if "keypoints" not in truth:
-        return found
-    true = picture.copy()
-    draw_skeleton(true, truth["keypoints"], truth["labeled"], joint_names, size)
-    gap, text = 4, max(11, min(28, round(min(picture.size) / 20)))
-    font, row = load_font(text), round(1.6 * text)
-    canvas = Image.new("RGB", (2 * picture.width + gap, picture.height + row), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for left, title, drawn in ((0, "found", found), (picture.width + gap, "truth", true)):
-        canvas.paste(drawn, (left, row))
-        draw.text((left + text // 2, row / 2), title, fill=INK, font=font, anchor="lm")
-    return canvas
+def joint_records(keypoints: Tensor, scores: Tensor, joint_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return ``{"joint", "x", "y", "score"}`` per joint of keypoints (K, 2) and scores (K,)."""
+    return [
+        {"joint": class_name(k, joint_names), "x": round(x, 3), "y": round(y, 3), "score": round(score, 6)}
+        for k, ((x, y), score) in enumerate(zip(keypoints.tolist(), scores.tolist(), strict=True))
+    ]
 
 
-def draw_people(
-    picture: Image.Image, prediction: dict[str, Tensor], joint_names: Sequence[str] | None, size: tuple[int, int]
-) -> Image.Image:
-    """The image with the joints of all detected people of a score of 0.3 or more.
-
-    Args:
-        image, joint_names, size: see `draw_pose`.
-        prediction: ``keypoints`` float (N,K,2) and ``scores`` float (N,).
-    """
-    drawn = picture.copy()
-    for keypoints, score in zip(prediction["keypoints"], prediction["scores"].tolist(), strict=True):
-        if score >= SHOWN:
-            draw_skeleton(drawn, keypoints, torch.ones(len(keypoints)).bool(), joint_names, size)
-    return drawn
+# --- heatmaps and stages ------------------------------------------------------------------------------------------
 
 
-# --- heatmaps -----------------------------------------------------------------------------------------------------
-
-
-def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[str] | None) -> Image.Image:
-    """A row a stack, a column a joint: the heatmap over the image, which is gray where it is low, red from 1 on.
+def draw_heatmaps(image: Image.Image, heatmaps: Tensor, joint_names: Sequence[str] | None) -> Image.Image:
+    """Draw heatmaps over the gray image, a row per stack and a column per joint; values of 1 and more are red.
 
     Args:
         image: RGB, of any size.
-        heatmaps: float (S,K,h,w).
-        joint_names: K names; None shows the numbers.
+        heatmaps: float (S, K, h, w).
+        joint_names: K names; None for ``class <index>``.
     """
     from matplotlib import colormaps
 
-    scale = HEATMAP_TILE / max(picture.size)
-    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    small = resize_long_side(image, HEATMAP_TILE)
     gray = np.asarray(small.convert("L"), np.float32)[..., None] * 0.8
     stacks, joints = heatmaps.shape[:2]
     resized = torch.nn.functional.interpolate(
@@ -163,8 +195,8 @@ def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[
         draw.text((4, top + small.height / 2), f"stack {s + 1}", fill=INK, font=font, anchor="lm")
         for k in range(joints):
             heat = resized[s, k].numpy()
-            share = 0.85 * np.sqrt(heat)[..., None]
-            mixed = gray * (1 - share) + 255 * colormaps["turbo"](heat)[..., :3] * share
+            alpha = 0.85 * np.sqrt(heat)[..., None]
+            mixed = gray * (1 - alpha) + 255 * colormaps["turbo"](heat)[..., :3] * alpha
             left = margin + k * (small.width + gap)
             canvas.paste(Image.fromarray(np.rint(mixed).astype(np.uint8)), (left, top))
             if s == 0:
@@ -173,47 +205,29 @@ def draw_heatmaps(picture: Image.Image, heatmaps: Tensor, joint_names: Sequence[
     return canvas
 
 
-# --- files --------------------------------------------------------------------------------------------------------
-
-
-def in_file_pixels(prediction: dict[str, Tensor], to_original: Tensor) -> dict[str, Tensor]:
-    """A person's joints in the pixels of the image on disk, by the matrix (2,3) of the batch contract."""
-    matrix = to_original.double()
-    places = prediction["keypoints"].double() @ matrix[:, :2].T + matrix[:, 2]
-    return {**prediction, "keypoints": places}
-
-
-def pose_record(prediction: dict[str, Tensor], joint_names: Sequence[str] | None) -> dict[str, Any]:
-    """``keypoints``: a list of {``joint``, ``x``, ``y``, ``score``}."""
-    rows = zip(prediction["keypoints"].tolist(), prediction["scores"].tolist(), strict=True)
-    return {
-        "keypoints": [
-            {"joint": class_name(k, joint_names), "x": round(x, 3), "y": round(y, 3), "score": round(score, 6)}
-            for k, ((x, y), score) in enumerate(rows)
-        ]
-    }
-
-
-def add_joints(
-    record: dict[str, Any],
-    prediction: dict[str, Tensor],
-    joint_names: Sequence[str] | None,
-    scale: tuple[float, float],
-) -> dict[str, Any]:
-    """The record of detected people, each with its ``keypoints`` in the pixels of the image on disk.
+def draw_stages(samples: Sequence[Sample], joint_names: Sequence[str] | None) -> Image.Image:
+    """Draw the keypoints after each stage and the ground truth if it is known, a row per person.
 
     Args:
-        record: ``detections``, in the order of the prediction.
-        prediction: ``keypoints`` float (N,K,2) and ``keypoint_scores`` float (N,K).
-        joint_names: K names.
-        scale: what x and y are multiplied by to come to those pixels.
+        samples: at most the first six; predictions have ``stages`` float (S, K, 2).
+        joint_names: K names; None draws no limbs.
     """
-    places = (prediction["keypoints"].double() + 0.5) * torch.tensor(scale, dtype=torch.float64) - 0.5
-    for item, keypoints, scores in zip(record["detections"], places, prediction["keypoint_scores"], strict=True):
-        item |= pose_record({"keypoints": keypoints, "scores": scores}, joint_names)
-    return record
-
-
-def pose_rows(record: dict[str, Any]) -> list[list[Any]]:
-    """An image's rows of predictions.csv under `KEYPOINT_COLUMNS`, one a joint."""
-    return [[item["joint"], *(repr(item[key]) for key in ("x", "y", "score"))] for item in record["keypoints"]]
+    samples = samples[:MAX_STAGE_ROWS]
+    count = len(samples[0].prediction["stages"])
+    titles = [f"stage {s + 1}" for s in range(count)] + ["truth"] * ("keypoints" in samples[0].ground_truth)
+    head, step = 24, STAGE_TILE + GAP
+    canvas = Image.new("RGB", (len(titles) * step, head + len(samples) * step), PAPER)
+    draw, font = ImageDraw.Draw(canvas), load_font(13)
+    for column, title in enumerate(titles):
+        draw.text((column * step + 6, head / 2), title, fill=INK, font=font, anchor="lm")
+    for row, sample in enumerate(samples):
+        image, stages = to_pil(sample.image), sample.prediction["stages"]
+        small = resize_long_side(image, STAGE_TILE)
+        skeletons = [(keypoints, torch.ones(len(keypoints), dtype=torch.bool)) for keypoints in stages]
+        if len(titles) > count:
+            skeletons.append((sample.ground_truth["keypoints"], sample.ground_truth["labeled"]))
+        for column, (keypoints, visible) in enumerate(skeletons):
+            tile = small.copy()
+            draw_skeleton(tile, keypoints, visible, joint_names, image.size)
+            canvas.paste(tile, (column * step, head + row * step))
+    return canvas

@@ -1,53 +1,65 @@
-"""Views of stylized images."""
+"""View of stylized images: ``{"stylized": uint8 (3, H, W)}``, and ``random`` bool for features of random weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from visualization.drawing import INK, PAPER, load_font, shorten, to_picture
+from visualization.base import PredictionView
+from visualization.drawing import font_size, titled_panels, to_pil
 
 
-def is_stylized(prediction: Any) -> bool:
-    """Whether a prediction is of this kind."""
-    return isinstance(prediction, dict) and "stylized" in prediction
+class StyleView(PredictionView):
+    """The content image, the style image if there is one (``style`` in the ground truth), and the stylized image."""
 
+    key = "stylized"
+    square_tiles = True
 
-def draw_stylized(picture: Image.Image, prediction: dict[str, Tensor], truth: dict[str, Any]) -> Image.Image:
-    """Side by side, each as high as the first: the image, the style, where there is one, and what was made of them.
+    def matches(self, prediction: Any) -> bool:
+        return isinstance(prediction, dict) and "stylized" in prediction
 
-    Args:
-        image: RGB, of any size.
-        prediction: see the module.
-        truth: ``style`` uint8 (3,H,W), or nothing.
-    """
-    shown = [("picture", picture)]
-    if "style" in truth:
-        shown.append(("style", to_picture(truth["style"])))
-    shown.append(("found (random features)" if is_random(prediction) else "found", to_picture(prediction["stylized"])))
-    height, text = picture.height, max(11, min(28, round(picture.height / 20)))
-    row, gap, font = round(1.6 * text), 4, load_font(text)
-    panels = [
-        x.resize((max(1, round(x.width * height / x.height)), height), Image.Resampling.BICUBIC) for _, x in shown
-    ]
-    canvas = Image.new("RGB", (sum(panel.width + gap for panel in panels) - gap, height + row), PAPER)
-    draw, left = ImageDraw.Draw(canvas), 0
-    for (title, _), panel in zip(shown, panels, strict=True):
-        canvas.paste(panel, (left, row))
-        room = panel.width - text
-        draw.text((left + text // 2, row / 2), shorten(title, font, room), fill=INK, font=font, anchor="lm")
-        left += panel.width + gap
-    return canvas
+    def draw(
+        self,
+        image: Image.Image,
+        prediction: dict[str, Tensor],
+        ground_truth: dict[str, Any],
+        names: Sequence[str] | None,
+        size: tuple[int, int] | None = None,
+    ) -> Image.Image:
+        panels = [("picture", image)]
+        if "style" in ground_truth:
+            panels.append(("style", to_pil(ground_truth["style"])))
+        panels.append(("found (random features)" if is_random(prediction) else "found", to_pil(prediction["stylized"])))
+        height = image.height
+        resized = [
+            (title, x.resize((max(1, round(x.width * height / x.height)), height), Image.Resampling.BICUBIC))
+            for title, x in panels
+        ]
+        return titled_panels(resized, font_size(height / 20))
+
+    def annotate(
+        self, image: Image.Image, prediction: Any, names: Any, size: tuple[int, int], scale: tuple[float, float]
+    ) -> Image.Image:
+        """Return the stylized image alone."""
+        return to_pil(prediction["stylized"])
+
+    def record(
+        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
+    ) -> dict[str, Any]:
+        """Return ``{"stylized": [width, height], "random_features": bool}``."""
+        height, width = prediction["stylized"].shape[-2:]
+        return {"stylized": [width, height], "random_features": is_random(prediction)}
+
+    def columns(self, record: dict[str, Any]) -> list[str]:
+        return ["width", "height", "random_features"]
+
+    def rows(self, record: dict[str, Any]) -> list[list[Any]]:
+        return [[*record["stylized"], record["random_features"]]]
 
 
 def is_random(prediction: dict[str, Tensor]) -> bool:
-    """Whether it was made by random features."""
+    """Return whether the features had random weights."""
     return bool(prediction.get("random", False))
-
-
-def style_record(prediction: dict[str, Tensor]) -> dict[str, Any]:
-    """What a line of ``predictions.json`` says: ``{"stylized": [width, height], "random_features": bool}``."""
-    height, width = prediction["stylized"].shape[-2:]
-    return {"stylized": [width, height], "random_features": is_random(prediction)}
