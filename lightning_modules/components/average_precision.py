@@ -122,8 +122,7 @@ class VOCMeanAP(Metric):
 
     def pairwise_iou(self, pred: dict[str, Any], gt: dict[str, Any]) -> Tensor:
         """IoU of each detection with each object of one image, float64 (N, M)."""
-        boxes, gt_boxes = torch.broadcast_tensors(pred["boxes"][:, None], gt["boxes"])
-        return paired_iou(boxes.reshape(-1, 4), gt_boxes.reshape(-1, 4)).view(boxes.shape[:2])
+        return paired_iou(pred["boxes"][:, None], gt["boxes"])
 
     def compute(self) -> dict[str, Tensor]:
         """The results named in the class docstring."""

@@ -25,7 +25,7 @@ from lightning_modules.components.image_batches import stack_images
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.detection.metrics import detection_metrics
 from lightning_modules.detection.sliding_window import window_loss
-from lightning_modules.detection.windows import above, cut, draw_windows, places, resize_to_fit
+from lightning_modules.detection.windows import scores_above, crop_windows, sample_windows, window_grid, resize_to_window_grid
 
 # --- network ------------------------------------------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class OverFeat(VisionModule):
     (K,), best first. A score is the sum of the class's probabilities in the windows whose boxes were merged, as in
     section 4.3: it may be above 1.
 
-    Trained on windows drawn anew from each image (see `draw_windows`), at all scales: up to half of them show an
+    Trained on windows drawn anew from each image (see `sample_windows`), at all scales: up to half of them show an
     object (an IoU of 0.5 or more), on which the regressor is trained, others are background (less than 0.3), which is the
     classifier's last class. Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
 
@@ -383,9 +383,9 @@ class OverFeat(VisionModule):
         shorter = size.amin(1, keepdim=True)
         window = self.network.window
         sides = shorter * window / max(self.scales), shorter * window / min(self.scales)
-        windows = draw_windows(batch["target"], size, self.num_classes, self.crops, 0.5, sides, (1.0,))
+        windows = sample_windows(batch["target"], size, self.num_classes, self.crops, 0.5, sides, (1.0,))
         label = windows.label.flatten()
-        pooled = self.network.pooled(cut(self.preprocess(images), windows.boxes, window))
+        pooled = self.network.pooled(crop_windows(self.preprocess(images), windows.boxes, window))
         terms = {}
         if self.stage != "regressor":
             terms["cross_entropy"] = window_loss(self.network.classifier(pooled).flatten(1), label)
@@ -405,17 +405,17 @@ class OverFeat(VisionModule):
         parts = []
         for scale in self.scales:
             factor = scale / min(height, width)
-            resized = resize_to_fit(pixels, height * factor, width * factor, network.window, network.stride)
+            resized = resize_to_window_grid(pixels, height * factor, width * factor, network.window, network.stride)
             features = network.features(resized)
             logits = at_every_offset(features, network.pool, network.kernel, network.classifier)
-            scores, where = above(logits.float().softmax(1)[:, :-1], self.score_threshold)
+            scores, where = scores_above(logits.float().softmax(1)[:, :-1], self.score_threshold)
             best = torch.argsort(scores, descending=True, stable=True)
             image, label, row, column = (index[best] for index in where)
             first = rank_in_group(label * len(images) + image) < self.top
             scores, image, label, row, column = (x[first] for x in (scores[best], image, label, row, column))
             edges = network.edges(features, image, row, column)
             edges = edges.gather(1, label.clamp_max(edges.shape[1] - 1)[:, None, None].expand(-1, 1, 4))[:, 0]
-            window = places(resized, height, width, network.window, network.stride)[row, column]
+            window = window_grid(resized, height, width, network.window, network.stride)[row, column]
             corner, extent = window[:, :2].repeat(1, 2), (window[:, 2:] - window[:, :2]).repeat(1, 2)
             boxes = torch.minimum((corner + edges.float() * extent).clamp_min(0), limit)
             parts.append((boxes, scores, label, image))

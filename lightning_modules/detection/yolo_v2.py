@@ -21,8 +21,9 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.average_precision import APMethod
 from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
 from lightning_modules.components.image_batches import require_size
+from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights
-from lightning_modules.detection.darknet19 import Darknet19, convolution, initialize, load_darknet_weights
+from lightning_modules.detection.darknet19 import Darknet19, conv_bn_leaky, load_darknet_weights
 from lightning_modules.detection.metrics import detection_metrics
 
 #: Pixels of a cell.
@@ -56,11 +57,11 @@ class YOLOv2Network(nn.Module):
         # By four, since reorg makes four channels of one.
         narrow = 4 * max(1, round(16 * width))
         self.anchors = anchors
-        self.deep = nn.Sequential(convolution(wide, wide, 3, momentum), convolution(wide, wide, 3, momentum))
-        self.passthrough = convolution(middle, narrow, 1, momentum)
-        self.joined = convolution(4 * narrow + wide, wide, 3, momentum)
+        self.deep = nn.Sequential(conv_bn_leaky(wide, wide, 3, momentum), conv_bn_leaky(wide, wide, 3, momentum))
+        self.passthrough = conv_bn_leaky(middle, narrow, 1, momentum)
+        self.joined = conv_bn_leaky(4 * narrow + wide, wide, 3, momentum)
         self.output = nn.Conv2d(wide, anchors * (5 + num_classes), 1)
-        initialize(self)
+        he_normal(self)
         # Near zero, so that the boxes begin as the anchors.
         nn.init.normal_(self.output.weight, std=0.01)
 

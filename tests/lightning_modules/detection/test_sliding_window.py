@@ -1,4 +1,4 @@
-"""The sliding window: one pass gives what the loop gives, the loss, where the boxes lie, and that it learns."""
+"""Sliding window: dense logits against the loop, the loss, positions of the boxes, and learning."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_modules.detection.sliding_window import (
     classify_each_window,
     window_loss,
 )
-from lightning_modules.detection.windows import NEITHER
+from lightning_modules.detection.windows import IGNORE_LABEL
 
 
-def trained_for_a_while(network: torch.nn.Module) -> torch.nn.Module:
-    """Batch statistics that are not the first ones, without which normalization does nothing."""
+def with_random_statistics(network: torch.nn.Module) -> torch.nn.Module:
+    """Randomize the batch statistics: at their initial values normalization is the identity."""
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_()
@@ -30,59 +30,61 @@ def trained_for_a_while(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def parameters(classes: int, window: int, width: float, hidden: int) -> int:
+def parameters(classes: int, window: int, width: float, hidden_units: int) -> int:
     channels = [3, *(round(c * width) for c in (32, 64, 128))]
     convolutions = sum(k * k * i * o + 2 * o for k, i, o in zip((5, 3, 3), channels[:-1], channels[1:], strict=True))
-    side, hidden = window // 8 - 2, round(hidden * width)
+    side, hidden = window // 8 - 2, round(hidden_units * width)
     return convolutions + (channels[-1] * side**2 + 1) * hidden + (hidden + 1) * (classes + 1)
 
 
 @pytest.mark.parametrize(
-    ("classes", "window", "width", "hidden", "count"),
+    ("classes", "window", "width", "hidden_units", "count"),
     [(20, 64, 1.0, 256, 1_280_309), (3, 48, 0.5, 256, 156_180)],
 )
-def test_parameters(classes: int, window: int, width: float, hidden: int, count: int) -> None:
+def test_parameters(classes: int, window: int, width: float, hidden_units: int, count: int) -> None:
     with torch.device("meta"):
-        network = WindowNetwork(classes, window, width, hidden)
-    assert sum(p.numel() for p in network.parameters()) == count == parameters(classes, window, width, hidden)
+        network = WindowNetwork(classes, window, width, hidden_units)
+    assert sum(p.numel() for p in network.parameters()) == count == parameters(classes, window, width, hidden_units)
 
 
 @pytest.mark.parametrize("window", [24, 40, 64])
 @pytest.mark.parametrize("extra", [(0, 0), (3, 5)])
 def test_one_pass_gives_what_the_loop_gives(window: int, extra: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    network = trained_for_a_while(WindowNetwork(3, window, width=0.25, hidden=64))
+    network = with_random_statistics(WindowNetwork(3, window, width_multiplier=0.25, hidden_units=64))
     image = torch.randn(3, window + 3 * STRIDE + extra[0], window + 4 * STRIDE + extra[1])
     with torch.inference_mode():
         dense = network.dense(image[None])[0]
         naive = classify_each_window(network, image, window, STRIDE)
     assert naive.shape == (4, 4, 5)
-    assert naive.std(dim=(1, 2)).min() > 1e-3  # the windows do differ
+    assert naive.std(dim=(1, 2)).min() > 1e-3  # the windows differ
     torch.testing.assert_close(dense, naive, atol=1e-5, rtol=1e-5)
 
 
 def test_a_window_that_does_not_fit_is_refused() -> None:
     for window in (16, 50):
-        with pytest.raises(ValueError, match=f"window: expected 24 or more, a multiple of 8 pixels, found {window}"):
+        with pytest.raises(
+            ValueError, match=f"window_size: expected a multiple of 8 pixels, at least 24, found {window}"
+        ):
             WindowNetwork(3, window)
-    with pytest.raises(ValueError, match="sizes: expected numbers above 0"):
-        SlidingWindow(3, sizes=[])
+    with pytest.raises(ValueError, match="window_sizes: expected numbers above 0"):
+        SlidingWindow(window_sizes=[])
 
 
 def test_the_loss_is_the_formula() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         logits = rng.normal(0, 3, (int(rng.integers(1, 12)), 4))
-        label = rng.choice([0, 1, 2, 3, NEITHER], len(logits))
-        terms = [math.log(np.exp(x).sum()) - x[y] for x, y in zip(logits, label, strict=True) if y != NEITHER]
+        label = rng.choice([0, 1, 2, 3, IGNORE_LABEL], len(logits))
+        terms = [math.log(np.exp(x).sum()) - x[y] for x, y in zip(logits, label, strict=True) if y != IGNORE_LABEL]
         expected = sum(terms) / max(1, len(terms))
         found = window_loss(torch.from_numpy(logits).float(), torch.from_numpy(label))
         assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_a_window_that_says_nothing_has_no_gradient() -> None:
+def test_an_ignored_window_has_no_gradient() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
-    window_loss(logits, torch.full((3,), NEITHER)).backward()
+    window_loss(logits, torch.full((3,), IGNORE_LABEL)).backward()
     assert logits.grad.abs().sum() == 0
 
 
@@ -90,13 +92,20 @@ def test_a_window_that_says_nothing_has_no_gradient() -> None:
 
 
 def small(**options: Any) -> SlidingWindow:
-    settings: dict[str, Any] = {"window": 24, "width": 0.25, "hidden": 64, "sizes": [24], "aspects": [1.0]}
-    return SlidingWindow(3, **{**settings, **options})
+    settings: dict[str, Any] = {
+        "num_classes": 3,
+        "window_size": 24,
+        "width_multiplier": 0.25,
+        "hidden_units": 64,
+        "window_sizes": [24],
+        "aspect_ratios": [1.0],
+    }
+    return SlidingWindow(**{**settings, **options})
 
 
 def test_boxes_lie_where_the_windows_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is sure of one window of the map: windows of 24 x 0.5 by 24 / 0.5 pixels, a third of them on."""
-    module = small(sizes=[24], aspects=[0.25])
+    """A network that detects one window of the map; windows of 24 * 0.5 by 24 / 0.5 pixels, a third of a side apart."""
+    module = small(window_sizes=[24], aspect_ratios=[0.25])
 
     def dense(x: torch.Tensor) -> torch.Tensor:
         assert x.shape == (1, 3, 48, 192)  # 96 pixels, half as high and twice as wide
@@ -112,10 +121,10 @@ def test_boxes_lie_where_the_windows_are(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["scores"].item() == pytest.approx(1)
 
 
-def test_a_batch_is_as_its_images_one_by_one() -> None:
+def test_a_batch_equals_its_images_one_by_one() -> None:
     torch.manual_seed(0)
-    module = small(sizes=[20, 40], aspects=[0.5, 1.0], score_threshold=0.0)
-    trained_for_a_while(module)
+    module = small(window_sizes=[20, 40], aspect_ratios=[0.5, 1.0], score_threshold=0.0)
+    with_random_statistics(module)
     images = torch.randint(0, 256, (2, 3, 72, 72), dtype=torch.uint8)
     with torch.inference_mode():
         together, apart = module.predict(images), module.predict(list(images))
@@ -139,7 +148,7 @@ def test_images_without_objects_train_as_background(as_list: bool) -> None:
 
 
 def learn(module: Any, folder: str, steps: int, size: int) -> tuple[float, float]:
-    """Mean average precision on drawn images before and after some steps of training."""
+    """Return the mean average precision on drawn images before and after some training steps."""
     classes = write_voc(folder, classes=2, train=24, val=10, size=64)
     options: dict[str, Any] = {"train": ["VOC2007/train"], "val": ["VOC2007/val"], "classes": classes, "num_workers": 0}
     data = VOCDetection(folder, image_size=size, batch_size=16, **options)
@@ -170,7 +179,15 @@ def learn(module: Any, folder: str, steps: int, size: int) -> tuple[float, float
 
 def test_it_learns(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    module = SlidingWindow(2, window=32, width=0.5, sizes=[22, 32, 45], aspects=[1.0], crops=16, coco=False)
+    module = small(
+        num_classes=2,
+        window_size=32,
+        width_multiplier=0.5,
+        hidden_units=256,
+        window_sizes=[22, 32, 45],
+        windows_per_image=16,
+        compute_coco_ap=False,
+    )
     before, after = learn(module, str(tmp_path), steps=20, size=80)
     assert before < 0.1
     assert after > 0.3
