@@ -43,14 +43,7 @@ class DeepLabNetwork(BatchNormNetwork):
 
     Parameters, for 21 classes: largefov 20,505,429; aspp 37,877,652; resnet101 44,048,532.
 
-    Args:
-        variant: ``largefov`` is v1 on VGG-16, one branch with dilation 12; ``aspp`` is v2's ASPP-L on VGG-16, four
-            branches with dilations 6 to 24; ``resnet101`` is v2 on ResNet-101, four score layers with these dilations.
-        num_classes: number of classes, C.
-        width_multiplier: scales the channels of all layers except the score layers.
-        batch_norm: add batch normalization to each convolution of VGG-16 and of its branches.
-        scales: scales of the image that share the network; the first is 1.
-        freeze_batch_norm: see `BatchNormNetwork`.
+    The arguments are described in `DeepLab`.
     """
 
     def __init__(

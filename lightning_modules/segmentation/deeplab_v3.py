@@ -74,15 +74,7 @@ class DeepLabV3Network(BatchNormNetwork):
 
     It has 58,040,661 parameters with the defaults.
 
-    Args:
-        backbone: name of the ResNet.
-        num_classes: number of classes, C.
-        width_multiplier: scales the channels of all layers except the last.
-        output_stride: stride of the feature map in pixels. At 8 the rates are doubled, so that weights that were
-            trained at 16 can be used at 8.
-        multi_grid: factors of the dilation, one for each block of the last stage.
-        atrous_rates: dilations of the 3x3 convolutions at an output stride of 16.
-        freeze_batch_norm: see `BatchNormNetwork`.
+    The arguments are described in `DeepLabV3`.
     """
 
     def __init__(

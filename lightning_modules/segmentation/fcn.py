@@ -59,15 +59,8 @@ class FCNNetwork(nn.Module):
     Parameters (and trained parameters) with VGG-16 and 21 classes: 32s 136,152,917 (134,346,581); 16s 134,815,994
     (134,357,354); 8s 134,489,759 (134,362,751).
 
-    Args:
-        variant: stride of the finest scores. ``8s-atonce`` is 8s trained in one stage, with the features of pool4 and
-            pool3 scaled down.
-        num_classes: number of classes, C.
-        backbone: ``vgg16``, or any of torchvision's networks with feature maps at strides 8, 16 and 32.
-        width_multiplier: scales the channels of VGG-16.
-        batch_norm: add batch normalization to each convolution of VGG-16.
-        conv1_padding: zero padding of the first convolution of VGG-16. With the authors' 100 pixels fc6 needs no
-            padding, and their crops apply. 1 pads fc6 instead, and takes a third of the time on small images.
+    The arguments are described in `FCN`. With 100 pixels of padding fc6 needs none, and the authors' crops apply;
+    with 1 fc6 is padded instead.
     """
 
     def __init__(

@@ -43,13 +43,7 @@ class PatchNetwork(nn.Module):
 
     With VGG-16, 21 classes and patches of 224 pixels it has 134,346,581 parameters.
 
-    Args:
-        num_classes: number of classes, C.
-        backbone: ``small``, three convolutions without padding and one hidden layer, with stride 8; or ``vgg16``,
-            torchvision's, with stride 32.
-        patch_size: side of a patch in pixels. For ``small`` a multiple of 8 that is at least 24, by default 64; for
-            ``vgg16`` a multiple of 32, by default 224.
-        width_multiplier: scales channels and hidden units.
+    The arguments are described in `PatchClassifier`.
     """
 
     def __init__(
@@ -226,8 +220,8 @@ class PatchClassifier(SemanticSegmenter):
     Args:
         backbone: ``small``, three convolutions without padding and one hidden layer, with stride 8; or ``vgg16``,
             torchvision's, with stride 32.
-        patch_size: side of a patch in pixels; null for 64 (``small``) or 224 (``vgg16``). A multiple of the backbone's
-            stride.
+        patch_size: side of a patch in pixels: for ``small`` a multiple of 8 that is at least 24, null for 64; for
+            ``vgg16`` a multiple of 32, null for 224.
         width_multiplier: scales channels and hidden units.
         weights: null to train from scratch; DEFAULT or the name of torchvision's weights for VGG-16; or a file: such
             weights, or one of our checkpoints. The last layer may have other classes.
