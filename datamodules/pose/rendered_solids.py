@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from datamodules.base import Split, VisionDataModule
 from datamodules.folders import list_prediction_images
 from datamodules.image_dataset import ImageDataset
-from datamodules.synthetic.drawing import any_color, background, clutter, with_noise
+from datamodules.synthetic.drawing import add_noise, draw_background, draw_clutter, random_color
 from datamodules.transforms import EvalTransform, to_tensor
 from errors import UserError
 
@@ -154,20 +154,20 @@ class SolidsDataset(Dataset):
         solid = self.solids[index % len(self.solids)]
         # A normalized vector of four normal numbers is a uniform random rotation.
         rotation = Rotation.from_quat(rng.normal(size=4)[[1, 2, 3, 0]]).as_matrix()
-        image = background(self.image_size, self.image_size, rng)
+        image = draw_background(self.image_size, self.image_size, rng)
         for _ in range(rng.integers(0, 4)):
-            clutter(image, rng)
+            draw_clutter(image, rng)
         # The light is above the camera, on either side.
         light = np.array([rng.uniform(-1, 1), rng.uniform(-1.2, -0.4), -1.0])
         shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * 2 / FILL_FRACTION
         if self.coloring == "per_face":
             colors = FACE_COLORS + rng.uniform(-25, 25, (6, 3))
         else:
-            colors = np.tile(any_color(rng), (6, 1))
+            colors = np.tile(random_color(rng), (6, 1))
         light = light / np.linalg.norm(light)
         image = render_solid(rotation, solid, image, colors.clip(60, 240), light, (shift[0], shift[1]))
         return {
-            "image": to_tensor(with_noise(image, rng)),
+            "image": to_tensor(add_noise(image, rng)),
             "rotation": torch.from_numpy(rotation).float(),
             "id": f"{self.split}/{index}, {solid}",
         }

@@ -1,4 +1,4 @@
-"""Draws a small dataset in Yummly-28K's layout: food shows the cuisine, the plate the course, the garnish the taste."""
+"""Synthetic dataset in the layout of Yummly-28K: cuisine, course and taste are visible in food, plate and garnish."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import math
 import os
 from typing import Any
 
-import cv2
 import numpy as np
 
-from datamodules.synthetic.drawing import Brush, background, check_arguments, save, with_noise
+from datamodules.synthetic.drawing import (
+    DishCanvas,
+    check_arguments,
+    draw_background,
+    finish_image,
+    random_shape,
+    save_jpeg,
+)
 
-# Hue, saturation and value of the food, the kind of its pieces, and what it is made of.
+# Hue, saturation and value of the food, the shape of its pieces, and its ingredients.
 CUISINES: dict[str, tuple[float, float, float, str, list[str]]] = {
     "American": (0.08, 0.8, 0.65, "slabs", ["beef patty", "cheddar cheese"]),
     "Chinese": (0.3, 0.6, 0.65, "grains", ["soy sauce", "white rice"]),
@@ -33,44 +39,45 @@ COURSES = {
 }
 TASTES = {"Piquant": "red chili peppers", "Salty": "anchovies", "Sour": "lemons", "Sweet": "brown sugar"}
 AMOUNTS = ("1 cup", "2 tablespoons", "1/2 teaspoon", "3 large", "1 (14 oz.) can", "250 g")
-COMMON = ("salt", "olive oil", "garlic cloves, minced", "water", "ground black pepper")
+COMMON_INGREDIENTS = ("salt", "olive oil", "garlic cloves, minced", "water", "ground black pepper")
 
 
 def write_yummly(
     folder: str, classes: int = 4, train: int = 64, val: int = 16, size: int = 64, seed: int = 0
 ) -> list[str]:
-    """Writes ``folder/Yummly28K/images27638/img<number>.jpg`` and ``metadata27638/meta<number>.json``.
+    """Write ``folder/Yummly28K/images27638/img<number>.jpg`` and ``metadata27638/meta<number>.json``.
 
-    Cuisine, course and taste are drawn independently: color and pieces of the food show the first, the shape of the
-    plate the second, the shape of the garnish the third. Each brings ingredients of its own, among common ones. One
-    recipe in eight has no flavours, one in ten a second cuisine, one in ten a second course, after the one that is
-    drawn. The files are a function of the arguments alone; the images' sides are ``size`` to 1.3 times that.
+    Cuisine, course and taste are independent. Color and pieces of the food show the cuisine, the shape of the plate
+    shows the course, and the shape of the garnish shows the taste. Each adds its ingredients to common ones. One
+    recipe in eight has no flavors. One in ten lists a second cuisine and one in ten a second course, which are not
+    visible. The files depend only on the arguments.
 
     Args:
-        folder: where; it is made if missing, and what was written there before stays.
+        folder: output folder, created if missing; existing files stay.
         classes: number of cuisines, 2 to 10; there are four courses and four tastes.
-        train, val: their sum is the number of recipes a cuisine; the layout has no splits.
-        size: shorter side of the images in pixels, at least 16.
+        train: recipes per cuisine, added to ``val`` because the layout has no splits.
+        val: recipes per cuisine, added to ``train``.
+        size: shorter side of the images in pixels, at least 16; the longer one is up to 1.3 times as long.
         seed: another seed draws other images.
 
     Returns:
-        Names of the cuisines, sorted: label order.
+        Names of the cuisines, sorted, in label order.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an argument is out of range.
     """
     check_arguments(classes, len(CUISINES), train, val, size)
-    top = os.path.join(folder, "Yummly28K")
+    root = os.path.join(folder, "Yummly28K")
     for name in ("images27638", "metadata27638"):
-        os.makedirs(os.path.join(top, name), exist_ok=True)
+        os.makedirs(os.path.join(root, name), exist_ok=True)
     cuisines = list(CUISINES)[:classes]
     for i in range(classes * (train + val)):
         rng = np.random.default_rng((seed, i))
         cuisine = cuisines[i % classes]
         course, taste = str(rng.choice(list(COURSES))), str(rng.choice(list(TASTES)))
-        picture = draw_recipe(cuisine, course, taste, size, rng)
-        save(os.path.join(top, "images27638", f"img{i + 1:05d}.jpg"), picture)
-        with open(os.path.join(top, "metadata27638", f"meta{i + 1:05d}.json"), "w") as file:
+        image = draw_recipe(cuisine, course, taste, size, rng)
+        save_jpeg(os.path.join(root, "images27638", f"img{i + 1:05d}.jpg"), image)
+        with open(os.path.join(root, "metadata27638", f"meta{i + 1:05d}.json"), "w") as file:
             json.dump(_metadata(i, cuisine, course, taste, cuisines, rng), file)
     return sorted(cuisines)
 
@@ -78,12 +85,15 @@ def write_yummly(
 def _metadata(
     i: int, cuisine: str, course: str, taste: str, cuisines: list[str], rng: np.random.Generator
 ) -> dict[str, Any]:
-    own = [*CUISINES[cuisine][4], COURSES[course], TASTES[taste]]
-    common = rng.choice(COMMON, 2, replace=False).tolist()
+    """Return the content of a metadata file."""
+    ingredients = [*CUISINES[cuisine][4], COURSES[course], TASTES[taste]]
+    common = rng.choice(COMMON_INGREDIENTS, 2, replace=False).tolist()
     recipe: dict[str, Any] = {
         "id": f"drawn-{i + 1}",
         "name": f"{taste} {cuisine} {course}",
-        "ingredientLines": [f"{rng.choice(AMOUNTS)} {thing}" for thing in rng.permutation(own + common)],
+        "ingredientLines": [
+            f"{rng.choice(AMOUNTS)} {ingredient}" for ingredient in rng.permutation(ingredients + common)
+        ],
         "attributes": {"cuisine": [cuisine], "course": [course]},
         "numberOfServings": int(rng.integers(1, 9)),
     }
@@ -91,7 +101,7 @@ def _metadata(
         recipe["attributes"]["cuisine"] += [other for other in cuisines if other != cuisine][:1]
     if i % 10 == 7:
         recipe["attributes"]["course"] += [other for other in COURSES if other != course][:1]
-    # The real ones are without flavours in both ways, and their keys begin with capitals or not.
+    # As in the release, flavors are missing or empty, and their keys are capitalized or not.
     if i % 8 != 5:
         weak = {name: round(float(rng.uniform(0, 0.6)), 3) for name in (*TASTES, "Bitter", "Meaty")}
         flavors = weak | {taste: round(float(rng.uniform(0.7, 1)), 3)}
@@ -102,84 +112,84 @@ def _metadata(
 
 
 def draw_recipe(cuisine: str, course: str, taste: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One image: uint8 (H,W,3), RGB, its shorter side ``size``.
+    """Draw one image of a recipe.
 
     Args:
-        cuisine, course, taste: of `CUISINES`, `COURSES` and `TASTES`.
-        size: in pixels.
-        rng: where all randomness comes from.
+        cuisine: one of `CUISINES`.
+        course: one of `COURSES`.
+        taste: one of `TASTES`.
+        size: shorter side in pixels.
+        rng: source of all randomness.
+
+    Returns:
+        RGB image, uint8 (H, W, 3).
     """
-    longer = int(size * rng.uniform(1, 1.3))
-    height, width = (size, longer) if rng.random() < 0.7 else (longer, size)
-    # Drawn at twice the size: smooth edges once reduced.
-    canvas = np.clip(0.6 * background(2 * height, 2 * width, rng), 0, 255).astype(np.uint8)
-    brush = Brush(
-        canvas, np.array([width, height]) + rng.normal(0, 0.04 * size, 2), size * rng.uniform(0.82, 0.95), rng
-    )
-    _plate(brush, course)
-    _food(brush, cuisine)
-    _garnish(brush, taste)
-    picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float64)
-    light = rng.uniform(0.8, 1.1) * rng.uniform(0.93, 1.07, 3)  # its strength, and its color
-    return with_noise(picture * light, rng)
+    height, width = random_shape(size, rng, max_ratio=1.3)
+    image = np.clip(0.6 * draw_background(2 * height, 2 * width, rng), 0, 255).astype(np.uint8)
+    center = np.array([width, height]) + rng.normal(0, 0.04 * size, 2)
+    dish = DishCanvas(image, center, size * rng.uniform(0.82, 0.95), rng)
+    _draw_plate(dish, course)
+    _draw_food(dish, cuisine)
+    _draw_garnish(dish, taste)
+    return finish_image(image, (0.8, 1.1), (0.93, 1.07), rng)
 
 
-def _plate(brush: Brush, course: str) -> None:
-    pale = brush.tone(brush.rng.random(), 0.05, 0.92)
+def _draw_plate(dish: DishCanvas, course: str) -> None:
+    pale = dish.color(dish.rng.random(), 0.05, 0.92)
     rim = [0.8 * channel for channel in pale]
     if course == "Main Dishes":
-        brush.disk((0, 0), 1, rim)
-        brush.disk((0, 0), 0.9, pale)
+        dish.disk((0, 0), 1, rim)
+        dish.disk((0, 0), 0.9, pale)
     elif course == "Desserts":
-        for side, tone in ((0.92, rim), (0.84, pale)):
-            brush.polygon([(-side, -side), (side, -side), (side, side), (-side, side)], tone)
+        for side, color in ((0.92, rim), (0.84, pale)):
+            dish.polygon([(-side, -side), (side, -side), (side, side), (-side, side)], color)
     elif course == "Appetizers":
-        for extra, tone in ((0.0, rim), (0.06, pale)):
-            brush.arc((0, 0), (1.15 - extra, 0.62 - extra), tone)
+        for extra, color in ((0.0, rim), (0.06, pale)):
+            dish.arc((0, 0), (1.15 - extra, 0.62 - extra), color)
     else:
         for x in (-0.85, 0.85):
-            brush.arc((x, 0), (0.2, 0.13), rim, thickness=0.1)
-        brush.disk((0, 0), 0.82, rim)
-        brush.disk((0, 0), 0.62, [0.55 * channel for channel in pale])
+            dish.arc((x, 0), (0.2, 0.13), rim, thickness=0.1)
+        dish.disk((0, 0), 0.82, rim)
+        dish.disk((0, 0), 0.62, [0.55 * channel for channel in pale])
 
 
-def _food(brush: Brush, cuisine: str) -> None:
+def _draw_food(dish: DishCanvas, cuisine: str) -> None:
     hue, saturation, value, pieces, _ = CUISINES[cuisine]
-    rng = brush.rng
-    brush.disk((0, 0), 0.5, brush.tone(hue, saturation, 0.7 * value))
+    rng = dish.rng
+    dish.disk((0, 0), 0.5, dish.color(hue, saturation, 0.7 * value))
 
-    def tone() -> list[float]:
-        return brush.tone(hue, saturation, value * rng.uniform(0.75, 1.1))
+    def food_color() -> list[float]:
+        return dish.color(hue, saturation, value * rng.uniform(0.75, 1.1))
 
     if pieces == "strands":
         for _ in range(40):
             start, axes = rng.uniform(0, 360), rng.uniform(0.15, 0.4, 2)
-            brush.arc(brush.anywhere(0.2), tuple(axes), tone(), rng.uniform(0, 360), (start, start + 150), 0.05)
+            dish.arc(dish.random_point(0.2), tuple(axes), food_color(), rng.uniform(0, 360), (start, start + 150), 0.05)
     elif pieces == "grains":
         for _ in range(200):
-            brush.arc(brush.anywhere(0.5), (0.06, 0.028), tone(), rng.uniform(0, 360))
+            dish.arc(dish.random_point(0.5), (0.06, 0.028), food_color(), rng.uniform(0, 360))
     elif pieces == "disks":
         for _ in range(16):
-            brush.disk(brush.anywhere(0.42), 0.13, tone())
+            dish.disk(dish.random_point(0.42), 0.13, food_color())
     else:
         for _ in range(9):
-            at, angle = brush.anywhere(0.38), rng.uniform(0, math.pi)
-            brush.stick(at, angle, 0.25, 0.16, tone())
+            center, angle = dish.random_point(0.38), rng.uniform(0, math.pi)
+            dish.stick(center, angle, 0.25, 0.16, food_color())
 
 
-def _garnish(brush: Brush, taste: str) -> None:
-    rng = brush.rng
-    brush.center = np.array(brush.at(brush.anywhere(0.12)), float)
-    brush.turn = rng.uniform(0, 2 * math.pi)
+def _draw_garnish(dish: DishCanvas, taste: str) -> None:
+    rng = dish.rng
+    dish.center = np.array(dish.to_pixels(dish.random_point(0.12)), float)
+    dish.rotation = rng.uniform(0, 2 * math.pi)
     if taste == "Sour":  # a slice of lemon
-        brush.disk((0, 0), 0.36, brush.tone(0.15, 0.7, 0.95))
-        brush.disk((0, 0), 0.25, brush.tone(0.15, 0.25, 1.0))
+        dish.disk((0, 0), 0.36, dish.color(0.15, 0.7, 0.95))
+        dish.disk((0, 0), 0.25, dish.color(0.15, 0.25, 1.0))
     elif taste == "Salty":  # anchovies
         for x in (-0.26, 0.0, 0.26):
-            brush.stick(np.array([x, 0.0]), math.pi / 2, 0.65, 0.1, brush.tone(0.6, 0.3, 0.35))
+            dish.stick(np.array([x, 0.0]), math.pi / 2, 0.65, 0.1, dish.color(0.6, 0.3, 0.35))
     elif taste == "Piquant":  # rings of chili
         for _ in range(7):
-            brush.arc(brush.anywhere(0.42), (0.1, 0.1), brush.tone(0.99, 0.9, 0.3), thickness=0.06)
+            dish.arc(dish.random_point(0.42), (0.1, 0.1), dish.color(0.99, 0.9, 0.3), thickness=0.06)
     else:  # icing
         corners = [(0.4 * math.cos(a), 0.4 * math.sin(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
-        brush.polygon(corners, brush.tone(0.83, 0.25, 0.95))
+        dish.polygon(corners, dish.color(0.83, 0.25, 0.95))

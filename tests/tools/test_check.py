@@ -18,9 +18,9 @@ from datamodules.segmentation.voc_instance import VOCInstance
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.synthetic.mpii import write_mpii
-from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from tools.check import check, main
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.segmentation.voc_semantic import VOCSegmentation
-from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from errors import DatasetError
 from tools.color_masks import main, read_colors, to_ids
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.synthetic.voc import draw_scene
+from datamodules.synthetic.voc import draw_voc_scene
 from lightning_modules.components.selective_search import resize_to_width
 from visualization.region_hierarchy import draw_region_hierarchy
 
 
 def test_each_column_has_one_color_per_region() -> None:
-    image, _, _ = draw_scene(4, 200, np.random.default_rng(4))
+    image, _, _ = draw_voc_scene(4, 200, np.random.default_rng(4))
     drawn = draw_region_hierarchy(image, counts=(40, 5))
     rows = resize_to_width(image).shape[0]
     assert drawn.dtype == np.uint8

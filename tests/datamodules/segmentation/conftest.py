@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 
 
 @pytest.fixture(scope="package")

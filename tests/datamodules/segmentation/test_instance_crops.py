@@ -22,7 +22,7 @@ from datamodules.segmentation.instance_crops import (
 )
 from datamodules.segmentation.masks import read_ids, save_ids
 from datamodules.segmentation.voc_instance import VOCInstance
-from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from datamodules.transforms import FILL_COLOR, VOID, MaskTransform
 from errors import DatasetError
 from tools import proposals as command

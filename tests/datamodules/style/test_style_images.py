@@ -15,7 +15,7 @@ from PIL import Image
 
 from datamodules.style.style_images import ImagePair, RandomCropTransform, StyleImages
 from datamodules.synthetic.__main__ import write
-from datamodules.synthetic.style_images import KINDS, write_style_images
+from datamodules.synthetic.style_images import STYLE_TEXTURES, write_style_images
 from errors import DatasetError
 
 
@@ -156,7 +156,7 @@ def test_bad_input(tmp_path: Path, root: Path) -> None:
 
 def test_textures_of_many_kinds(tmp_path: Path) -> None:
     kinds = write_style_images(str(tmp_path), contents=1, styles=6, size=32)
-    assert kinds == list(KINDS)
+    assert kinds == list(STYLE_TEXTURES)
     images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "style").iterdir())]
     assert all(image.shape == (32, 32, 3) for image in images)
     assert all(image.std() > 10 for image in images)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datamodules.classification.fer2013 import FER2013
-from datamodules.synthetic.fer2013 import EYE_CENTRES as DRAWN_EYE_CENTERS
+from datamodules.synthetic.fer2013 import EYE_CENTERS as DRAWN_EYE_CENTERS
 from errors import UserError
 from lightning_modules.classification import faces
 from lightning_modules.classification.faces import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datamodules.synthetic.voc import draw_scene
+from datamodules.synthetic.voc import draw_voc_scene
 from lightning_modules.components.selective_search import (
     adjacent_regions,
     group_regions,
@@ -138,7 +138,7 @@ def test_the_scale_is_the_papers_k_for_pixels_of_0_to_255() -> None:
 @pytest.fixture(scope="module")
 def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return an image of 294x200, its objects and its proposals."""
-    image, objects, _ = draw_scene(4, 200, np.random.default_rng(4))
+    image, objects, _ = draw_voc_scene(4, 200, np.random.default_rng(4))
     boxes = np.array([[x0 - 1, y0 - 1, x1, y1] for _, (x0, y0, x1, y1), _ in objects], np.float32)
     return image, boxes, selective_search(image)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cli.parser
-from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from tests.small_system import differences, kill_and_resume, load_system, outcome
 
 SEMANTIC = ["--data", "VOCSegmentation", "--data.crop_size", "64", "--data.color_jitter", "0.3"]

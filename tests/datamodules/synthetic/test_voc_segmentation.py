@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from datamodules.synthetic.segmentation import write_voc_segmentation
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from tests.datamodules.segmentation.conftest import ids_of, mask_path
 
 
-def test_the_writer_draws_what_the_real_sets_have(tmp_path: Path) -> None:
+def test_the_layout(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         write_voc_segmentation(str(folder), classes=3, train=4, val=4, size=48)
