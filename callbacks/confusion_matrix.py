@@ -64,7 +64,7 @@ class ConfusionMatrix(ClassTables):
 
 
 def confused_pairs(counts: Tensor, class_names: Sequence[str] | None, count: int = PAIRS) -> Rows:
-    """Return the most frequent confusions first: truth, predicted, count, share of the true class's samples."""
+    """Return the most frequent confusions first: ground truth, predicted, count, share of the true class's samples."""
     wrong = counts.long().clone().fill_diagonal_(0)
     values, flat = wrong.flatten().topk(min(count, wrong.numel()))
     totals = counts.long().sum(dim=1)
@@ -74,5 +74,5 @@ def confused_pairs(counts: Tensor, class_names: Sequence[str] | None, count: int
         if value:
             share = round(value / int(totals[true]), 6)
             names = class_name(true, class_names), class_name(predicted, class_names)
-            rows.append({"truth": names[0], "predicted": names[1], "count": value, "share": share})
+            rows.append({"ground_truth": names[0], "predicted": names[1], "count": value, "share": share})
     return rows

@@ -117,9 +117,10 @@ def log_to_wandb(trainer: pl.Trainer, values: dict[str, Image.Image | Table | No
         return wandb.Image(value) if isinstance(value, Image.Image) else value
 
     logged: dict[str, Any] = {}
+    columns: list[str | int]
     for key, value in values.items():
         if isinstance(value, tuple):
-            columns, rows = value
+            columns, rows = [*value[0]], value[1]
             logged[key] = wandb.Table(columns=columns, data=[[media(cell) for cell in row] for row in rows])
         elif value is not None:
             logged[key] = media(value)

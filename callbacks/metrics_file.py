@@ -22,10 +22,10 @@ class MetricsFile(Logger):
     """Write every logged scalar to ``<run_directory>/metrics.csv``.
 
     One row per global step; the columns are ``step``, ``epoch`` and the metrics in order of appearance. Values of the
-    same step share a row. A row has been passed to the operating system when ``log_metrics`` returns, so a SIGKILL loses
+    same step share a row. A row has been passed to the operating system when ``log_metrics`` returns, so SIGKILL loses
     nothing. Floats are written with ``repr`` and read back to the same bits. Values that are not scalars are skipped.
 
-    An existing file is continued: a half-written last line is removed, and after ``resume(k)`` also the rows beyond step
+    An existing file is continued: a half-written last line is removed. ``resume(k)`` also removes the rows beyond step
     k, which the resumed run logs again. Row k is kept; later values replace its values.
 
     Args:

@@ -44,12 +44,12 @@ from cli.runs import (
     print_once,
     take_options,
 )
-from datamodules.base import VisionDataModule
+from datamodules.base import Split, VisionDataModule
 from errors import CheckpointError, find_user_error
 
 ROOT = Path(__file__).resolve().parent.parent
 # The split whose dataset is read before the model is built.
-FIRST_SPLIT = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
+FIRST_SPLIT: dict[str, Split] = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 
 
 class VisionCLI(LightningCLI):
@@ -185,7 +185,7 @@ class VisionCLI(LightningCLI):
                 self, class_type: type, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
             ) -> Any:
                 links = applied_instantiation_links
-                data = super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+                data: Any = super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
                 if isinstance(data, VisionDataModule):
                     data.check(split)
                 return data

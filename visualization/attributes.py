@@ -98,9 +98,9 @@ class AttributesView(PredictionView):
     def table(self, samples: Sequence[Sample], names: Names) -> Table:
         columns = ["id", "image"]
         for name in samples[0].prediction["attributes"]:
-            columns += [f"{name} truth", f"{name} predicted", f"{name} probability", f"{name} right"]
+            columns += [f"{name} label", f"{name} predicted", f"{name} probability", f"{name} correct"]
         if with_ingredients := "ingredients" in samples[0].prediction:
-            columns += ["ingredients truth", "ingredients predicted"]
+            columns += ["ingredients label", "ingredients predicted"]
         rows = []
         for image, prediction, ground_truth in samples:
             cells: list[Any] = [str(ground_truth.get("id", "")), to_pil(image)]

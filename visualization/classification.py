@@ -62,7 +62,8 @@ class ClassificationView(PredictionView):
         y = image.height + pad
         if label is not None:
             correct = best[0][0] == int(label)
-            text = shorten(f"{'✓' if correct else '✗'} truth: {class_name(int(label), names)}", font, width - 2 * pad)
+            mark = "✓" if correct else "✗"
+            text = shorten(f"{mark} ground truth: {class_name(int(label), names)}", font, width - 2 * pad)
             draw.rectangle((0, image.height, width, image.height + headline), fill=GREEN if correct else RED)
             draw.text((pad, image.height + headline // 2), text, fill=PAPER, font=font, anchor="lm")
             y += headline
@@ -99,7 +100,7 @@ class ClassificationView(PredictionView):
             label = int(ground_truth["label"])
             cells = [to_pil(image), class_name(label, names), name, probability, index == label]
             rows.append([str(ground_truth.get("id", "")), *cells])
-        return ["id", "image", "truth", "top-1", "probability", "right"], rows
+        return ["id", "image", "ground truth", "top-1", "probability", "correct"], rows
 
 
 def top_classes(

@@ -49,9 +49,9 @@ def plot_confusion_matrix(counts: Tensor, class_names: Sequence[str] | None, tit
     norm = Normalize(0, 1) if classes <= MAX_CELL_TEXTS else PowerNorm(0.5, 0, 1)
     mesh = axes.imshow(rates, cmap="Blues", norm=norm, interpolation="nearest")
     axes.set_facecolor("#e4e4e4")
-    axes.set_title(f"{title}: {100 * accuracy:.1f}% right", fontsize=11, parse_math=False)
+    axes.set_title(f"{title}: {100 * accuracy:.1f}% correct", fontsize=11, parse_math=False)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("truth (rows sum to 1)")
+    axes.set_ylabel("ground truth (rows sum to 1)")
     figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02)
     if classes <= MAX_AXIS_LABELS:
         names = [class_name(i, class_names) for i in range(classes)]

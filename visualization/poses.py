@@ -63,7 +63,7 @@ class PoseView(PredictionView):
             return found
         true = image.copy()
         draw_skeleton(true, ground_truth["keypoints"], ground_truth["labeled"], names, size)
-        return titled_panels([("found", found), ("truth", true)], font_size(min(image.size) / 20))
+        return titled_panels([("prediction", found), ("ground truth", true)], font_size(min(image.size) / 20))
 
     def record(
         self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
@@ -214,7 +214,7 @@ def draw_stages(samples: Sequence[Sample], joint_names: Sequence[str] | None) ->
     """
     samples = samples[:MAX_STAGE_ROWS]
     count = len(samples[0].prediction["stages"])
-    titles = [f"stage {s + 1}" for s in range(count)] + ["truth"] * ("keypoints" in samples[0].ground_truth)
+    titles = [f"stage {s + 1}" for s in range(count)] + ["ground truth"] * ("keypoints" in samples[0].ground_truth)
     head, step = 24, STAGE_TILE + GAP
     canvas = Image.new("RGB", (len(titles) * step, head + len(samples) * step), PAPER)
     draw, font = ImageDraw.Draw(canvas), load_font(13)

@@ -41,7 +41,7 @@ class SegmentationView(PredictionView):
     ) -> Image.Image:
         target = ground_truth.get("original_mask", ground_truth.get("mask"))
         maps = [resize_ids(ids, image.size) for ids in ([prediction] if target is None else [prediction, target])]
-        titles = [] if target is None else ["predicted", "truth"]
+        titles = [] if target is None else ["prediction", "ground truth"]
         text_size = font_size(min(image.size) / 24)
         font, pad, row = load_font(text_size), round(text_size * 0.4), round(text_size * 1.6)
         width = len(maps) * (image.width + GAP) - GAP

@@ -29,10 +29,11 @@ class StyleView(PredictionView):
         names: Sequence[str] | None,
         size: tuple[int, int] | None = None,
     ) -> Image.Image:
-        panels = [("picture", image)]
+        panels = [("content", image)]
         if "style" in ground_truth:
             panels.append(("style", to_pil(ground_truth["style"])))
-        panels.append(("found (random features)" if is_random(prediction) else "found", to_pil(prediction["stylized"])))
+        title = "stylized (random features)" if is_random(prediction) else "stylized"
+        panels.append((title, to_pil(prediction["stylized"])))
         height = image.height
         resized = [
             (title, x.resize((max(1, round(x.width * height / x.height)), height), Image.Resampling.BICUBIC))

@@ -109,7 +109,7 @@ def test_the_newest_sound_one_is_offered(tmp_path: Path) -> None:
     second_time = second.stat().st_mtime_ns
     second.write_bytes(second.read_bytes()[:100])
     os.utime(second, ns=(second_time, second_time))
-    with pytest.raises(CheckpointError, match=f"{third.name} is sound"):
+    with pytest.raises(CheckpointError, match=f"{third.name} is intact"):
         read_checkpoint(newest)
 
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.confusion_matrix import ConfusionMatrix, confused_pairs, draw_confusion, per_class_rows
-from callbacks.figures import Pictures, draw_sample, samples_of
+from callbacks.confusion_matrix import ConfusionMatrix, confused_pairs
+from callbacks.figures import Figures
 from tests.callbacks.tiny import NAMES, Tiny, loader, trainer
-from visualization.classification import draw_classification, top_classes
-from visualization.drawing import GREEN, RED, fit
+from visualization.classification import ClassificationView, top_classes
+from visualization.drawing import GREEN, RED, fit_square
+from visualization.plots import plot_confusion_matrix
+from visualization.samples import samples_of
+from visualization.views import view_of
 
 
 def has(picture: Image.Image, color: tuple[int, int, int]) -> bool:
@@ -27,9 +30,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def test_right_is_green_and_wrong_is_red() -> None:
     image, prediction = Image.new("RGB", (256, 256), (9, 9, 9)), {"probabilities": torch.tensor([0.7, 0.2, 0.1])}
-    right = draw_classification(image, prediction, {"label": torch.tensor(0)}, NAMES)
-    wrong = draw_classification(image, prediction, {"label": torch.tensor(1)}, NAMES)
-    unknown = draw_classification(image, prediction, {}, NAMES)
+    right = ClassificationView().draw(image, prediction, {"label": torch.tensor(0)}, NAMES)
+    wrong = ClassificationView().draw(image, prediction, {"label": torch.tensor(1)}, NAMES)
+    unknown = ClassificationView().draw(image, prediction, {}, NAMES)
     assert (has(right, GREEN), has(right, RED)) == (True, False)
     assert (has(wrong, GREEN), has(wrong, RED)) == (False, True)
     assert (has(unknown, GREEN), has(unknown, RED)) == (False, False)
@@ -38,7 +41,7 @@ def test_right_is_green_and_wrong_is_red() -> None:
 
 
 def test_bars_are_as_long_as_the_probabilities() -> None:
-    picture = draw_classification(
+    picture = ClassificationView().draw(
         Image.new("RGB", (400, 100)), {"probabilities": torch.tensor([0.75, 0.25])}, {}, ["", ""]
     )
     pixels = np.asarray(picture)[100:]
@@ -50,10 +53,10 @@ def test_bars_are_as_long_as_the_probabilities() -> None:
 @pytest.mark.parametrize("name", ["größer", "日本 🐕", "two\nlines", "x" * 500, "", "$a_{", "\x00"])
 def test_no_class_name_breaks_the_drawing(name: str) -> None:
     counts = torch.tensor([[2, 1], [0, 3]])
-    draw_classification(
+    ClassificationView().draw(
         Image.new("RGB", (30, 500)), {"probabilities": torch.tensor([0.5, 0.5])}, {"label": 1}, [name, name]
     )
-    assert draw_confusion(counts, [name, name], name).width > 100
+    assert plot_confusion_matrix(counts, [name, name], name).width > 100
 
 
 def test_top_classes_with_fewer_than_five_and_without_names() -> None:
@@ -69,28 +72,28 @@ def test_samples_of_lists_dicts_and_strangers() -> None:
     batch = {"image": images, "id": ["a", "b"], "target": [{"labels": torch.ones(1)}, {"labels": torch.ones(2)}]}
     (first, second) = samples_of([{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(2, 4)}], batch, 5)
     assert (first[0].shape, second[1]["boxes"].shape, second[2]["id"]) == ((3, 4, 5), (2, 4), "b")
-    assert draw_sample(Image.new("RGB", (5, 4)), second[1], second[2], None) is None
+    assert view_of(second.prediction) is None
     assert samples_of(None, batch, 5) == []
     assert samples_of({}, [1, 2], 5) == []
 
 
 def test_fit_keeps_the_shape() -> None:
-    square = fit(Image.new("RGB", (200, 100), (1, 2, 3)), 64)
+    square = fit_square(Image.new("RGB", (200, 100), (1, 2, 3)), 64)
     assert square.size == (64, 64)
     assert int((np.asarray(square) == (1, 2, 3)).all(axis=-1).sum()) == 64 * 32
 
 
 def test_a_run_leaves_sheets_matrix_and_tables(tmp_path: Path) -> None:
-    t = trainer(tmp_path, callbacks=[Pictures(count=12), ConfusionMatrix()], max_epochs=2, num_sanity_val_steps=2)
+    t = trainer(tmp_path, callbacks=[Figures(count=12), ConfusionMatrix()], max_epochs=2, num_sanity_val_steps=2)
     t.fit(Tiny(), loader(), loader())
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == [
         "val_confusion_step=00000003.png",
         "val_confusion_step=00000006.png",
         "val_step=00000003.png",
         "val_step=00000006.png",
     ]
-    sheet = Image.open(tmp_path / "pictures" / "val_step=00000006.png")
+    sheet = Image.open(tmp_path / "figures" / "val_step=00000006.png")
     assert has(sheet, GREEN)
     assert has(sheet, RED)
     assert sheet.width == 4 * (256 + 12) + 12
@@ -102,23 +105,23 @@ def test_a_run_leaves_sheets_matrix_and_tables(tmp_path: Path) -> None:
 
 
 def test_old_sheets_go_but_the_first_stays(tmp_path: Path) -> None:
-    t = trainer(tmp_path, callbacks=[Pictures(count=1, keep=3)], max_epochs=6)
+    t = trainer(tmp_path, callbacks=[Figures(count=1, keep=3)], max_epochs=6)
     t.fit(Tiny(), loader(), loader())
-    steps = sorted(int(path.stem.split("=")[1]) for path in (tmp_path / "pictures").iterdir())
+    steps = sorted(int(path.stem.split("=")[1]) for path in (tmp_path / "figures").iterdir())
     assert steps == [3, 15, 18]
 
 
 def test_the_test_split_has_its_own_sheet(tmp_path: Path) -> None:
-    trainer(tmp_path, callbacks=[Pictures()]).test(Tiny(), loader(), verbose=False)
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["test_step=00000000.png"]
+    trainer(tmp_path, callbacks=[Figures()]).test(Tiny(), loader(), verbose=False)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["test_step=00000000.png"]
 
 
 def test_a_failure_is_one_line_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pictures").write_text("a file where the folder should be")
-    t = trainer(tmp_path, callbacks=[Pictures(), ConfusionMatrix()], max_epochs=3)
+    (tmp_path / "figures").write_text("a file where the folder should be")
+    t = trainer(tmp_path, callbacks=[Figures(), ConfusionMatrix()], max_epochs=3)
     t.fit(Tiny(), loader(), loader())
     assert t.current_epoch == 3
-    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
     assert len(lines) == 2
 
 
@@ -127,9 +130,9 @@ def test_predictions_nobody_draws_are_no_failure(tmp_path: Path, capsys: pytest.
         def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
             return {"depth": torch.zeros(len(batch["id"]), 4)}
 
-    trainer(tmp_path, callbacks=[Pictures()]).fit(Other(), loader(), loader())
-    assert not (tmp_path / "pictures").exists()
-    assert "left out" not in capsys.readouterr().err
+    trainer(tmp_path, callbacks=[Figures()]).fit(Other(), loader(), loader())
+    assert not (tmp_path / "figures").exists()
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_many_classes_give_a_plain_map_and_the_confused_pairs(tmp_path: Path) -> None:
@@ -142,9 +145,9 @@ def test_many_classes_give_a_plain_map_and_the_confused_pairs(tmp_path: Path) ->
 
     trainer(tmp_path, callbacks=[ConfusionMatrix()]).fit(Many(names=None), loader(), loader())
     rows = read_table(tmp_path / "confused_pairs_val.csv")
-    assert [(row["truth"], row["predicted"], row["count"], row["share"]) for row in rows] == [
+    assert [(row["ground_truth"], row["predicted"], row["count"], row["share"]) for row in rows] == [
         ("class 50", "class 2", "30", "0.75"),
         ("class 3", "class 7", "6", "0.375"),
     ]
-    assert len(per_class_rows(counts, None)) == 120
+    assert len(ConfusionMatrix().rows({"confusion_matrix": counts}, None)) == 120
     assert confused_pairs(torch.eye(3), None) == []

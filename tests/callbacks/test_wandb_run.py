@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from callbacks.confusion_matrix import ConfusionMatrix
-from callbacks.figures import Pictures
+from callbacks.figures import Figures
 from callbacks.metrics_file import MetricsFile, read_metrics
 from callbacks.wandb_run import has_credentials, make_wandb_logger
 from tests.callbacks.tiny import Tiny, loader, trainer
@@ -47,7 +47,7 @@ def test_metrics_config_tables_and_pictures_are_in_the_offline_run(
     assert err == ""
     logger.log_hyperparams({"model": {"class_path": "Tiny", "init_args": {"lr": 0.01}}, "seed": 3})
     file = MetricsFile(tmp_path)
-    t = trainer(tmp_path, logger=[file, logger], callbacks=[Pictures(), ConfusionMatrix()])
+    t = trainer(tmp_path, logger=[file, logger], callbacks=[Figures(), ConfusionMatrix()])
     t.fit(Tiny(), loader(), loader())
     wandb.finish()
     assert capfd.readouterr().out == ""
@@ -67,8 +67,8 @@ def test_metrics_config_tables_and_pictures_are_in_the_offline_run(
 
     table = by_step[2]["val/predictions"]
     assert (table["_type"], table["nrows"], table["ncols"]) == ("table-file", 12, 6)
-    sheet = by_step[2]["val/pictures"]
-    (png,) = (tmp_path / "pictures").glob("val_step=*.png")
+    sheet = by_step[2]["val/figures"]
+    (png,) = (tmp_path / "figures").glob("val_step=*.png")
     assert (sheet["width"], sheet["height"]) == Image.open(png).size
     for media in (table, sheet, by_step[2]["val/confusion_matrix"]):
         assert (folder / "files" / media["path"]).exists()

@@ -17,7 +17,7 @@ from tests.command import QUICK, TINY, config_of, refusal
 
 def test_run_folder(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert {"config.yaml", "metrics.csv", "checkpoints", "pictures"} <= names
+    assert {"config.yaml", "metrics.csv", "checkpoints", "figures"} <= names
     files = sorted(path.name for path in (trained / "checkpoints").iterdir())
     assert files == ["best.ckpt", "step=00000003.ckpt", "step=00000006.ckpt"]
     rows = read_metrics(trained / "metrics.csv")
@@ -35,7 +35,7 @@ def test_the_saved_config_repeats_the_run(trained: Path, capsys: pytest.CaptureF
 
 
 def test_precedence(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Command line beats YAML beats checkpoint beats the defaults, inside a run folder and for a lone file."""
+    """Command line beats YAML beats checkpoint beats the defaults, inside a run directory and for a lone file."""
     alone = tmp_path / "alone.ckpt"
     shutil.copy(trained / "checkpoints" / "best.ckpt", alone)
     (tmp_path / "over.yaml").write_text(
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: 
     newest.touch()
     line = refusal(["fit", "--resume", str(run)], capsys)
     assert "step=00000006.ckpt: truncated" in line
-    assert "step=00000003.ckpt is sound" in line
+    assert "step=00000003.ckpt is intact" in line
 
 
 def test_validate_and_test_measure_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_wandb_gets_everything(data: Path, monkeypatch: pytest.MonkeyPatch) -> N
     logged = read_run(offline)
     names = {name for row in logged["history"] for name in row}
     assert {"train/loss", "val/top1", "val/loss", "lr-SGD", "time/images_per_second"} <= names
-    assert {"val/pictures", "val/predictions", "val/confusion_matrix"} <= {name.split(".")[0] for name in names}
+    assert {"val/figures", "val/predictions", "val/confusion_matrix"} <= {name.split(".")[0] for name in names}
     in_file = {row["step"]: row["val/top1"] for row in read_metrics(run / "metrics.csv") if "val/top1" in row}
     in_wandb = {row["trainer/global_step"]: row["val/top1"] for row in logged["history"] if "val/top1" in row}
     assert in_file == in_wandb

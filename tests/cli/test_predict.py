@@ -75,7 +75,7 @@ def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: 
         "--trainer.limit_train_batches", "1", "--trainer.num_sanity_val_steps", "0",
     ])  # fmt: skip
     (best,) = Path("runs/mini_xception_fer2013").glob("*/checkpoints/best.ckpt")
-    assert list(best.parent.parent.glob("pictures/val_step=*.png"))
+    assert list(best.parent.parent.glob("figures/val_step=*.png"))
     cli.parser.run(["predict", *QUICK, "--ckpt_path", str(best), "--data.images", str(data / "photographs")])
     (run,) = Path("runs/mini_xception_fer2013").glob("*_predict")
     records = json.loads((run / "predictions.json").read_text())
@@ -95,7 +95,7 @@ def test_attributes_are_predicted_from_the_checkpoint_alone(
         *QUICK, "--data.root", str(roots["Yummly28K"]), "--trainer.max_epochs", "1", "--experiment", "attributes",
     ])  # fmt: skip
     (best,) = Path("runs/attributes").glob("*/checkpoints/best.ckpt")
-    assert list(best.parent.parent.glob("pictures/val_step=*.png"))
+    assert list(best.parent.parent.glob("figures/val_step=*.png"))
     shutil.copy(best, tmp_path / "alone.ckpt")
     pictures = str(roots["Yummly28K"] / "Yummly28K" / "images27638")
     cli.parser.run(["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--data.images", pictures])

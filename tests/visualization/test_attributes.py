@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.figures import _table, draw_sample, samples_of
-from callbacks.prediction_writer import PredictionWriter, merge_parts, record_of
+from callbacks.prediction_writer import PredictionWriter, merge_parts
 from tests.callbacks.tiny import trainer, write_image
-from visualization.attributes import attribute_choices, draw_attributes
+from visualization.attributes import AttributesView, attribute_choices
 from visualization.drawing import GREEN, RED
+from visualization.samples import samples_of
+
+VIEW = AttributesView()
 
 NAMES = {"cuisine": ["Greek", "Thai"], "taste": ["Sour", "Sweet", "Salty"], "ingredients": ["salt", "rice", "egg"]}
 PREDICTION = {
@@ -48,7 +50,7 @@ def has(strip: np.ndarray, color: tuple[int, int, int]) -> bool:
 )
 def test_wrong_lines_are_red(labels: tuple[int, int], colors: list[tuple[int, int, int] | None]) -> None:
     image = Image.new("RGB", (384, 384), (90, 90, 90))
-    picture = draw_attributes(image, PREDICTION, truth(*labels), NAMES)
+    picture = VIEW.draw(image, PREDICTION, truth(*labels), NAMES)
     assert np.asarray(picture)[:384].tolist() == np.asarray(image).tolist()
     lines = strips(picture, 384)
     assert len(lines) == 4, "two attributes, and the ingredients' GT and PD"
@@ -57,7 +59,7 @@ def test_wrong_lines_are_red(labels: tuple[int, int], colors: list[tuple[int, in
 
 
 def test_prediction_shows_no_truth() -> None:
-    picture = draw_attributes(Image.new("RGB", (256, 100), (90, 90, 90)), PREDICTION, {"id": "a"}, NAMES)
+    picture = VIEW.draw(Image.new("RGB", (256, 100), (90, 90, 90)), PREDICTION, {"id": "a"}, NAMES)
     lines = strips(picture, 100)
     assert len(lines) == 3
     assert not any(has(line, GREEN) or has(line, RED) for line in lines)
@@ -66,11 +68,11 @@ def test_prediction_shows_no_truth() -> None:
 @pytest.mark.parametrize("names", [None, {"cuisine": ["größer" * 60, "\x00"]}, NAMES])
 def test_no_name_breaks_the_drawing(names: Any) -> None:
     for shape in ((20, 300), (1280, 40)):
-        picture = draw_attributes(Image.new("RGB", shape), PREDICTION, truth(1, -100, [255, 255, 255]), names)
+        picture = VIEW.draw(Image.new("RGB", shape), PREDICTION, truth(1, -100, [255, 255, 255]), names)
         assert picture.width == max(256, shape[0])
     without = {"attributes": PREDICTION["attributes"]}
-    assert len(strips(draw_attributes(Image.new("RGB", (300, 10)), without, truth(1, 1), names), 10)) == 2
-    assert draw_sample(Image.new("RGB", (30, 20)), PREDICTION, truth(0, 0), names) is not None
+    assert len(strips(VIEW.draw(Image.new("RGB", (300, 10)), without, truth(1, 1), names), 10)) == 2
+    assert VIEW.tile(Image.new("RGB", (30, 20)), PREDICTION, truth(0, 0), names).width == 384
 
 
 def test_choices_of_a_batch() -> None:
@@ -89,20 +91,20 @@ def test_choices_of_a_batch() -> None:
         "cuisine": ((1, "Thai", pytest.approx(0.9)), None),
         "taste": ((1, "Sweet", 0.5), 2),
     }
-    columns, rows = _table(samples, NAMES)
+    columns, rows = VIEW.table(samples, NAMES)
     table = [dict(zip(columns, row, strict=True)) for row in rows]
     first, second = ({key: row[key] for key in row if key != "image"} for row in table)
     assert first == {
-        "id": "a", "cuisine truth": "Greek", "cuisine predicted": "Thai", "cuisine probability": pytest.approx(0.9),
-        "cuisine right": False, "taste truth": "Sweet", "taste predicted": "Sweet", "taste probability": 0.5,
-        "taste right": True, "ingredients truth": "salt, rice", "ingredients predicted": "egg, salt",
+        "id": "a", "cuisine label": "Greek", "cuisine predicted": "Thai", "cuisine probability": pytest.approx(0.9),
+        "cuisine correct": False, "taste label": "Sweet", "taste predicted": "Sweet", "taste probability": 0.5,
+        "taste correct": True, "ingredients label": "salt, rice", "ingredients predicted": "egg, salt",
     }  # fmt: skip
-    assert (second["cuisine truth"], second["cuisine right"], second["taste right"]) == (None, None, False)
-    assert second["ingredients truth"] == ""
+    assert (second["cuisine label"], second["cuisine correct"], second["taste correct"]) == (None, None, False)
+    assert second["ingredients label"] == ""
 
 
 def test_records_and_rows(tmp_path: Path) -> None:
-    record = record_of(PREDICTION, NAMES)
+    record = VIEW.record(PREDICTION, NAMES, (1.0, 1.0))
     assert record == {
         "attributes": {
             "cuisine": [

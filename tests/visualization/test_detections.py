@@ -11,22 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.average_precision import AveragePrecision, as_text, draw_curves, per_class_rows
-from callbacks.figures import _table, draw_sample
+from callbacks.average_precision import AveragePrecision
+from callbacks.class_tables import format_table
 from callbacks.metrics_file import MetricsFile
 from lightning_modules.components.average_precision import VOCMeanAP
 from tests.callbacks.tiny import NAMES, Tiny, loader, trainer
 from visualization.detections import (
     MISSED,
-    count_found,
-    detection_rows,
-    detections_record,
-    draw_cells,
-    draw_detections,
-    found_objects,
-    is_detections,
+    DetectionView,
+    count_detections,
+    match_detections,
 )
 from visualization.drawing import GREEN, INK, PAPER, RED
+from visualization.plots import plot_precision_recall
+from visualization.samples import Sample
+from visualization.yolo_grid import YOLOGridView, draw_grid
 
 GREY = Image.new("RGB", (200, 100), (128, 128, 128))
 # On the left an object of class 0 that is found twice, in the middle one of class 1 that is taken for class 2, on the
@@ -45,6 +44,7 @@ PREDICTION: dict[str, Any] = {
     "labels": torch.tensor([0, 0, 2, 1]),
 }
 SIZE = (100, 50)
+VIEW = DetectionView()
 
 
 def colors(picture: Image.Image, row: int) -> set[tuple[int, ...]]:
@@ -52,15 +52,15 @@ def colors(picture: Image.Image, row: int) -> set[tuple[int, ...]]:
 
 
 def test_each_object_is_found_once_and_by_its_class() -> None:
-    assert found_objects(PREDICTION["boxes"], [0, 0, 2, 1], TRUTH["target"]) == [0, None, None, None]
-    assert count_found(PREDICTION, TRUTH["target"]) == (2, 1, 2)
+    assert match_detections(PREDICTION["boxes"], [0, 0, 2, 1], TRUTH["target"]) == [0, None, None, None]
+    assert count_detections(PREDICTION, TRUTH["target"]) == (2, 1, 2)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    assert found_objects(PREDICTION["boxes"], [0, 0, 2, 1], nothing) == [None] * 4
-    assert count_found(PREDICTION, nothing) == (0, 0, 3)
+    assert match_detections(PREDICTION["boxes"], [0, 0, 2, 1], nothing) == [None] * 4
+    assert count_detections(PREDICTION, nothing) == (0, 0, 3)
 
 
 def test_boxes_are_drawn_at_the_pictures_size() -> None:
-    drawn = draw_detections(GREY, PREDICTION, TRUTH, NAMES, SIZE)
+    drawn = VIEW.draw(GREY, PREDICTION, TRUTH, NAMES, SIZE)
     assert drawn.width == GREY.width
     assert drawn.height > GREY.height
     assert colors(drawn, 75) >= {GREEN, RED, MISSED}
@@ -70,14 +70,14 @@ def test_boxes_are_drawn_at_the_pictures_size() -> None:
     assert (columns[:10] == 128).all()
     wrong_alone = {**PREDICTION, "boxes": PREDICTION["boxes"][2:], "scores": PREDICTION["scores"][2:]}
     wrong_alone["labels"] = PREDICTION["labels"][2:]
-    assert GREEN not in colors(draw_detections(GREY, wrong_alone, TRUTH, NAMES, SIZE), 75)
+    assert GREEN not in colors(VIEW.draw(GREY, wrong_alone, TRUTH, NAMES, SIZE), 75)
 
 
 def test_without_truth_a_class_has_its_color() -> None:
-    drawn = draw_detections(GREY, PREDICTION, {}, None, SIZE)
+    drawn = VIEW.draw(GREY, PREDICTION, {}, None, SIZE)
     assert not colors(drawn, 75) & {GREEN, RED, MISSED}
     empty = {key: value[:0] for key, value in PREDICTION.items()}
-    assert draw_detections(GREY, empty, {}, None, SIZE).size == drawn.size
+    assert VIEW.draw(GREY, empty, {}, None, SIZE).size == drawn.size
 
 
 def test_the_grid_shows_the_responsible_box() -> None:
@@ -86,36 +86,34 @@ def test_the_grid_shows_the_responsible_box() -> None:
     cells = {"boxes": boxes, "confidence": torch.zeros(2, 2, 2), "classes": torch.rand(2, 2, 3)}
     cells["confidence"][0, 0] = torch.tensor([0.0, 0.4])
     truth = {"target": {"boxes": torch.tensor([[10.0, 5, 38, 20]]), "labels": torch.tensor([0])}}
-    drawn = draw_cells(GREY, {"cells": cells}, truth, SIZE)
+    drawn = draw_grid(GREY, {"cells": cells}, truth, SIZE)
     assert MISSED in colors(drawn, 1)  # the frame of the cell that holds the center
     assert PAPER in colors(drawn.crop((20, 10, 81, 40)), 10)  # the second box, at the image's scale
-    assert MISSED not in colors(draw_cells(GREY, {"cells": cells}, {}, SIZE), 1)
-    assert INK in colors(draw_cells(GREY, {"cells": cells}, {}, SIZE), 25)
+    assert MISSED not in colors(draw_grid(GREY, {"cells": cells}, {}, SIZE), 1)
+    assert INK in colors(draw_grid(GREY, {"cells": cells}, {}, SIZE), 25)
 
 
 def test_a_sheet_has_the_grid_beside_the_boxes() -> None:
     image = GREY.resize(SIZE)
-    plain = draw_sample(image, PREDICTION, TRUTH, NAMES)
+    plain = VIEW.tile(image, PREDICTION, TRUTH, NAMES)
     cells = {"boxes": torch.rand(2, 2, 1, 4), "confidence": torch.rand(2, 2, 1), "classes": torch.rand(2, 2, 3)}
-    pair = draw_sample(image, {**PREDICTION, "cells": cells}, TRUTH, NAMES)
-    assert plain is not None
-    assert pair is not None
+    pair = YOLOGridView().tile(image, {**PREDICTION, "cells": cells}, TRUTH, NAMES)
     assert pair.width > 1.9 * plain.width
-    columns, rows = _table([(torch.zeros(3, 50, 100, dtype=torch.uint8), PREDICTION, TRUTH)], NAMES)
+    columns, rows = VIEW.table([Sample(torch.zeros(3, 50, 100, dtype=torch.uint8), PREDICTION, TRUTH)], NAMES)
     assert dict(zip(columns, rows[0], strict=True))["found"] == 1
 
 
 def test_records_are_in_the_pictures_pixels() -> None:
-    assert is_detections(PREDICTION)
-    record = detections_record(PREDICTION, NAMES, (2.0, 3.0))
+    assert VIEW.matches(PREDICTION)
+    record = VIEW.record(PREDICTION, NAMES, (2.0, 3.0))
     assert record["detections"][0]["box"] == [10, 33, 50, 123]
     assert [item["class"] for item in record["detections"]] == [NAMES[0], NAMES[0], NAMES[2], NAMES[1]]
-    assert len(detection_rows(record)) == 4
-    assert detection_rows(record)[1][:3] == [4, 2, NAMES[0]]
+    assert len(VIEW.rows(record)) == 4
+    assert VIEW.rows(record)[1][:3] == [4, 2, NAMES[0]]
     json.dumps(record)
-    nothing = detections_record({key: value[:0] for key, value in PREDICTION.items()}, NAMES, (1.0, 1.0))
+    nothing = VIEW.record({key: value[:0] for key, value in PREDICTION.items()}, NAMES, (1.0, 1.0))
     assert nothing["remark"] == "nothing found"
-    assert detection_rows(nothing)[0][0] == 0
+    assert VIEW.rows(nothing)[0][0] == 0
 
 
 class Detected(Tiny):
@@ -132,8 +130,8 @@ def test_average_precisions_are_written_and_printed(tmp_path: Path, capsys: pyte
     t = trainer(tmp_path, callbacks=[AveragePrecision()], logger=[MetricsFile(tmp_path)])
     t.fit(Detected(), loader(), loader())
     assert "no object" not in capsys.readouterr().out
-    assert list((tmp_path / "pictures").glob("val_precision_recall_step=*.png"))
-    lines = (tmp_path / "per_class_val.csv").read_text().splitlines()
+    assert list((tmp_path / "figures").glob("val_precision_recall_step=*.png"))
+    lines = (tmp_path / "per_class_ap_val.csv").read_text().splitlines()
     assert lines[0] == "class,objects,detections,ap"
     assert lines[1].startswith("red,1,2,1.0")
     assert lines[3].endswith("0,1,")
@@ -149,6 +147,7 @@ def test_curves_of_many_classes() -> None:
     labels = torch.arange(40)
     metric.update([{"boxes": boxes, "scores": torch.rand(40), "labels": labels}], [{"boxes": boxes, "labels": labels}])
     results = metric.compute()
-    assert len(per_class_rows(results, None)) == 40
-    assert as_text(per_class_rows(results, None)).count("1.0000") == 40
-    assert draw_curves(results, None, "$title$").width == 900
+    rows = AveragePrecision().rows(results, None)
+    assert len(rows) == 40
+    assert format_table(rows).count("1.0000") == 40
+    assert plot_precision_recall(results["precision"], results["ap"], None, "$title$").width == 900

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from callbacks.figures import draw_sample
 from callbacks.prediction_writer import PredictionWriter
 from tests.callbacks.tiny import NAMES, Files, Tiny, trainer, write_image
-from visualization.drawing import BLUE, RED, to_picture
-from visualization.faces import draw_faces, face_rows, faces_record
+from visualization.classification import ClassificationView
+from visualization.drawing import BLUE, RED, to_pil
+from visualization.faces import FacesView
+
+VIEW = FacesView()
 
 NONE = {
     "boxes": torch.zeros(0, 4),
@@ -40,7 +42,7 @@ def color_at(picture: Image.Image, x: float, y: float) -> Any:
 @pytest.mark.parametrize("scale", [1, 3])
 def test_boxes_are_drawn_where_they_are(scale: int) -> None:
     photograph = Image.new("RGB", (200 * scale, 120 * scale), (9, 9, 9))
-    drawn = draw_faces(photograph, TWO, NAMES, width=200)
+    drawn = VIEW.draw(photograph, TWO, {}, NAMES, (200, 120))
     assert drawn.size == photograph.size
     for x1, y1, x2, y2 in (scale * TWO["boxes"]).tolist():
         for x, y in ((x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2), ((x1 + x2) / 2, y2)):
@@ -53,21 +55,23 @@ def test_boxes_are_drawn_where_they_are(scale: int) -> None:
 
 def test_a_photograph_without_a_face_says_so() -> None:
     photograph = Image.new("RGB", (300, 100), (9, 9, 9))
-    drawn = draw_faces(photograph, NONE, NAMES, width=300)
+    drawn = VIEW.draw(photograph, NONE, {}, NAMES, (300, 100))
     assert drawn.height > 100
     assert np.asarray(drawn)[:100].tolist() == np.asarray(photograph).tolist()
     assert ((np.asarray(drawn)[100:] == RED).all(-1)).mean() > 0.5
-    assert faces_record(NONE, NAMES) == {"faces": [], "remark": "no face found"}
-    assert face_rows(faces_record(NONE, NAMES)) == [([0, "", "", "", "", "", ""], [])]
+    record = VIEW.record(NONE, NAMES, (1.0, 1.0))
+    assert record == {"faces": [], "remark": "no face found"}
+    (row,) = VIEW.rows(record)
+    assert row == [0, *[""] * (len(VIEW.columns(record)) - 1)]
 
 
 def test_gray_faces_are_drawn_as_every_picture() -> None:
     face = torch.arange(48, dtype=torch.uint8).expand(1, 48, 48)
-    picture = to_picture(face)
+    picture = to_pil(face)
     assert (picture.mode, picture.size) == ("RGB", (48, 48))
     assert picture.getpixel((7, 20)) == (7, 7, 7)
-    sheet = draw_sample(picture, {"probabilities": torch.tensor([0.9, 0.1, 0.0])}, {"label": 0}, NAMES)
-    assert sheet is not None
+    sheet = ClassificationView().tile(picture, {"probabilities": torch.tensor([0.9, 0.1, 0.0])}, {"label": 0}, NAMES)
+    assert sheet.width == 256
 
 
 class FindsFaces(Tiny):

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 import cli.parser
-from callbacks.figures import draw_sample
 from lightning_modules.pose.rotations import euler_to_matrix
 from visualization.drawing import BLUE, GREEN, RED
-from visualization.orientation import draw_orientation, is_orientation, orientation_record
+from visualization.orientation import OrientationView
 
-GREY = Image.new("RGB", (240, 240), (128, 128, 128))
+GRAY = Image.new("RGB", (240, 240), (128, 128, 128))
+VIEW = OrientationView()
 
 
 def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> dict[str, Tensor]:
@@ -30,27 +30,27 @@ def at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
 
 
 def test_rotations_are_recognized() -> None:
-    assert is_orientation(turned())
-    assert not is_orientation({"probabilities": torch.rand(3)})
-    assert not is_orientation(torch.eye(3))
+    assert VIEW.matches(turned())
+    assert not VIEW.matches({"probabilities": torch.rand(3)})
+    assert not VIEW.matches(torch.eye(3))
 
 
 def test_axes_point_where_the_columns_say() -> None:
-    drawn = draw_orientation(GREY, turned(), {})
+    drawn = VIEW.draw(GRAY, turned(), {}, None)
     assert at(drawn, 120 + 60, 120) == RED
     assert at(drawn, 120, 120 + 60) == GREEN
     assert at(drawn, 120 - 60, 120) == at(drawn, 120, 120 - 60) == (128, 128, 128)
-    quarter = draw_orientation(GREY, turned(yaw=90), {})
+    quarter = VIEW.draw(GRAY, turned(yaw=90), {}, None)
     assert at(quarter, 120, 120 + 60) == RED
     assert at(quarter, 120 - 60, 120) == GREEN
     # With its nose up at the camera z points to the right, and x, which is in front, is a dot.
-    nose = draw_orientation(GREY, turned(pitch=90), {})
+    nose = VIEW.draw(GRAY, turned(pitch=90), {}, None)
     assert at(nose, 120 + 60, 120) == BLUE
 
 
 def test_the_error_is_said_and_colored() -> None:
-    near = draw_orientation(GREY, turned(yaw=9), turned())
-    far = draw_orientation(GREY, turned(yaw=11), turned())
+    near = VIEW.draw(GRAY, turned(yaw=9), turned(), None)
+    far = VIEW.draw(GRAY, turned(yaw=11), turned(), None)
     assert at(near, 2, 242) == GREEN
     assert at(far, 2, 242) == RED
     # The truth is pale below.
@@ -60,13 +60,13 @@ def test_the_error_is_said_and_colored() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 40), (1200, 800)])
 def test_pictures_of_any_size_have_their_axes(size: tuple[int, int]) -> None:
-    drawn = np.asarray(draw_sample(Image.new("RGB", size, (128, 128, 128)), turned(30, 20, 10), turned(), None))
+    drawn = np.asarray(VIEW.tile(Image.new("RGB", size, (128, 128, 128)), turned(30, 20, 10), turned(), None))
     for color in (RED, GREEN, BLUE):
         assert (drawn == color).all(-1).any()
 
 
 def test_a_record_has_quaternion_and_degrees() -> None:
-    record = orientation_record(turned(90, 0, 0))["orientation"]
+    record = VIEW.record(turned(90, 0, 0), None, (1.0, 1.0))["orientation"]
     assert record["quaternion"] == pytest.approx([0.5**0.5, 0, 0, 0.5**0.5], abs=1e-5)
     assert record["degrees"] == pytest.approx({"yaw": 90, "pitch": 0, "roll": 0}, abs=1e-3)
 

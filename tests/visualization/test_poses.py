@@ -13,29 +13,24 @@ from PIL import Image
 from torch import Tensor
 
 import cli.parser
-from callbacks.figures import draw_sample
-from callbacks.joint_tables import draw_curves
-from callbacks.prediction_writer import table_rows
 from datamodules.pose.joints import LSP_JOINTS, MPII_JOINTS
 from datamodules.synthetic.mpii import write_mpii
-from visualization.drawing import to_picture
+from visualization.drawing import to_pil
+from visualization.people import PeopleView, draw_skeletons
+from visualization.plots import plot_pck
 from visualization.poses import (
     HEATMAP_TILE,
     LEFT,
     MIDDLE,
     RIGHT,
-    add_joints,
+    PoseView,
     draw_heatmaps,
-    draw_people,
-    draw_pose,
-    in_file_pixels,
-    is_pose,
     limbs,
-    pose_record,
     side_color,
 )
 
-GREY = Image.new("RGB", (200, 160), (128, 128, 128))
+GRAY = Image.new("RGB", (200, 160), (128, 128, 128))
+VIEW = PoseView()
 
 
 def spread(count: int = 16, width: float = 200, height: float = 160) -> dict[str, Tensor]:
@@ -50,10 +45,10 @@ def at(picture: Image.Image, point: Tensor) -> tuple[int, ...]:
 
 
 def test_poses_are_recognized() -> None:
-    assert is_pose(spread())
-    assert not is_pose({**spread(), "boxes": torch.zeros(16, 4), "labels": torch.zeros(16)})
-    assert not is_pose({"probabilities": torch.rand(3)})
-    assert not is_pose(torch.zeros(4, 4, dtype=torch.int64))
+    assert VIEW.matches(spread())
+    assert not VIEW.matches({**spread(), "boxes": torch.zeros(16, 4), "labels": torch.zeros(16)})
+    assert not VIEW.matches({"probabilities": torch.rand(3)})
+    assert not VIEW.matches(torch.zeros(4, 4, dtype=torch.int64))
 
 
 def test_limbs_join_a_side_with_itself() -> None:
@@ -68,23 +63,23 @@ def test_limbs_join_a_side_with_itself() -> None:
 def test_joints_have_the_color_of_their_side() -> None:
     assert [side_color(name) for name in ("right_hip", "left_hip", "pelvis")] == [RIGHT, LEFT, MIDDLE]
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0], [90.0, 120.0]]), "scores": torch.ones(3)}
-    drawn = draw_pose(GREY, joints, {}, ["right_knee", "left_knee", "pelvis"])
+    drawn = VIEW.draw(GRAY, joints, {}, ["right_knee", "left_knee", "pelvis"])
     assert [at(drawn, point) for point in joints["keypoints"]] == [RIGHT, LEFT, MIDDLE]
-    assert at(GREY, joints["keypoints"][0]) == (128, 128, 128)  # the image that was given is as it was
+    assert at(GRAY, joints["keypoints"][0]) == (128, 128, 128)  # the image that was given is as it was
 
 
 def test_a_limb_lies_between_its_joints() -> None:
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [120.0, 30.0]]), "scores": torch.ones(2)}
-    drawn = draw_pose(GREY, joints, {}, ["left_knee", "left_ankle"])
+    drawn = VIEW.draw(GRAY, joints, {}, ["left_knee", "left_ankle"])
     assert at(drawn, torch.tensor([70.0, 30.0])) == LEFT
-    drawn = draw_pose(GREY, joints, {}, ["left_knee", "right_ankle"])
+    drawn = VIEW.draw(GRAY, joints, {}, ["left_knee", "right_ankle"])
     assert at(drawn, torch.tensor([70.0, 30.0])) == (128, 128, 128)
 
 
 def test_places_are_those_of_the_tensor() -> None:
     """The image is four times as large as what the network saw: the middle of pixel 10 lies at 41.5."""
     joints = {"keypoints": torch.tensor([[10.0, 20.0]]), "scores": torch.ones(1)}
-    drawn = np.asarray(draw_pose(GREY, joints, {}, ["left_knee"], (50, 40)))
+    drawn = np.asarray(VIEW.draw(GRAY, joints, {}, ["left_knee"], (50, 40)))
     rows, columns = np.nonzero((drawn == LEFT).all(-1))
     assert columns.mean() == pytest.approx(41.5, abs=0.6)
     assert rows.mean() == pytest.approx(81.5, abs=0.6)
@@ -93,7 +88,7 @@ def test_places_are_those_of_the_tensor() -> None:
 def test_the_truth_stands_beside_without_what_is_not_labeled() -> None:
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0]]), "scores": torch.ones(2)}
     truth = {"keypoints": torch.tensor([[60.0, 50.0], [90.0, 90.0]]), "labeled": torch.tensor([True, False])}
-    drawn = draw_pose(GREY, joints, truth, ["right_knee", "left_knee"])
+    drawn = VIEW.draw(GRAY, joints, truth, ["right_knee", "left_knee"])
     left, right = np.asarray(drawn)[:, :200], np.asarray(drawn)[:, 204:]
     assert (left == RIGHT).all(-1).any()
     assert (left == LEFT).all(-1).any()
@@ -103,15 +98,14 @@ def test_the_truth_stands_beside_without_what_is_not_labeled() -> None:
 
 def test_joints_far_away_are_left_out() -> None:
     joints = {"keypoints": torch.tensor([[1e9, 0.0], [torch.nan, 3.0], [20.0, 20.0]]), "scores": torch.ones(3)}
-    drawn = np.asarray(draw_pose(GREY, joints, {}, ["left_hip", "left_knee", "left_ankle"]))
+    drawn = np.asarray(VIEW.draw(GRAY, joints, {}, ["left_hip", "left_knee", "left_ankle"]))
     assert 0 < (drawn == LEFT).all(-1).sum() < 100
 
 
 def test_a_sheet_has_poses_and_detected_people() -> None:
     image = Image.new("RGB", (64, 64))
     truth = {"keypoints": torch.full((16, 2), 30.0), "labeled": torch.ones(16, dtype=torch.bool)}
-    drawn = draw_sample(image, spread(16, 64, 64), truth, MPII_JOINTS)
-    assert drawn is not None
+    drawn = VIEW.tile(image, spread(16, 64, 64), truth, MPII_JOINTS)
     assert drawn.width == 2 * 256 + 4
     people = {
         "boxes": torch.tensor([[5.0, 5.0, 50.0, 50.0]] * 2),
@@ -120,8 +114,8 @@ def test_a_sheet_has_poses_and_detected_people() -> None:
         "keypoints": torch.stack([spread(16, 64, 64)["keypoints"], torch.full((16, 2), 60.0)]),
         "keypoint_scores": torch.ones(2, 16),
     }
-    assert draw_sample(image, people, {}, MPII_JOINTS) is not None
-    pixels = np.asarray(draw_people(Image.new("RGB", (64, 64)), people, MPII_JOINTS, (64, 64)))
+    assert PeopleView().tile(image, people, {}, MPII_JOINTS).width == 384
+    pixels = np.asarray(draw_skeletons(Image.new("RGB", (64, 64)), people, MPII_JOINTS, (64, 64)))
     assert pixels[:55, :55].any()
     assert not pixels[58:, 58:].any()  # a score of 0.1 is not drawn
 
@@ -142,19 +136,27 @@ def test_curves_are_drawn_where_nothing_was_labeled() -> None:
     curve = torch.linspace(0, 1, 51).repeat(8, 1)
     curve[3] = torch.nan
     rows = [{"joint": "nose", "instances": 0, "pckh": ""}, {"joint": "left_ear", "instances": 3, "pckh": 0.5}]
-    assert draw_curves(curve, rows, "pckh", "val").size == (1200, 552)
+    assert plot_pck(curve, rows, "pckh", "val").size == (1200, 552)
 
 
 def test_records_are_in_the_pixels_of_the_file() -> None:
     prediction = {"keypoints": torch.tensor([[1.0, 2.0]]), "scores": torch.tensor([0.5])}
-    moved = in_file_pixels(prediction, torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -1.0]]))
-    record = pose_record(moved, ["left_knee"])
+    matrix = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -1.0]])
+    moved = VIEW.to_original(prediction, {"to_original": matrix}, (1.0, 1.0))
+    record = VIEW.record(moved, ["left_knee"], (1.0, 1.0))
     assert record == {"keypoints": [{"joint": "left_knee", "x": 12.0, "y": 3.0, "score": 0.5}]}
-    assert table_rows(record) == (["joint", "x", "y", "score"], [["left_knee", "12.0", "3.0", "0.5"]])
-    people = {"keypoints": torch.tensor([[[1.0, 2.0]]]), "keypoint_scores": torch.tensor([[0.25]])}
-    added = add_joints({"detections": [{"class": "person"}]}, people, None, (2.0, 4.0))
-    joint = {"joint": "class 0", "x": 2.5, "y": 9.5, "score": 0.25}
-    assert added == {"detections": [{"class": "person", "keypoints": [joint]}]}
+    assert VIEW.columns(record) == ["joint", "x", "y", "score"]
+    assert VIEW.rows(record) == [["left_knee", "12.0", "3.0", "0.5"]]
+    people = {
+        "boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
+        "scores": torch.tensor([0.5]),
+        "labels": torch.tensor([0]),
+        "keypoints": torch.tensor([[[1.0, 2.0]]]),
+        "keypoint_scores": torch.tensor([[0.25]]),
+    }
+    (person,) = PeopleView().record(people, None, (2.0, 4.0))["detections"]
+    assert (person["class"], person["box"]) == ("person", [2.0, 8.0, 6.0, 16.0])
+    assert person["keypoints"] == [{"joint": "class 0", "x": 2.5, "y": 9.5, "score": 0.25}]
 
 
 TINY = ["--model", "StackedHourglass", "--model.num_stacks", "2", "--model.channels", "8", "--model.depth", "2"]
@@ -173,7 +175,7 @@ def test_a_run_leaves_skeletons_heatmaps_curves_and_a_table(tmp_path: Path, monk
         "--experiment", "r",
     ])  # fmt: skip
     (run,) = Path("runs/r").iterdir()
-    names = {path.name.rpartition("_step=")[0] for path in (run / "pictures").iterdir()}
+    names = {path.name.rpartition("_step=")[0] for path in (run / "figures").iterdir()}
     assert names == {"val", "val_heatmaps", "val_pckh"}
     with open(run / "per_joint_pckh_val.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -182,7 +184,7 @@ def test_a_run_leaves_skeletons_heatmaps_curves_and_a_table(tmp_path: Path, monk
 
     # The checkpoint knows its joints where no dataset says them, and finds them in the file's own pixels.
     (tmp_path / "mine").mkdir()
-    to_picture(torch.randint(0, 256, (3, 90, 150), dtype=torch.uint8)).save(tmp_path / "mine" / "wide.png")
+    to_pil(torch.randint(0, 256, (3, 90, 150), dtype=torch.uint8)).save(tmp_path / "mine" / "wide.png")
     cli.parser.run([
         "predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--data", "MPII", "--data.images", "mine",
         *QUIET, "--experiment", "p",

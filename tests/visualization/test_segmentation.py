@@ -13,25 +13,28 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from callbacks.class_iou import ClassIoU, as_text, draw_bars, per_class_rows
+from callbacks.class_iou import ClassIoU
+from callbacks.class_tables import format_table
 from callbacks.confusion_matrix import ConfusionMatrix
-from callbacks.figures import Pictures, _table, draw_sample
+from callbacks.figures import Figures
 from callbacks.prediction_writer import PredictionWriter
 from lightning_modules.segmentation.metrics import segmentation_metrics
 from tests.callbacks.tiny import Files, Tiny, loader, trainer, write_image
-from visualization.detections import class_color, draw_detections, tint, without_faint_masks
+from visualization.detections import DetectionView
+from visualization.drawing import class_color
+from visualization.instance_masks import InstanceMaskView, overlay_masks
+from visualization.plots import plot_class_iou
+from visualization.samples import Sample
 from visualization.segmentation import (
-    draw_segmentation,
-    ids_of,
-    is_segmentation,
+    PALETTE,
+    SegmentationView,
     legend,
-    overlay,
-    palette,
-    resized_ids,
-    segmentation_record,
+    overlay_ids,
+    resize_ids,
 )
 
-GREY = Image.new("RGB", (120, 80), (128, 128, 128))
+GRAY = Image.new("RGB", (120, 80), (128, 128, 128))
+VIEW = SegmentationView()
 NAMES = ["background", "größer", "$cost_$"]
 
 
@@ -42,22 +45,22 @@ def halves(left: int, right: int, height: int = 40, width: int = 60) -> torch.Te
 
 
 def test_maps_of_ids_are_recognized() -> None:
-    assert is_segmentation(halves(0, 1))
-    assert not is_segmentation(torch.rand(4, 4))
-    assert not is_segmentation(torch.zeros(3, 4, 4, dtype=torch.int64))
-    assert not is_segmentation({"probabilities": torch.rand(3)})
+    assert VIEW.matches(halves(0, 1))
+    assert not VIEW.matches(torch.rand(4, 4))
+    assert not VIEW.matches(torch.zeros(3, 4, 4, dtype=torch.int64))
+    assert not VIEW.matches({"probabilities": torch.rand(3)})
 
 
 def test_an_overlay_has_the_palettes_colors_and_leaves_the_background() -> None:
-    ids = resized_ids(halves(0, 2), GREY.size)
-    named = np.asarray(overlay(GREY, ids, NAMES))
+    ids = resize_ids(halves(0, 2), GRAY.size)
+    named = np.asarray(overlay_ids(GRAY, ids, NAMES))
     assert (named[:, :60] == 128).all()
-    expected = np.rint(0.4 * 128 + 0.6 * palette()[2])
+    expected = np.rint(0.4 * 128 + 0.6 * PALETTE[2])
     assert (named[:, 60:] == expected).all()
-    street = np.asarray(overlay(GREY, ids, ["sky", "road", "car"]))
+    street = np.asarray(overlay_ids(GRAY, ids, ["sky", "road", "car"]))
     assert (street[:, :60] == np.rint(0.4 * 128)).all()
-    void = np.asarray(overlay(GREY, np.full_like(ids, 255), NAMES))
-    assert np.abs(void - palette()[255].astype(int)).max() < 15
+    void = np.asarray(overlay_ids(GRAY, np.full_like(ids, 255), NAMES))
+    assert np.abs(void - PALETTE[255].astype(int)).max() < 15
 
 
 def test_the_legend_names_what_is_there() -> None:
@@ -65,27 +68,26 @@ def test_the_legend_names_what_is_there() -> None:
     assert legend(maps, NAMES) == [(2, "$cost_$"), (0, "background"), (255, "void")]
     assert legend(maps[:1], None) == [(2, "class 2")]
     many = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    tall = draw_segmentation(GREY, torch.from_numpy(many.astype(np.int64)), {}, None)
-    assert tall.width == GREY.width
-    assert tall.height > 10 * GREY.height
+    tall = VIEW.draw(GRAY, torch.from_numpy(many.astype(np.int64)), {}, None)
+    assert tall.width == GRAY.width
+    assert tall.height > 10 * GRAY.height
 
 
 def test_prediction_and_truth_stand_beside_each_other() -> None:
-    alone = draw_segmentation(GREY, halves(0, 1), {}, NAMES)
-    pair = draw_segmentation(GREY, halves(0, 1), {"original_mask": halves(1, 255, 80, 120)}, NAMES)
-    assert alone.width == GREY.width
-    assert pair.width == 2 * GREY.width + 4
+    alone = VIEW.draw(GRAY, halves(0, 1), {}, NAMES)
+    pair = VIEW.draw(GRAY, halves(0, 1), {"original_mask": halves(1, 255, 80, 120)}, NAMES)
+    assert alone.width == GRAY.width
+    assert pair.width == 2 * GRAY.width + 4
     row = np.asarray(pair)[60]
-    red = np.rint(0.4 * 128 + 0.6 * palette()[1])
+    red = np.rint(0.4 * 128 + 0.6 * PALETTE[1])
     assert (row[70] == red).all()
     assert (row[124 + 20] == red).all()
     assert (row[124 + 100] > 180).all()
-    trained = draw_segmentation(GREY, halves(0, 1), {"mask": halves(1, 255)}, NAMES)
+    trained = VIEW.draw(GRAY, halves(0, 1), {"mask": halves(1, 255)}, NAMES)
     assert trained.size == pair.size
-    sheet = draw_sample(GREY, halves(0, 1), {"original_mask": halves(1, 2)}, NAMES)
-    assert sheet is not None
+    sheet = VIEW.tile(GRAY, halves(0, 1), {"original_mask": halves(1, 2)}, NAMES)
     assert sheet.width == 2 * 384 + 4
-    assert _table([(torch.zeros(3, 4, 4), halves(0, 1), {})], NAMES) is None
+    assert VIEW.table([Sample(torch.zeros(3, 4, 4), halves(0, 1), {})], NAMES) is None
 
 
 class Segments(Tiny):
@@ -109,7 +111,7 @@ class Segments(Tiny):
 
 
 def test_the_classes_are_written_drawn_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callbacks = [ClassIoU(), ConfusionMatrix(), Pictures(count=4)]
+    callbacks = [ClassIoU(), ConfusionMatrix(), Figures(count=4)]
     trainer(tmp_path, callbacks=callbacks).fit(Segments(), loader(), loader())
     assert "accuracy" not in capsys.readouterr().out
     with open(tmp_path / "per_class_iou_val.csv", newline="", encoding="utf-8") as file:
@@ -119,7 +121,7 @@ def test_the_classes_are_written_drawn_and_printed(tmp_path: Path, capsys: pytes
     assert [row["pixels"] for row in rows] == ["1200", "1200", "0", "0"]
     assert [row["accuracy"] for row in rows] == ["0.0", "1.0", "", ""]
     for name in ("val_iou_step", "val_confusion_step", "val_step"):
-        assert list((tmp_path / "pictures").glob(f"{name}=*.png")), name
+        assert list((tmp_path / "figures").glob(f"{name}=*.png")), name
     assert (tmp_path / "per_class_val.csv").exists()
     trainer(tmp_path, callbacks=[ClassIoU()]).validate(Segments(), loader(), verbose=False)
     assert "absent" in capsys.readouterr().out
@@ -130,11 +132,11 @@ def test_the_classes_are_written_drawn_and_printed(tmp_path: Path, capsys: pytes
 def test_bars_of_many_classes() -> None:
     iou = torch.linspace(0, 1, 100)
     iou[3] = torch.nan
-    picture = draw_bars(iou, None, "$title$")
+    picture = plot_class_iou(iou, None, "$title$")
     assert picture.height < 2200
-    rows = per_class_rows(iou, torch.eye(100, dtype=torch.int64), None)
-    assert as_text(rows).count("\n") == 100
-    assert draw_bars(torch.full((3,), torch.nan), NAMES, "nothing").width == 840
+    rows = ClassIoU().rows({"iou": iou, "confusion_matrix": torch.eye(100, dtype=torch.int64)}, None)
+    assert format_table(rows).count("\n") == 100
+    assert plot_class_iou(torch.full((3,), torch.nan), NAMES, "nothing").width == 840
 
 
 def test_prediction_writes_masks_in_the_pictures_own_pixels(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_prediction_writes_masks_in_the_pictures_own_pixels(tmp_path: Path) -> N
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     assert rows[0] == {"file": str(paths[0]), "class": NAMES[1], "share": "0.5"}
-    assert segmentation_record(halves(2, 2), None) == {"classes": [{"label": 2, "class": "class 2", "share": 1.0}]}
+    assert VIEW.record(halves(2, 2), None, (1.0, 1.0)) == {"classes": [{"label": 2, "class": "class 2", "share": 1.0}]}
 
 
 def objects() -> dict[str, torch.Tensor]:
@@ -175,25 +177,25 @@ def objects() -> dict[str, torch.Tensor]:
 
 def test_masks_of_objects_have_a_color_each() -> None:
     prediction = objects()
-    drawn = np.asarray(tint(GREY, prediction["masks"][:2]))
+    drawn = np.asarray(overlay_masks(GRAY, prediction["masks"][:2]))
     for i, x in ((0, 20), (1, 60)):
         assert np.abs(drawn[40, x].astype(int) - (128 + np.array(class_color(i)).astype(int)) / 2).max() <= 2
     assert (drawn[70] == 128).all()
     assert np.abs(drawn[40, 38].astype(int) - drawn[40, 20]).max() == 0  # the best one lies on top
-    boxed = draw_detections(GREY, prediction, {}, NAMES, (60, 40))
-    plain = draw_detections(GREY, {k: v for k, v in prediction.items() if k != "masks"}, {}, NAMES, (60, 40))
+    boxed = InstanceMaskView().draw(GRAY, prediction, {}, NAMES, (60, 40))
+    plain = DetectionView().draw(GRAY, {k: v for k, v in prediction.items() if k != "masks"}, {}, NAMES, (60, 40))
     assert (np.asarray(boxed)[40, 20] != np.asarray(plain)[40, 20]).any()
     assert (np.asarray(boxed)[78, 5] == 128).all()
 
 
 def test_masks_of_objects_are_stored_by_rank() -> None:
-    ids = ids_of(objects())
-    assert ids is not None
+    ids = InstanceMaskView().mask(objects())
     assert (ids[20, 19], ids[20, 20], ids[0, 0]) == (1, 2, 0)
-    assert ids_of({"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)}) is None
-    kept = without_faint_masks(objects())
+    boxes_only = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)}
+    assert DetectionView().mask(boxes_only) is None
+    kept = InstanceMaskView().reduce(objects())
     assert len(kept["masks"]) == len(kept["scores"]) == 2
-    assert without_faint_masks(halves(0, 1)).shape == (40, 60)
+    assert VIEW.reduce(halves(0, 1)).shape == (40, 60)
 
 
 class Objects(Segments):
