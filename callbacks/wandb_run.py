@@ -28,8 +28,8 @@ def make_wandb_logger(
     """Start or continue the W&B run ``run_id`` and return its logger; None if W&B is disabled or not usable.
 
     Call it on every rank after the ranks have been started: rank 0 creates the run, the others a silent logger. It
-    never prompts, never raises because of W&B, and prints at most one line. Files go to ``<run_directory>/wandb``. A resumed
-    run passes the same ``run_id``: online it continues in place; offline it gets a second directory there, and
+    never prompts, never raises because of W&B, and prints at most one line. Files go to ``<run_directory>/wandb``. A
+    resumed run passes the same ``run_id``: online it continues in place; offline it gets a second directory there, and
     ``wandb sync`` joins both.
 
     Args:
