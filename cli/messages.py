@@ -106,7 +106,7 @@ def _subclasses(base: type) -> set[type]:
 
 def _first_sentence(cls: type) -> str:
     paragraph = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0].replace("::", ".")
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
