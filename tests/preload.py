@@ -1,4 +1,4 @@
-"""What the fork server imports once; nothing here may start a thread."""
+"""Imports of the fork server; they must not start a thread."""
 
 import cli.parser
 import train  # noqa: F401

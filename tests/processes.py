@@ -1,4 +1,4 @@
-"""Real train.py processes for the tests, forked from a server that has imported everything once."""
+"""Processes that run train.py, forked from a server that has imported everything once."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ FORKSERVER.set_forkserver_preload(["tests.preload"])
 
 
 def train(args: Sequence[str], folder: Path, env: dict[str, str] | None = None, group: int = 0) -> BaseProcess:
-    """Starts ``python train.py ARGS`` in ``folder``, its output in ``folder/log.txt``, in process group ``group``."""
+    """Start ``python train.py ARGS`` in ``folder`` and process group ``group``; the output goes to ``log.txt``."""
     process = FORKSERVER.Process(target=_train, args=(list(args), str(folder), env or {}, group))
     process.start()
     return process
 
 
 def _train(args: list[str], folder: str, env: dict[str, str], group: int) -> None:
-    with contextlib.suppress(OSError):  # the group's leader may be gone already
+    with contextlib.suppress(OSError):  # the leader of the group may have ended
         os.setpgid(0, group)
     # The fork server ignores Ctrl-C, and its children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # As in a process that nobody forked: the loader's workers are its children, and end with it.
+    # As in a process that was not forked: the workers of the loader are its children and end with it.
     multiprocessing.set_start_method("fork", force=True)
-    # Another test of this process may have left the address of its W&B service, where the run's id is still in use.
+    # Another test may have left the address of its W&B service, where the id of the run is still in use.
     os.environ.pop("WANDB_SERVICE", None)
     os.environ.update(env)
     os.chdir(folder)
@@ -40,7 +40,7 @@ def _train(args: list[str], folder: str, env: dict[str, str], group: int) -> Non
     os.dup2(log, 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    os.close(0)  # as in CI: nobody is there to answer
+    os.close(0)  # as in CI: there is no terminal for prompts
     sys.argv = ["train.py", *args]
     import torch
 
@@ -55,7 +55,7 @@ def _train(args: list[str], folder: str, env: dict[str, str], group: int) -> Non
 
 
 def train_ranks(args: Sequence[str], folder: Path, ranks: int = 2) -> list[BaseProcess]:
-    """Starts one process a rank, as torchrun does, all in one process group."""
+    """Start one process per rank, as torchrun does, in one process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,7 +71,7 @@ def train_ranks(args: Sequence[str], folder: Path, ranks: int = 2) -> list[BaseP
 
 
 def finish(*processes: BaseProcess, timeout: float = 120) -> list[int | None]:
-    """Waits for the processes and gives their exit statuses; whoever hangs is killed and gives None."""
+    """Wait for the processes and return their exit statuses; kill a process that hangs, whose status is None."""
     deadline = time.monotonic() + timeout
     codes: list[int | None] = []
     for process in processes:
@@ -86,9 +86,9 @@ def finish(*processes: BaseProcess, timeout: float = 120) -> list[int | None]:
 
 
 def wait_for(condition: Callable[[], object], process: BaseProcess, timeout: float = 90) -> None:
-    """Waits until the condition holds while the process lives."""
+    """Wait until the condition holds; fail if the process ends first."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert process.exitcode is None, f"the process ended with {process.exitcode} before"
-        assert time.monotonic() < deadline, "waited too long"
+        assert process.exitcode is None, f"the process ended first, with status {process.exitcode}"
+        assert time.monotonic() < deadline, f"the condition does not hold after {timeout} s"
         time.sleep(0.01)

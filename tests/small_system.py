@@ -1,4 +1,4 @@
-"""A small system with all that makes an exact resume hard: batch norm, dropout, augmentation, a schedule."""
+"""A small system with everything that complicates exact resume: batch norm, dropout, augmentation, a schedule."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_modules.schedules import Cosine
 
 
 class Blobs(Dataset):
-    """Colored noise of three classes, flipped and brightened at random by albumentations and by NumPy."""
+    """Noise images of three colors, augmented at random by albumentations and by NumPy."""
 
     def __init__(self, size: int, train: bool, seconds: float = 0.0) -> None:
         self.size, self.train, self.seconds = size, train, seconds
@@ -50,11 +50,10 @@ class Blobs(Dataset):
 
 
 class BlobsData(VisionDataModule):
-    """`Blobs` as a datamodule: 22 training samples and 13 for validation, which divide by nothing."""
+    """`Blobs` as a datamodule; no batch size divides the default numbers of samples."""
 
     def __init__(self, train: int = 22, val: int = 13, seconds: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.save_hyperparameters(logger=False)
         self.sizes, self.seconds = {"train": train, "val": val}, seconds
 
     @property
@@ -70,7 +69,7 @@ class BlobsData(VisionDataModule):
 
 
 class SmallNet(VisionModule):
-    """Convolution, batch normalization, dropout; every term of the loss is logged."""
+    """Convolution, batch normalization and dropout, with a loss of two terms."""
 
     monitor = ("val/accuracy", "max")
 
@@ -105,9 +104,14 @@ class SmallNet(VisionModule):
 
 
 def fit(folder: Path, resume: Path | None = None, every_n_steps: int = 1, **options: Any) -> pl.Trainer:
-    """Trains the small system in ``folder``; with ``resume`` goes on from that checkpoint.
+    """Train the small system.
 
-    Options: ``data`` and ``model`` (dicts), ``callbacks`` (a function that makes them), the rest is the Trainer's.
+    Args:
+        folder: run directory.
+        resume: checkpoint to resume from.
+        every_n_steps: interval of the checkpoints.
+        **options: ``data`` and ``model`` (dicts of arguments), ``callbacks`` (function that returns a list), and
+            arguments of the Trainer.
     """
     data = {"batch_size": 4, "num_workers": 0, "seed": 3, **options.pop("data", {})}
     model = options.pop("model", {})
@@ -135,7 +139,7 @@ def fit(folder: Path, resume: Path | None = None, every_n_steps: int = 1, **opti
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves: the last checkpoint's weights, optimizer, schedule, and everything that was logged."""
+    """Return the results of a run: weights, optimizer and schedule of the last checkpoint, and all logged values."""
     final = max((folder / "checkpoints").glob("step=*.ckpt"))
     checkpoint = torch.load(final, weights_only=True)
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state", "averaging_state")
@@ -146,9 +150,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def kill_and_resume(run: Path, step: int) -> Path:
-    """A copy of a finished run, killed some steps after a checkpoint, that has been resumed with ``--resume``.
+    """Copy a finished run as a kill after the checkpoint of ``step`` would leave it, and resume the copy.
 
-    A kill leaves that checkpoint as the last one, and a log that went further.
+    After a kill, that checkpoint is the last one, and the log has later steps.
     """
     killed = run.parent.parent / f"killed_{step}" / run.name
     shutil.copytree(run, killed)
@@ -167,7 +171,7 @@ def load_system(path: Path) -> Any:
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two nested results differ in as much as a bit; NaN equals NaN."""
+    """List the places where two nested results are not bit-identical; NaN equals NaN."""
     if isinstance(a, dict) and isinstance(b, dict):
         missing = [f"{where}.{key}: only in one" for key in a.keys() ^ b.keys()]
         return missing + [line for key in a.keys() & b.keys() for line in differences(a[key], b[key], f"{where}.{key}")]

@@ -1,4 +1,4 @@
-"""A run resumed from any checkpoint ends in the same bits, in weights, optimizer and log, as one never stopped."""
+"""A run resumed from any checkpoint is bit-identical to an uninterrupted one in weights, optimizer and log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation and validation in mid-epoch": {"accumulate_grad_batches": 2, "val_check_interval": 3},
     "ema": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)], "val_check_interval": 0.5},
     "balanced sampling": {"data": {"train": 23, "sampling": "balanced"}},
-    # The rate falls several times, then the run stops early: neither may depend on where it was resumed.
+    # The learning rate drops several times before the run stops early; resuming must change neither.
     "plateau and early stopping": {
         "model": {"schedule": partial(Plateau, factor=0.5, patience=1)},
         "callbacks": lambda: [EarlyStop("val/accuracy", "max", patience=3)],
@@ -43,16 +43,17 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def resume_from_each(tmp_path: Path, every: int, resumed: dict[str, Any], **options: Any) -> None:
-    whole = tmp_path / "whole"
-    fit(whole, **options)
-    expected = outcome(whole)
+    """Resume a run from every ``every``-th checkpoint, with the options ``resumed`` changed; compare the results."""
+    uninterrupted = tmp_path / "uninterrupted"
+    fit(uninterrupted, **options)
+    expected = outcome(uninterrupted)
     assert expected["metrics"]
-    checkpoints = sorted((whole / "checkpoints").glob("step=*.ckpt"))
+    checkpoints = sorted((uninterrupted / "checkpoints").glob("step=*.ckpt"))
     for checkpoint in checkpoints[:-1:every]:
         folder = tmp_path / checkpoint.stem
         folder.mkdir()
-        # As a kill leaves it: a log that has gone further than the checkpoint.
-        shutil.copy(whole / "metrics.csv", folder)
+        # After a kill, the log has later steps than the checkpoint.
+        shutil.copy(uninterrupted / "metrics.csv", folder)
         fit(folder, resume=checkpoint, **{**options, **resumed})
         assert differences(expected, outcome(folder)) == [], f"resumed from {checkpoint.name}"
 
@@ -63,19 +64,19 @@ def test_resume_from_every_checkpoint(tmp_path: Path, case: str) -> None:
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
-    """Its last checkpoint was written after the decision: resumed from it, not a step is added."""
+    """The last checkpoint is written after the decision to stop, so resuming from it adds no step."""
     options: dict[str, Any] = {
         "model": {"schedule": partial(Plateau, patience=1)},
         "callbacks": lambda: [EarlyStop("val/accuracy", "max", patience=2)],
         "max_epochs": 30,
     }
-    trainer = fit(tmp_path / "whole", **options)
+    trainer = fit(tmp_path / "uninterrupted", **options)
     assert 2 < trainer.current_epoch < 30
-    final = max((tmp_path / "whole" / "checkpoints").glob("step=*.ckpt"))
-    assert fit(tmp_path / "more", resume=final, **options).global_step == trainer.global_step
+    final = max((tmp_path / "uninterrupted" / "checkpoints").glob("step=*.ckpt"))
+    assert fit(tmp_path / "resumed", resume=final, **options).global_step == trainer.global_step
 
 
-def test_resume_with_other_workers(tmp_path: Path) -> None:
-    two, none = {"data": {"num_workers": 2}}, {"data": {"num_workers": 0}}
-    resume_from_each(tmp_path / "a", every=5, resumed=none, **two)
-    resume_from_each(tmp_path / "b", every=5, resumed=two, **none)
+def test_resume_with_another_number_of_workers(tmp_path: Path) -> None:
+    two, zero = {"data": {"num_workers": 2}}, {"data": {"num_workers": 0}}
+    resume_from_each(tmp_path / "a", every=5, resumed=zero, **two)
+    resume_from_each(tmp_path / "b", every=5, resumed=two, **zero)

@@ -1,4 +1,4 @@
-"""Two gloo ranks against one process: equal weights at the same global batch, equal metrics on uneven sets."""
+"""Two gloo ranks equal one process: the same weights for the same global batch, the same metrics on uneven sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_of(folder: Path) -> Path:
 
 
 def test_same_weights_as_one_process(tmp_path: Path) -> None:
-    """20 steps of a global batch of 8, without what differs by its nature (batch statistics, dropout)."""
+    """Train 20 steps with a global batch of 8, without batch norm and dropout, which differ between ranks."""
     plain = [*FIT, "--model.norm", "false", "--model.dropout", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
@@ -49,7 +49,7 @@ def test_same_weights_as_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("val", [9, 13])
 def test_metrics_of_uneven_sets(tmp_path: Path, val: int) -> None:
-    """9 samples are 2 batches on one rank and 1 on the other: no hang, and each counted once."""
+    """9 samples are 2 batches on one rank and 1 on the other: no rank hangs, and each sample counts once."""
     sizes = ["--data.batch_size", "4", "--data.val", str(val)]
     assert finish(*train_ranks([*FIT, *sizes, *TWO], tmp_path)) == [0, 0], (tmp_path / "log.txt").read_text()
     run = run_of(tmp_path)
@@ -66,6 +66,9 @@ def test_metrics_of_uneven_sets(tmp_path: Path, val: int) -> None:
     assert round(row["val/accuracy"] * val, 4) % 1 == 0
 
 
-def test_fewer_samples_than_ranks_is_refused(tmp_path: Path) -> None:
+def test_fewer_samples_than_ranks_are_rejected(tmp_path: Path) -> None:
     assert finish(*train_ranks([*FIT, "--data.val", "1", *TWO], tmp_path)) == [1, 1]
-    assert "error: BlobsData: expected a val sample per rank, found 1 for 2 ranks; use fewer ranks" in (tmp_path / "log.txt").read_text()
+    assert (
+        "error: BlobsData: expected a val sample per rank, found 1 for 2 ranks; use fewer ranks"
+        in (tmp_path / "log.txt").read_text()
+    )

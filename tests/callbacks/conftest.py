@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nobody is logged in at W&B, and its service forgets the test afterwards."""
+    """Run the test without a W&B account, and shut down the W&B service afterwards."""
     for name in [*os.environ]:
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""The smallest module and data that follow the batch contract: the callbacks' tests train on them in a moment."""
+"""A minimal module and dataset that follow the batch contract, for the tests of the callbacks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Files(Dataset):
 
 
 class Tiny(pl.LightningModule):
-    """Predicts class 0 for even positions of the batch and the truth's neighbor for odd ones, by the pixels alone."""
+    """Predict the brightest channel at even positions of the batch, and the next class at odd ones."""
 
     def __init__(self, names: list[str] | None = NAMES, fail_at: int | None = None, sleep: float = 0.0) -> None:
         super().__init__()

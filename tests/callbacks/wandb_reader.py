@@ -1,4 +1,4 @@
-"""Reads an offline W&B run back: the records in its .wandb file, without W&B's own reader (which is gone)."""
+"""A reader for the .wandb file of an offline W&B run; W&B has removed its own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from typing import Any
 BLOCK = 32 * 1024
 
 
-def read_run(folder: Path, patience: float = 20.0, killed: bool = False) -> dict[str, Any]:
-    """``id``, ``project``, ``history`` (list of dicts), ``config``, ``files``, ``metrics`` of an offline run.
+def read_run(folder: Path, timeout: float = 20.0, killed: bool = False) -> dict[str, Any]:
+    """Read an offline run.
 
-    ``wandb.finish()`` returns a moment before the file is whole, so this waits, ``patience`` seconds at most, for the
-    record that says the run has ended; a ``killed`` run has none.
+    Args:
+        folder: directory of the run.
+        timeout: seconds to wait for the record that ends the run; ``wandb.finish()`` returns before it is written.
+        killed: do not wait, because a killed run has no such record.
+
+    Returns:
+        ``id``, ``project``, ``history`` (list of dicts), ``config``, ``files`` and ``metrics``.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while not list(folder.glob("run-*.wandb")):
-        assert time.monotonic() < end, f"{folder}: no run file in it"
+        assert time.monotonic() < end, f"{folder}: expected a .wandb file, found none"
         time.sleep(0.05)
     (path,) = folder.glob("run-*.wandb")
     while not killed and not any(record.WhichOneof("record_type") == "exit" for record in records(path)):
-        assert time.monotonic() < end, f"{path}: the run has no end"
+        assert time.monotonic() < end, f"{path}: expected the record that ends the run, found none"
         time.sleep(0.05)
     run: dict[str, Any] = {"id": None, "project": None, "history": [], "config": {}, "files": [], "metrics": {}}
     for record in records(path):
@@ -49,7 +54,7 @@ def records(path: Path) -> Iterator[Any]:
     data, position, pending = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while position + 7 <= len(data):
-        if BLOCK - position % BLOCK < 7:  # too little is left of the block for a header
+        if BLOCK - position % BLOCK < 7:  # the rest of the block is too short for a header
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
@@ -57,7 +62,7 @@ def records(path: Path) -> Iterator[Any]:
         position += 7 + length
         if position > len(data):  # still being written
             return
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # complete, or the last fragment
             yield Record.FromString(pending)
             pending = b""
 
