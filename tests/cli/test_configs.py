@@ -12,8 +12,8 @@ import yaml
 import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.mpii import write_mpii
-from datamodules.synthetic.segmentation import write_voc_segmentation
 from datamodules.synthetic.style_images import write_style_images
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from lightning_modules.components.networks import build_network
 from tests.command import CELLS, QUICK, ROOT
 from tests.datamodules.pose.test_lsp import write as write_lsp
@@ -93,13 +93,13 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 2
     assert all(loss == loss for loss in losses)
-    assert list(run.glob("pictures/val_step=*.png"))
+    assert list(run.glob("figures/val_step=*.png"))
     if text["model"]["class_path"] == "RPN":
         assert any("val/recall_300" in row for row in rows)
         return
     assert any("val/map" in row for row in rows)
     assert (run / "per_class_val.csv").read_text().count("\n") == 4
-    assert list(run.glob("pictures/val_precision_recall_step=*.png"))
+    assert list(run.glob("figures/val_precision_recall_step=*.png"))
 
 
 # What makes the full networks small; a narrow variant for real data is small as it is.
@@ -158,7 +158,7 @@ def test_every_segmentation_config_trains_on_generated_data(config: str, masks: 
     assert len(losses) == 2
     assert all(loss == loss for loss in losses)
     assert any(("val/apr_50" if instances else "val/miou") in row for row in rows)
-    assert list(run.glob("pictures/val_step=*.png"))
+    assert list(run.glob("figures/val_step=*.png"))
     table = "per_class_val.csv" if instances else "per_class_iou_val.csv"
     assert (run / table).read_text().count("\n") == (4 if instances else 5)
 
@@ -213,7 +213,7 @@ def test_every_pose_config_trains_on_generated_data(config: str, people: Path) -
     metric = text["model"]["init_args"].get("metric", "pckh")
     of = "val/median_error" if config.startswith("orientation") else f"val/{metric}/total"
     assert any(of in row for row in rows)
-    assert list(run.glob("pictures/val_step=*.png"))
+    assert list(run.glob("figures/val_step=*.png"))
     assert (run / f"per_joint_{metric}_val.csv").exists() or config.startswith("orientation")
 
 
@@ -255,4 +255,4 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     assert len(losses) == 2
     assert all(loss == loss for loss in losses)
     assert any("val/loss" in row or "val/psnr" in row for row in rows)
-    assert list(run.glob("pictures/val_step=*.png"))
+    assert list(run.glob("figures/val_step=*.png"))
