@@ -98,7 +98,7 @@ def test_every_detector_trains_on_generated_data(config: str, devkit: Path, requ
         assert any("val/recall_300" in row for row in rows)
         return
     assert any("val/map" in row for row in rows)
-    assert (run / "per_class_val.csv").read_text().count("\n") == 4
+    assert (run / "per_class_ap_val.csv").read_text().count("\n") == 4
     assert list(run.glob("figures/val_precision_recall_step=*.png"))
 
 
@@ -159,11 +159,11 @@ def test_every_segmentation_config_trains_on_generated_data(config: str, masks: 
     assert all(loss == loss for loss in losses)
     assert any(("val/apr_50" if instances else "val/miou") in row for row in rows)
     assert list(run.glob("figures/val_step=*.png"))
-    table = "per_class_val.csv" if instances else "per_class_iou_val.csv"
+    table = "per_class_ap_val.csv" if instances else "per_class_iou_val.csv"
     assert (run / table).read_text().count("\n") == (4 if instances else 5)
 
 
-NARROW_REGRESSORS = ["--model.width", "0.02", "--model.input_size", "64", "--data.image_size", "72",
+NARROW_REGRESSORS = ["--model.width_multiplier", "0.02", "--model.input_size", "64", "--data.image_size", "72",
                      "--model.stage_epochs", "[1, 1, 1]", "--trainer.max_epochs", "3"]  # fmt: skip
 
 
