@@ -59,9 +59,9 @@ FEW_PROPOSALS = [
 SMALL_DETECTORS = {
     "yolo_v1_voc": ["--model.hidden", "64"],
     # Untrained, every window is an object, and merging takes its time.
-    "overfeat_bccd": ["--model.top", "20"],
-    "overfeat_voc": ["--model.top", "20"],
-    "sliding_window_bccd": ["--model.keep", "20"],
+    "overfeat_bccd": ["--model.top_k", "20"],
+    "overfeat_voc": ["--model.top_k", "20"],
+    "sliding_window_bccd": ["--model.detections_per_image", "20"],
     **{
         f"faster_rcnn_{name}": [*SMALL_PICTURES, *FEW_PROPOSALS, "--model.rois_per_image", "8"]
         for name in ("voc", "resnet101_voc", "fpn_voc")

@@ -16,14 +16,14 @@ from lightning_modules.detection.overfeat import (
     BoxRegressor,
     OverFeat,
     OverFeatNetwork,
-    at_every_offset,
+    apply_at_every_offset,
     box_loss,
     match_score,
-    merge,
     merge_boxes,
+    merge_detections,
 )
-from lightning_modules.detection.windows import NEITHER
-from tests.lightning_modules.detection.test_sliding_window import learn, trained_for_a_while
+from lightning_modules.detection.windows import IGNORE_LABEL
+from tests.lightning_modules.detection.test_sliding_window import learn, with_random_statistics
 
 C = 3
 
@@ -56,7 +56,7 @@ def test_the_regressor() -> None:
         regressor = BoxRegressor(1024, 5, 1000)
     expected = (1024 * 25 + 1) * 4096 + 4097 * 1024 + 1025 * 4000
     assert sum(p.numel() for p in regressor.parameters()) == expected
-    untrained = BoxRegressor(8, 3, 2, width=0.01)(torch.randn(5, 8, 3, 3)).flatten(1)
+    untrained = BoxRegressor(8, 3, 2, width_multiplier=0.01)(torch.randn(5, 8, 3, 3)).flatten(1)
     assert torch.equal(untrained, torch.tensor([0.0, 0, 1, 1] * 2).expand(5, -1))
 
 
@@ -64,9 +64,9 @@ def test_the_regressor() -> None:
 def test_the_papers_map_sizes(sides: tuple[int, int], places: tuple[int, int]) -> None:
     """Table 5: places of the classifier at the first three scales, three by three offsets of 1x1, 2x3 and 3x5."""
     with torch.device("meta"):
-        network = OverFeatNetwork("accurate", 10, width=0.1)
+        network = OverFeatNetwork("accurate", 10, width_multiplier=0.1)
         features = network.features(torch.zeros(1, 3, *sides, device="meta"))
-        found = at_every_offset(features, network.pool, network.kernel, network.classifier)
+        found = apply_at_every_offset(features, network.pool_size, network.kernel_size, network.classifier)
     assert found.shape == (1, 10, *places)
 
 
@@ -76,16 +76,16 @@ def test_the_papers_map_sizes(sides: tuple[int, int], places: tuple[int, int]) -
 @pytest.mark.parametrize("extra", [(0, 0), (4, 0), (20, 28), (22, 13)])
 def test_every_offset_gives_what_each_window_gives(extra: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    network = OverFeatNetwork("small", C + 1, width=0.05, batch_norm=True, boxes=C)
-    trained_for_a_while(network)
+    network = OverFeatNetwork("small", C + 1, width_multiplier=0.05, batch_norm=True, num_boxes=C)
+    with_random_statistics(network)
     nn.init.normal_(network.classifier[-1].weight)
     nn.init.normal_(network.regressor[-1].weight)
-    side, step = network.window, network.stride
+    side, step = network.window_size, network.stride
     images = torch.randn(2, 3, side + extra[0], side + extra[1])
     with torch.inference_mode():
         features = network.features(images)
         logits, edges = (
-            at_every_offset(features, network.pool, network.kernel, head)
+            apply_at_every_offset(features, network.pool_size, network.kernel_size, head)
             for head in (network.classifier, network.regressor)
         )
         rows, columns = (e // step + 1 for e in extra)
@@ -102,7 +102,7 @@ def test_every_offset_gives_what_each_window_gives(extra: tuple[int, int]) -> No
             torch.tensor([0, rows - 1, rows - 1]),
             torch.tensor([0, 0, columns - 1]),
         )
-        some = network.edges(features, image, row, column)
+        some = network.regress_boxes(features, image, row, column)
         torch.testing.assert_close(some.flatten(1), edges[image, :, row, column], atol=1e-5, rtol=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_offsets_are_a_dilated_convolution() -> None:
     torch.manual_seed(0)
     head, features = nn.Conv2d(4, 5, 2), torch.randn(2, 4, 13, 11)
     dilated = F.conv2d(F.max_pool2d(features, 3, 1), head.weight, head.bias, dilation=3)
-    torch.testing.assert_close(at_every_offset(features, 3, 2, head), dilated, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(apply_at_every_offset(features, 3, 2, head), dilated, atol=1e-5, rtol=1e-5)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -124,12 +124,12 @@ def test_the_box_loss_is_the_formula(specific: bool) -> None:
     for _ in range(200):
         count = int(rng.integers(1, 8))
         boxes = rng.normal(0.5, 1, (count, C if specific else 1, 4))
-        label = rng.choice([0, 1, 2, C, NEITHER], count)
+        label = rng.choice([0, 1, 2, C, IGNORE_LABEL], count)
         target = rng.normal(0.5, 1, (count, 4))
         terms = []
-        for box, y, truth in zip(boxes, label, target, strict=True):
-            if y not in (C, NEITHER):
-                terms.append(sum((box[y if specific else 0][k] - truth[k]) ** 2 for k in range(4)))
+        for box, y, gt_box in zip(boxes, label, target, strict=True):
+            if y not in (C, IGNORE_LABEL):
+                terms.append(sum((box[y if specific else 0][k] - gt_box[k]) ** 2 for k in range(4)))
         empty += not terms
         found = box_loss(*(torch.from_numpy(x) for x in (boxes, label, target)), C)
         assert found.item() == pytest.approx(sum(terms) / max(1, len(terms)), rel=1e-4, abs=1e-7)
@@ -172,14 +172,14 @@ def test_merging_is_the_papers_loop() -> None:
         scores = rng.uniform(0.1, 1, (groups, most)) * (np.arange(most) < rng.integers(0, most + 1, (groups, 1)))
         found_boxes, found = merge_boxes(torch.from_numpy(boxes), torch.from_numpy(scores), 0.7)
         for g in range(groups):
-            there = scores[g] > 0
-            expected = merged_in_loops(boxes[g][there].tolist(), scores[g][there].tolist(), 0.7)
+            valid = scores[g] > 0
+            expected = merged_in_loops(boxes[g][valid].tolist(), scores[g][valid].tolist(), 0.7)
             left = found[g] > 0
             assert int(left.sum()) == len(expected)
             for box, score, (e_box, e_score) in zip(found_boxes[g][left], found[g][left], expected, strict=True):
                 assert box.tolist() == pytest.approx(e_box)
                 assert score.item() == pytest.approx(e_score)
-            merges += int(there.sum()) - len(expected)
+            merges += int(valid.sum()) - len(expected)
             kept += len(expected)
     assert min(merges, kept) > 20
 
@@ -204,19 +204,25 @@ def test_classes_and_images_merge_apart() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(5, 1)
     scores, labels = torch.tensor([0.5, 0.25, 0.3, 0.9, 0.1]), torch.tensor([0, 0, 1, 0, 0])
     image = torch.tensor([0, 0, 0, 2, 2])
-    first, second, third = merge(boxes, scores, labels, image, 3, 0.5, top=10)
+    first, second, third = merge_detections(boxes, scores, labels, image, 3, 0.5, top_k=10)
     assert first["scores"].tolist() == pytest.approx([0.75, 0.3])
     assert first["labels"].tolist() == [0, 1]
     assert len(second["boxes"]) == 0
     assert third["scores"].tolist() == [1.0]
-    assert merge(boxes, scores, labels, image, 3, 0.5, top=1)[2]["scores"].tolist() == pytest.approx([0.9])
+    assert merge_detections(boxes, scores, labels, image, 3, 0.5, top_k=1)[2]["scores"].tolist() == pytest.approx([0.9])
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
 
 
 def small(**options: Any) -> OverFeat:
-    settings: dict[str, Any] = {"variant": "small", "num_classes": C, "width": 0.05, "batch_norm": True, "scales": [64]}
+    settings: dict[str, Any] = {
+        "variant": "small",
+        "num_classes": C,
+        "width_multiplier": 0.05,
+        "batch_norm": True,
+        "scales": [64],
+    }
     return OverFeat(**{**settings, **options})
 
 
@@ -257,15 +263,15 @@ def test_the_second_stage_begins_with_the_first(tmp_path: Any, capsys: pytest.Ca
     second = small(train="regressor", weights=path)
     for key, value in first.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[key])
-    with pytest.raises(ValueError, match="is not of OverFeat small"):
-        small(width=0.1, weights=path)
+    with pytest.raises(ValueError, match="expected weights of OverFeat small"):
+        small(width_multiplier=0.1, weights=path)
 
 
 def test_boxes_are_the_windows_until_the_regressor_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     module = small(scales=[75], score_threshold=0.9)  # 32 pixels become 75, 4 places a side
     shown = torch.zeros(1, C + 1, 4, 4)
     shown[:, C], shown[0, 2, 1, 3] = 20, 40
-    monkeypatch.setattr("lightning_modules.detection.overfeat.at_every_offset", lambda *_: shown)
+    monkeypatch.setattr("lightning_modules.detection.overfeat.apply_at_every_offset", lambda *_: shown)
     module.eval()
     (found,) = module.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     expected = torch.tensor([[12.0, 4, 75, 67]]) * 32 / 75
@@ -289,13 +295,20 @@ def test_a_batch_without_objects_trains_as_background() -> None:
 
 
 def test_scales_below_the_window_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"scales: expected 221 pixels or more, the window, found \[200, 245\]"):
-        OverFeat("accurate", C, width=0.02, scales=[200, 245])
+    with pytest.raises(
+        ValueError, match=r"scales: expected at least 221 pixels, the window's side, found \[200, 245\]"
+    ):
+        OverFeat("accurate", 0.02, scales=[200, 245])
 
 
 def test_it_learns(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"width": 0.1, "scales": [120, 200], "coco": False, "crops": 12}
+    settings: dict[str, Any] = {
+        "width_multiplier": 0.1,
+        "scales": [120, 200],
+        "compute_coco_ap": False,
+        "windows_per_image": 12,
+    }
     before, after = learn(small(num_classes=2, **settings), str(tmp_path), steps=20, size=80)
     assert before < 0.1
     assert after > 0.3
