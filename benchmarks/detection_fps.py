@@ -185,7 +185,7 @@ def measure(name: str, module: VisionModule, size: int, options: argparse.Namesp
 
 
 def _is_the_papers(module: SSD) -> bool:
-    return module.size == 300 and len(module.network.features) == 35 and len(module.network.norm.scale) == 512
+    return module.image_size == 300 and len(module.network.features) == 35 and len(module.network.norm.scale) == 512
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,31 +12,52 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, box_iou
 
-from benchmarks.detection_fps import peer_of
 from lightning_modules.components.boxes import batched_box_iou, decode_boxes, encode_boxes
 from lightning_modules.components.vgg import reduce_vgg16_weights
 from lightning_modules.detection.ssd import (
-    MAPS,
-    ROUNDS,
+    BOX_STD,
     SSD,
-    VARIANCES,
+    VARIANTS,
     SSDNetwork,
     decode,
     encode,
     make_priors,
+    match_objects,
     multibox_loss,
-    own_priors,
 )
+from lightning_modules.detection.ssd_matching import ROUNDS, match_objects_batched
 
 NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 
 
 def small(**options: Any) -> SSD:
-    return SSD(**{"num_classes": 3, "width": 0.03, "batch_norm": True, **options})
+    return SSD(**{"num_classes": 3, "width_multiplier": 0.03, "batch_norm": True, **options})
+
+
+def torchvisions_ssd(module: SSD) -> Any:
+    """Return torchvision's SSD300 with the weights of a module and the paper's priors."""
+    peer: Any = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=module.num_classes + 1)
+    variant = VARIANTS["ssd300"]
+    ratios = [list(ratios) for ratios in variant.aspect_ratios]
+    scales = [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]
+    peer.anchor_generator = DefaultBoxGenerator(ratios, scales=scales, steps=list(variant.steps), clip=False)
+    network = module.network
+    peer.backbone.scale_weight.data.copy_(network.norm.scale)
+    # The layers have the same order, but other names.
+    for source, destination in (
+        ([network.features, network.extras], [peer.backbone.features, peer.backbone.extra]),
+        ([network.location], [peer.head.regression_head]),
+        ([network.confidence], [peer.head.classification_head]),
+    ):
+        ours, theirs = ([p for part in parts for p in part.parameters()] for parts in (source, destination))
+        for value, parameter in zip(ours, theirs, strict=True):
+            parameter.data.copy_(value)
+    return peer
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +69,38 @@ def full() -> SSD:
 # --- network ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "parameters", "priors"), [(300, 26_285_486, 8732), (512, 27_188_676, 24564)])
-def test_the_papers_networks(size: Any, parameters: int, priors: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters", "priors"), [("ssd300", 26_285_486, 8732), ("ssd512", 27_188_676, 24564)]
+)
+    ("name", "parameters", "priors"), [("ssd300", 26_285_486, 8732), ("ssd512", 27_188_676, 24564)]
+)
+def test_the_papers_networks(name: str, parameters: int, priors: int) -> None:
+    variant = VARIANTS[name]
+    size = variant.image_size
     with torch.device("meta"):
-        network = SSDNetwork(size)
+        network = SSDNetwork(variant)
         location, confidence = network(torch.zeros(1, 3, size, size))
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert location.shape == (1, priors, 4)
     assert confidence.shape == (1, priors, 21)
-    assert make_priors(size).shape == (priors, 4)
+    assert make_priors(variant).shape == (priors, 4)
 
 
 def test_the_maps_are_as_large_as_their_priors_think() -> None:
     found: list[int] = []
-    for size in MAPS:
+    for variant in VARIANTS.values():
+        size = variant.image_size
         with torch.device("meta"):
-            network = SSDNetwork(size, width=0.02)  # type: ignore[arg-type]
+            network = SSDNetwork(variant, width_multiplier=0.02)
             for predictor in network.location:
                 predictor.register_forward_hook(lambda _, inputs, output: found.append(output.shape[-1]))
             network(torch.zeros(1, 3, size, size))
-    assert found == [m.cells for maps in MAPS.values() for m in maps]
+    assert found == [cells for variant in VARIANTS.values() for cells in variant.cells]
 
 
 def test_the_network_and_the_boxes_are_torchvisions(full: SSD) -> None:
     """The same weights in torchvision's SSD300 give the same numbers, and the same boxes before the suppression."""
-    module, theirs = full, peer_of(full).eval()
+    module, theirs = full, torchvisions_ssd(full).eval()
     image = torch.randint(0, 256, (1, 3, 300, 300), dtype=torch.uint8)
     with torch.inference_mode():
         pixels = module.preprocess(image)
@@ -83,14 +111,14 @@ def test_the_network_and_the_boxes_are_torchvisions(full: SSD) -> None:
     torch.testing.assert_close(location, expected["bbox_regression"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(confidence, expected["cls_logits"], atol=1e-4, rtol=1e-4)
     boxes = theirs.box_coder.decode_single(location[0], anchors)
-    priors = box_convert(make_priors(300), "cxcywh", "xyxy")
-    torch.testing.assert_close(decode_boxes(location[0], priors, VARIANCES), boxes, atol=1e-2, rtol=1e-4)
+    priors = box_convert(make_priors(VARIANTS["ssd300"]), "cxcywh", "xyxy")
+    torch.testing.assert_close(decode_boxes(location[0], priors, BOX_STD), boxes, atol=1e-2, rtol=1e-4)
 
 
 def test_biases_learn_at_twice_the_rate_and_only_weights_decay() -> None:
     module = small()
     module.trainer = None  # type: ignore[assignment]
-    optimizer = SSD(num_classes=3, width=0.03).configure_optimizers()
+    optimizer = SSD(num_classes=3, width_multiplier=0.03).configure_optimizers()
     weights, biases = optimizer.param_groups
     assert (weights["lr"], weights["weight_decay"]) == (1e-3, 5e-4)
     assert (biases["lr"], biases["weight_decay"]) == (2e-3, 0)
@@ -126,35 +154,48 @@ def test_weights_of_a_vgg16(full: SSD, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_batch_of_one_trains_with_batch_normalization() -> None:
     """The last map has one cell: its layer alone has no statistics, and no normalization."""
-    for size in (300, 512):
+    for variant in VARIANTS.values():
+        size = variant.image_size
         with torch.device("meta"):
-            network = SSDNetwork(size, width=0.02, batch_norm=True).train()  # type: ignore[arg-type]
+            network = SSDNetwork(variant, width_multiplier=0.02, batch_norm=True).train()
             network(torch.zeros(1, 3, size, size))
 
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="expected weights of vgg16"):
-        SSD(num_classes=3, width=0.03, weights=str(tmp_path / "other.pth"))
+        SSD(num_classes=3, width_multiplier=0.03, weights=str(tmp_path / "other.pth"))
     with pytest.raises(ValueError, match="expected DEFAULT or a file of weights"):
-        SSD(num_classes=3, width=0.03, weights="missing.pth")
+        SSD(num_classes=3, width_multiplier=0.03, weights="missing.pth")
 
 
 def test_images_of_another_size_are_refused() -> None:
-    message = "image: expected 300x300 pixels, found 96x64: set --data.image_size 300"
+    message = "image: expected 300x300 pixels, found 96x64; set --data.image_size 300"
     with pytest.raises(ValueError, match=message):
         small().predict(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="found images of different sizes"):
-        small().predict([torch.zeros(3, 300, 300, dtype=torch.uint8)])
-    with pytest.raises(ValueError, match="size: expected 300 or 512, found 400"):
-        small(size=400)
+    with pytest.raises(ValueError, match="expected images of one size, found 300x300, 64x300"):
+        small().predict([torch.zeros(3, 300, side, dtype=torch.uint8) for side in (300, 64)])
+    with pytest.raises(ValueError, match="variant: expected ssd300 or ssd512, found ssd400"):
+        small(variant="ssd400")
+
+
+def test_priors_are_options() -> None:
+    """A larger smallest prior, and square priors alone on the first map."""
+    sizes, ratios = [35, 60, 111, 162, 213, 264, 315], [[], [2, 3], [2, 3], [2, 3], [2], [2]]
+    module = small(prior_sizes=sizes, aspect_ratios=ratios, top_k=7, keep_top_k=5)
+    assert module.priors.value.shape == (8732 - 2 * 38 * 38, 4)
+    assert module.priors.value[0].tolist() == [4, 4, 35, 35]
+    (found,) = module.eval().predict(torch.zeros(1, 3, 300, 300, dtype=torch.uint8))
+    assert len(found["boxes"]) <= 5
+    with pytest.raises(ValueError, match="prior_sizes: expected 7 entries for ssd300, found 2"):
+        small(prior_sizes=[30, 60])
 
 
 # --- priors -----------------------------------------------------------------------------------------------------------
 
 
 def test_priors_computed_by_hand() -> None:
-    priors = make_priors(300)
+    priors = make_priors(VARIANTS["ssd300"])
     root = math.sqrt(2)
     first = [[4, 4, 30, 30], [4, 4, 30 * root, 30 * root], [4, 4, 30 * root, 30 / root], [4, 4, 30 / root, 30 * root]]
     torch.testing.assert_close(priors[:4], torch.tensor(first))
@@ -162,31 +203,31 @@ def test_priors_computed_by_hand() -> None:
     assert priors[38 * 4].tolist() == [4, 12, 30, 30]
     assert priors[38 * 38 * 4].tolist() == [8, 8, 60, 60]
     torch.testing.assert_close(priors[-1], torch.tensor([150, 150, 264 / root, 264 * root]))
-    large = make_priors(512)
+    large = make_priors(VARIANTS["ssd512"])
     torch.testing.assert_close(large[0], torch.tensor([4, 4, 35.84, 35.84]))
     torch.testing.assert_close(large[1], torch.tensor([4, 4, math.sqrt(35.84 * 76.8), math.sqrt(35.84 * 76.8)]))
     torch.testing.assert_close(large[-1], torch.tensor([256, 256, 460.8 / root, 460.8 * root]))
 
 
 def test_priors_are_torchvisions_with_the_papers_scales() -> None:
-    for size, scales in (
-        (300, [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]),
-        (512, [0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05]),
+    for name, scales in (
+        ("ssd300", [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]),
+        ("ssd512", [0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05]),
     ):
-        maps = MAPS[size]
-        generator = DefaultBoxGenerator(
-            [list(m.aspects) for m in maps], scales=scales, steps=[m.step for m in maps], clip=False
-        )
+        variant = VARIANTS[name]
+        size = variant.image_size
+        ratios = [list(ratios) for ratios in variant.aspect_ratios]
+        generator = DefaultBoxGenerator(ratios, scales=scales, steps=list(variant.steps), clip=False)
         images = ImageList(torch.zeros(1, 3, size, size), [(size, size)])
-        expected = generator(images, [torch.zeros(1, 1, m.cells, m.cells) for m in maps])[0]
-        found = box_convert(make_priors(size), "cxcywh", "xyxy")  # type: ignore[arg-type]
+        expected = generator(images, [torch.zeros(1, 1, cells, cells) for cells in variant.cells])[0]
+        found = box_convert(make_priors(variant), "cxcywh", "xyxy")
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
 # --- matching and loss ------------------------------------------------------------------------------------------------
 
 
-def the_authors_matching(overlap: np.ndarray, least: float = 0.5) -> np.ndarray:
+def the_authors_matching(overlap: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """MatchBBox for overlaps (M,P): which object each prior has, -1 for none."""
     objects, priors = overlap.shape
     match = np.full(priors, -1)
@@ -202,7 +243,7 @@ def the_authors_matching(overlap: np.ndarray, least: float = 0.5) -> np.ndarray:
         match[pair[0]] = pair[1]
         pool.remove(pair[1])
     for i in range(priors):
-        if match[i] == -1 and objects and overlap[:, i].max() >= least:
+        if match[i] == -1 and objects and overlap[:, i].max() >= threshold:
             match[i] = int(overlap[:, i].argmax())
     return match
 
@@ -275,7 +316,7 @@ def test_matching_and_loss_are_the_authors() -> None:
             overlap = batched_box_iou(entry["boxes"][None], box_convert(priors, "cxcywh", "xyxy"))[0].numpy()
             match.append(the_authors_matching(overlap))
             label = np.where(match[b] >= 0, 1 + entry["labels"].numpy()[match[b]], 0) if len(entry["labels"]) else 0
-            assert (targets.label[b].numpy() == label).all(), seed
+            assert (targets.labels[b].numpy() == label).all(), seed
             assert (targets.positive[b].numpy() == (match[b] >= 0)).all(), seed
             if len(overlap):
                 best = overlap.argmax(1)
@@ -295,7 +336,7 @@ def test_matching_and_loss_are_the_authors() -> None:
 def test_matching_on_the_real_priors() -> None:
     """Objects that are close together, each has a prior of its own, among SSD300's."""
     rng = np.random.default_rng(0)
-    priors = make_priors(300)
+    priors = make_priors(VARIANTS["ssd300"])
     for _ in range(10):
         low = rng.uniform(0, 200, (6, 2))
         low[3:] = low[:3] + rng.uniform(-4, 4, (3, 2))
@@ -303,22 +344,31 @@ def test_matching_on_the_real_priors() -> None:
         targets = encode([{"boxes": boxes, "labels": torch.arange(6)}], priors)
         iou = box_iou(boxes, box_convert(priors, "cxcywh", "xyxy"))
         torch.testing.assert_close(batched_box_iou(boxes[None], box_convert(priors, "cxcywh", "xyxy"))[0], iou)
-        assert set(targets.label[0].tolist()) == set(range(7))
+        assert set(targets.labels[0].tolist()) == set(range(7))
         assert targets.positive[0][(iou >= 0.5).any(0)].all()
-        has = targets.label[0] - 1
+        has = targets.labels[0] - 1
         assert (iou[has[targets.positive[0]], targets.positive[0].nonzero()[:, 0]] > 0).all()
 
 
 def test_two_objects_with_one_best_prior() -> None:
     """The one that overlaps it more has it; the other has its next best, though the first overlaps that more too."""
     overlap = torch.tensor([[[0.4, 0.3, 0.0], [0.45, 0.35, 0.2]]])
-    assert own_priors(overlap).tolist() == [[1, 0, 2]]
+    assert match_objects_batched(overlap).tolist() == [[1, 0, 2]]
     # A third one pushes the second on, and that the first.
     overlap = torch.tensor([[[0.4, 0.3, 0.1], [0.45, 0.35, 0.2], [0.6, 0.0, 0.0]]])
-    assert own_priors(overlap).tolist() == [[2, 1, 0]]
+    assert match_objects_batched(overlap).tolist() == [[2, 1, 0]]
     # Equal objects: the first comes first. An object that overlaps nothing has nothing.
     overlap = torch.tensor([[[0.4, 0.3, 0.0], [0.4, 0.3, 0.0], [0.0, 0.0, 0.0]]])
-    assert own_priors(overlap).tolist() == [[0, 1, 3]]
+    assert match_objects_batched(overlap).tolist() == [[0, 1, 3]]
+
+
+def test_the_batched_matching_equals_the_plain_one() -> None:
+    """Without ties, and with at most `ROUNDS` objects in one place; objects without overlap included."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        iou = torch.rand(3, 1 + seed % ROUNDS, 50, generator=generator)
+        iou = torch.where(torch.rand(iou.shape, generator=generator) < 0.7, 0, iou)
+        assert torch.equal(match_objects(iou), match_objects_batched(iou)), seed
 
 
 def test_crowds_beyond_the_rounds_lose_no_one_else() -> None:
@@ -327,7 +377,7 @@ def test_crowds_beyond_the_rounds_lose_no_one_else() -> None:
     overlap = torch.rand(1, 1, 30).sort(descending=True).values.expand(1, ROUNDS + 5, 30).clone()
     overlap[0, -1] = 0
     overlap[0, -1, 29] = 0.9
-    owner = own_priors(overlap)[0]
+    owner = match_objects_batched(overlap)[0]
     assert owner[:ROUNDS].tolist() == list(range(ROUNDS))
     assert owner[29] == ROUNDS + 4
     assert (owner[ROUNDS:29] == ROUNDS + 5).all()
@@ -335,7 +385,7 @@ def test_crowds_beyond_the_rounds_lose_no_one_else() -> None:
 
 def test_three_hard_negatives_for_a_positive_in_each_image() -> None:
     """Gradients reach 3 negatives of the image with one positive, those with the highest loss, none of the others."""
-    priors = make_priors(300)
+    priors = make_priors(VARIANTS["ssd300"])
     exact = box_convert(priors[4000:4001], "cxcywh", "xyxy")
     target = [{"boxes": exact, "labels": torch.tensor([1])}, NOTHING]
     targets = encode(target, priors)
@@ -389,29 +439,29 @@ def test_the_loss_is_of_single_precision_under_autocast() -> None:
 
 def test_what_was_encoded_is_decoded() -> None:
     rng = np.random.default_rng(0)
-    priors = make_priors(300)
+    priors = make_priors(VARIANTS["ssd300"])
     for _ in range(10):
         cells = rng.permutation(9)[:4]
         low = np.stack([cells % 3, cells // 3], 1) * 100 + rng.uniform(0, 20, (4, 2))
         boxes = torch.from_numpy(np.concatenate([low, low + rng.uniform(15, 80, (4, 2))], 1)).float()
         labels = torch.from_numpy(rng.integers(0, 3, 4))
         targets = encode([{"boxes": boxes, "labels": labels}], priors)
-        confidence = torch.nn.functional.one_hot(targets.label, 4) * 20.0
-        (found,) = decode(targets.offset, confidence, priors, 300)
+        confidence = torch.nn.functional.one_hot(targets.labels, 4) * 20.0
+        (found,) = decode(targets.deltas, confidence, priors, 300)
         order = found["boxes"][:, :2].mul(torch.tensor([1.0, 1000])).sum(1).argsort()
         expected = boxes[:, :2].mul(torch.tensor([1.0, 1000])).sum(1).argsort()
         torch.testing.assert_close(found["boxes"][order], boxes[expected], atol=1e-3, rtol=1e-4)
         assert found["labels"][order].tolist() == labels[expected].tolist()
-        assert multibox_loss(targets.offset, confidence, targets)["location"] < 1e-8
+        assert multibox_loss(targets.deltas, confidence, targets)["location"] < 1e-8
     priors = box_convert(priors, "cxcywh", "xyxy")
     random = box_convert(torch.from_numpy(rng.uniform(4, 200, (len(priors), 4))).float(), "cxcywh", "xyxy")
-    there = decode_boxes(encode_boxes(random, priors, VARIANCES), priors, VARIANCES)
+    there = decode_boxes(encode_boxes(random, priors, BOX_STD), priors, BOX_STD)
     torch.testing.assert_close(there, random, atol=1e-2, rtol=1e-4)
 
 
 def test_at_most_200_boxes_and_none_beyond_the_picture() -> None:
     torch.manual_seed(0)
-    priors = make_priors(300)
+    priors = make_priors(VARIANTS["ssd300"])
     location = torch.randn(1, len(priors), 4) * 3
     location[0, 0] = 1e6
     (found,) = decode(location, torch.randn(1, len(priors), 21), priors, 300)
@@ -450,7 +500,7 @@ def test_it_learns_to_find_squares() -> None:
             target.append({"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels)})
         return {"image": pixels, "target": target}
 
-    module = small(num_classes=2, width=0.1, coco=False)
+    module = small(num_classes=2, width_multiplier=0.1, compute_coco_ap=False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
     for _ in range(80):
         optimizer.zero_grad()
