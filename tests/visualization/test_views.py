@@ -64,7 +64,7 @@ RCNN_OPTIONS: dict[str, Any] = {
 SYSTEMS: dict[str, tuple[Any, int, type[PredictionView]]] = {
     "ImageClassifier": (lambda: ImageClassifier("resnet20_cifar", 3), 32, ClassificationView),
     "AttributeClassifier": (
-        lambda: AttributeClassifier({"cuisine": ["Greek", "Thai"]}, backbone="resnet20_cifar"),
+        lambda: AttributeClassifier(backbone="resnet20_cifar", attributes={"cuisine": ["Greek", "Thai"]}),
         32,
         AttributesView,
     ),
