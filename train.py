@@ -10,8 +10,9 @@
     test       compute the metrics of the test set
     predict    write predictions for a folder of images
 
-Options are dotted: --model.backbone resnet50, --data.batch_size 128, --trainer.max_epochs 90. The command line overrides
-YAML files (--config; later ones override earlier ones, all override configs/trainer.yaml), and these a checkpoint.
+Options are dotted: --model.backbone resnet50, --data.batch_size 128, --trainer.max_epochs 90.
+The command line overrides YAML files, and these override a checkpoint. Of several --config files, later ones override
+earlier ones; all override configs/trainer.yaml.
 
     --config FILE.yaml     an experiment; may be given several times
     --model NAME           the system, for example ImageClassifier; all systems: --model.help; its options:

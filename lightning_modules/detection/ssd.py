@@ -27,7 +27,7 @@ from lightning_modules.components.boxes import (
     non_maximum_suppression,
     pad_targets,
 )
-from lightning_modules.components.image_batches import require_size
+from lightning_modules.components.image_batches import require_square
 from lightning_modules.components.parameter_groups import caffe_groups
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.components.vgg import conv_relu, dilated_vgg16, load_dilated_vgg16
@@ -401,9 +401,7 @@ class SSD(Detector):
 
     def forward(self, images: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
         """Map uint8 images (B, 3, S, S) to deltas (B, P, 4) and logits (B, P, 1 + C)."""
-        side = self.image_size
-        images = require_size(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)
-        return self.network(self.preprocess(images))
+        return self.network(self.preprocess(require_square(images, self.image_size)))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         deltas, logits = self(batch["image"])

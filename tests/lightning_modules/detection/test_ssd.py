@@ -72,8 +72,6 @@ def full() -> SSD:
 @pytest.mark.parametrize(
     ("name", "parameters", "priors"), [("ssd300", 26_285_486, 8732), ("ssd512", 27_188_676, 24564)]
 )
-    ("name", "parameters", "priors"), [("ssd300", 26_285_486, 8732), ("ssd512", 27_188_676, 24564)]
-)
 def test_the_papers_networks(name: str, parameters: int, priors: int) -> None:
     variant = VARIANTS[name]
     size = variant.image_size

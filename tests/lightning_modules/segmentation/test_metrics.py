@@ -116,7 +116,8 @@ def test_wrong_input_is_named() -> None:
     good = torch.zeros(4, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match="as many predictions as targets, found 1 and 2"):
         metric.update([good], [good, good])
-    with pytest.raises(ValueError, match=r"preds\[1\]: expected the ground truth's size \(4, 6\), found \(2, 3\); resize the logits"):
+    message = r"preds\[1\]: expected the ground truth's size \(4, 6\), found \(2, 3\); resize the logits"
+    with pytest.raises(ValueError, match=message):
         metric.update([good, good[:2, :3]], [good, good])
     with pytest.raises(ValueError, match="preds: expected ids 0 to 2, found 3"):
         metric.update([good + 3], [good])
@@ -144,7 +145,7 @@ def test_the_collection_gives_scalars_and_tables() -> None:
     assert torch.equal(metrics.compute()["iou"], compute(*some_maps(1))["iou"])
 
 
-# --- instances ----------------------------------------------------------------------------------------------------------
+# --- instances --------------------------------------------------------------------------------------------------------
 
 Images = list[dict[str, torch.Tensor]]
 
