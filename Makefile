@@ -1,9 +1,14 @@
-# make demo | test | lint | bench: each sets up .venv first, where it is not there yet.
+# make demo     set up .venv, generate a small dataset, train a ResNet-20 on it
+# make test     set up .venv, run linters and tests: about 10 minutes on two idle cores
+# make lint     ruff and mypy
+# make format   format the code
+# make bench    input pipeline against torchvision's
+# make clean    remove .venv and caches
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Where the demo's data lies; its run goes to runs/demo/.
+# Generated data of the demo; its run directory is in runs/demo/.
 DEMO_DATA := data/demo
 
 .PHONY: help demo test lint format bench clean
@@ -11,9 +16,9 @@ help:
 	@sed -n 's/^# make /make /p' Makefile
 
 $(READY): setup.cfg constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, found %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "PYTHON: expected 3.11 or newer, found %d.%d; use make PYTHON=/path/to/python3.11" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV): PyTorch is large, this takes minutes the first time"
+	@echo "setting up $(VENV); downloading PyTorch takes a few minutes"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
@@ -21,9 +26,9 @@ demo: $(READY)
 	@test -f $(DEMO_DATA)/.synthetic || $(BIN)/python -m datamodules.synthetic imagenet $(DEMO_DATA) --classes 6 --train 150 --val 50 --size 64
 	$(BIN)/python train.py fit --config configs/classification/demo.yaml
 	@echo
-	@echo "The experiment is configs/classification/demo.yaml. To train this run on from where it stands:"
+	@echo "The config is configs/classification/demo.yaml. Continue this run with more epochs:"
 	@echo "    $(BIN)/python train.py fit --resume last --experiment demo --trainer.max_epochs 12"
-	@echo "A run that is killed goes on the same way, to the same bits: try Ctrl-C, or kill -9."
+	@echo "A killed run resumes the same way, to the same bits: try Ctrl-C, or kill -9."
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
