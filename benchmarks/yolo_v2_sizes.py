@@ -46,7 +46,7 @@ def measure(
     module: YOLOv2, data: VOCDetection, warm_up: int, timed: int, device: torch.device
 ) -> tuple[float, float, float]:
     """Mean average precision, frames a second to the final boxes, and of the network alone, at the data's size."""
-    metric = VOCMeanAP(module.num_classes, module.ap).to(device)
+    metric = VOCMeanAP(module.num_classes, module.ap_method).to(device)
     images: list[Tensor] = []
     for batch in data.val_dataloader():
         pictures = batch["image"].to(device)

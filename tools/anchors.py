@@ -16,9 +16,9 @@ import numpy as np
 from datamodules.detection.voc import VOCDetection
 from datamodules.images import image_size
 from errors import DatasetError, UserError
+from lightning_modules.detection.yolo_v2 import STRIDE
 from tools.command import command, names_or_file
 
-STRIDE = 32  # pixels per grid cell of YOLOv2
 RESTARTS = 5  # of k-means
 MAX_ITERATIONS = 300  # k-means may cycle, since the mean of a cluster does not minimize the distance 1 - IoU
 

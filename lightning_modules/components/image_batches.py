@@ -56,6 +56,11 @@ def require_size(
     return images
 
 
+def require_square(images: Tensor | list[Tensor], side: int) -> Tensor:
+    """Return the images as one tensor (B, 3, side, side), see `require_size`."""
+    return require_size(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)
+
+
 def stack_images(images: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack images of any sizes; smaller ones are padded with 0 on the right and at the bottom.
 

@@ -1,7 +1,11 @@
-"""YOLO: Redmon, Divvala, Girshick and Farhadi, "You Only Look Once: Unified, Real-Time Object Detection", CVPR 2016.
+"""YOLO v1: detection by one network in one pass, without proposals.
 
-The image is divided into S x S cells. The cell that holds an object's center is to find it: it predicts B boxes, a
-confidence for each, and one distribution over the C classes. One network, one pass, no proposals.
+Redmon, Divvala, Girshick and Farhadi, "You Only Look Once: Unified, Real-Time Object Detection", CVPR 2016.
+
+The image is divided into a grid of cells. The cell that contains the center of an object predicts its boxes with one
+confidence each, and one distribution over the classes. Notation of the shapes:
+
+    N images, S grid cells per side, B boxes per cell, C classes, K objects of a batch, M objects of an image
 """
 
 from __future__ import annotations
@@ -12,20 +16,22 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.average_precision import APMethod
+from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
-from lightning_modules.components.image_batches import require_size
+from lightning_modules.components.image_batches import require_square
+from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.detection.metrics import detection_metrics
+from lightning_modules.detection.base import Detector
 
 # --- network ------------------------------------------------------------------------------------------------------
 
-# Figure 3: (kernel, channels), stride 2 where a third number says so; M is max pooling by 2. The first twenty
-# convolutions are pretrained on ImageNet in the paper.
+Backbone = Literal["darknet", "resnet18", "resnet34", "resnet50"]
+CELL_SIZE = 64  # pixels per side of a grid cell
+# Figure 3: (kernel size, channels) and the stride if it is not 1; M is max pooling by 2. The paper pretrains the first
+# 20 convolutions on ImageNet; the last 4 are the detection layers.
 LAYERS: tuple[tuple[int, ...] | str, ...] = (
     (7, 64, 2), "M", (3, 192), "M", (1, 128), (3, 256), (1, 256), (3, 512), "M",
     *((1, 256), (3, 512)) * 4, (1, 512), (3, 1024), "M",
@@ -35,115 +41,108 @@ LAYERS: tuple[tuple[int, ...] | str, ...] = (
 
 
 class YOLOv1Network(nn.Module):
-    """Figure 3's network, or its detection layers upon a ResNet: images to S x S x (B*5 + C) numbers.
+    """The network of figure 3, or its detection layers on top of a ResNet.
 
     Args:
-        backbone: ``darknet`` is the paper's; a ResNet stands for its first twenty layers on small data.
-        num_classes: C.
-        grid: S.
-        boxes: B.
-        input_size: side of the images in pixels. The paper's network divides it by 64, a ResNet with the detection
-            layers too.
-        width: multiplies the channels of all layers that are made here; the paper's are 1.
-        batch_norm: after each convolution that is made here, in place of its bias.
-        hidden: units of the first fully connected layer, 4096 in the paper.
-        weights: of a ResNet, see `find_weights`; None starts from nothing.
+        backbone: see `YOLOv1`.
+        num_classes: number of classes, C.
+        grid_size: grid cells per side, S.
+        boxes_per_cell: boxes per cell, B.
+        width_multiplier: see `YOLOv1`.
+        batch_norm: see `YOLOv1`.
+        hidden_units: units of the first fully connected layer.
+        weights: see `YOLOv1`.
     """
 
     def __init__(
         self,
-        backbone: Literal["darknet", "resnet18", "resnet34", "resnet50"] = "darknet",
+        backbone: Backbone = "darknet",
         num_classes: int = 20,
-        grid: int = 7,
-        boxes: int = 2,
-        input_size: int = 448,
-        width: float = 1.0,
+        grid_size: int = 7,
+        boxes_per_cell: int = 2,
+        width_multiplier: float = 1.0,
         batch_norm: bool = False,
-        hidden: int = 4096,
+        hidden_units: int = 4096,
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if input_size != 64 * grid:
-            raise UserError(
-                f"input_size: expected 64 pixels a cell, {64 * grid} for a grid of {grid}, found {input_size}"
-            )
         if weights is not None and backbone == "darknet":
             raise UserError(
-                f"weights: there are none for the darknet backbone, found {weights}: take a ResNet, or null"
+                f"weights: expected null for backbone 'darknet' (none are published for it), found {weights}; "
+                "use a ResNet backbone"
             )
-        self.grid, self.depth = grid, 5 * boxes + num_classes
-        if backbone == "darknet":
-            self.features, channels = self._convolutions(LAYERS, 3, width, batch_norm)
-        else:
+        self.grid_size, self.depth = grid_size, 5 * boxes_per_cell + num_classes
+        trunk: list[nn.Module] = []
+        layers, in_channels = LAYERS, 3
+        if backbone != "darknet":
             resnet = torchvision.models.get_model(backbone, weights=None)
             if weights is not None:
                 load_weights(resnet, find_weights(backbone, weights), backbone, "fc")
-            channels = resnet.fc.in_features
             trunk = [module for name, module in resnet.named_children() if name not in ("avgpool", "fc")]
-            detection, channels = self._convolutions(LAYERS[-4:], channels, width, batch_norm)
-            self.features = nn.Sequential(*trunk, *detection)
-        self.fc1 = nn.Linear(channels * grid * grid, hidden)
+            layers, in_channels = LAYERS[-4:], resnet.fc.in_features
+        convolutions, channels = make_convolutions(layers, in_channels, width_multiplier, batch_norm)
+        self.features = nn.Sequential(*trunk, *convolutions)
+        self.fc1 = nn.Linear(channels * grid_size**2, hidden_units)
         self.dropout = nn.Dropout(0.5)
-        self.fc2 = nn.Linear(hidden, grid * grid * self.depth)
-        for layer in self.modules() if backbone == "darknet" else (*detection.modules(), self.fc1, self.fc2):
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(layer.weight, a=0.1, nonlinearity="leaky_relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        # Near zero at the start, since squared errors of large numbers would tear the pretrained layers.
+        self.fc2 = nn.Linear(hidden_units, grid_size**2 * self.depth)
+        for module in (convolutions, self.fc1, self.fc2):
+            he_normal(module, negative_slope=0.1)
+        # Outputs near 0: the gradients of large squared errors would destroy the pretrained layers.
         nn.init.normal_(self.fc2.weight, std=0.01)
 
-    @staticmethod
-    def _convolutions(
-        layers: tuple[tuple[int, ...] | str, ...], channels: int, width: float, batch_norm: bool
-    ) -> tuple[nn.Sequential, int]:
-        modules: list[nn.Module] = []
-        for layer in layers:
-            if isinstance(layer, str):
-                modules.append(nn.MaxPool2d(2))
-                continue
-            kernel, out, stride = (*layer, 1)[:3]
-            out = max(1, round(out * width))
-            modules.append(nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=not batch_norm))
-            modules += [nn.BatchNorm2d(out)] if batch_norm else []
-            modules.append(nn.LeakyReLU(0.1, inplace=True))
-            channels = out
-        return nn.Sequential(*modules), channels
-
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized images float (N,3,64S,64S) to (N,S,S,B*5+C); what the numbers mean is said in `Grid`."""
+        """Map normalized images, float (N, 3, 64 S, 64 S), to (N, S, S, 5 B + C), see `CellPredictions`."""
         x = F.leaky_relu(self.fc1(self.features(x).flatten(1)), 0.1)
-        return self.fc2(self.dropout(x)).view(-1, self.grid, self.grid, self.depth)
+        return self.fc2(self.dropout(x)).view(-1, self.grid_size, self.grid_size, self.depth)
 
 
-class Grid(NamedTuple):
-    """The network's numbers by their meaning; cell (row, column) is at [:, row, column].
+def make_convolutions(
+    layers: tuple[tuple[int, ...] | str, ...], in_channels: int, width_multiplier: float, batch_norm: bool
+) -> tuple[nn.Sequential, int]:
+    """Return the convolutions and poolings of a part of `LAYERS`, and their number of output channels."""
+    modules: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, str):
+            modules.append(nn.MaxPool2d(2))
+            continue
+        kernel_size, out_channels, stride = (*layer, 1)[:3]
+        out_channels = max(1, round(out_channels * width_multiplier))
+        padding = kernel_size // 2
+        modules.append(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=not batch_norm))
+        modules += [nn.BatchNorm2d(out_channels)] if batch_norm else []
+        modules.append(nn.LeakyReLU(0.1, inplace=True))
+        in_channels = out_channels
+    return nn.Sequential(*modules), in_channels
+
+
+class CellPredictions(NamedTuple):
+    """The output of the network, float32; cell (row, column) is at [:, row, column].
 
     Attributes:
-        xy: (N,S,S,B,2), a box's center within the cell: 0..1 from the cell's upper left corner.
-        root: (N,S,S,B,2), square roots of its width and height, which are parts of the image's.
-        confidence: (N,S,S,B), the IoU that the box is thought to have with an object.
-        classes: (N,S,S,C), the classes' probabilities if there is an object.
+        xy: (N, S, S, B, 2), center of the box relative to the upper left corner of the cell, in cells.
+        sqrt_wh: (N, S, S, B, 2), square roots of width and height relative to the image.
+        confidence: (N, S, S, B), predicted IoU of the box with an object.
+        classes: (N, S, S, C), probabilities of the classes if the cell contains an object.
     """
 
     xy: Tensor
-    root: Tensor
+    sqrt_wh: Tensor
     confidence: Tensor
     classes: Tensor
 
     @classmethod
-    def of(cls, output: Tensor, boxes: int) -> Grid:
-        """Takes the network's output (N,S,S,B*5+C) apart: first B times (x, y, root w, root h, confidence)."""
-        box, classes = output.float().split([5 * boxes, output.shape[-1] - 5 * boxes], dim=-1)
-        box = box.unflatten(-1, (boxes, 5))
-        return cls(box[..., :2], box[..., 2:4], box[..., 4], classes)
+    def split(cls, output: Tensor, boxes_per_cell: int) -> CellPredictions:
+        """Split the output (N, S, S, 5 B + C): B times (x, y, sqrt w, sqrt h, confidence), then the classes."""
+        boxes, classes = output.float().tensor_split([5 * boxes_per_cell], dim=-1)
+        boxes = boxes.unflatten(-1, (boxes_per_cell, 5))
+        return cls(boxes[..., :2], boxes[..., 2:4], boxes[..., 4], classes)
 
-    def corners(self) -> Tensor:
-        """The boxes on a 0..1 scale of the image: xyxy (N,S,S,B,4)."""
-        size = self.xy.shape[1]
-        cells = torch.arange(size, device=self.xy.device, dtype=self.xy.dtype)
+    def boxes(self) -> Tensor:
+        """Return the boxes, (N, S, S, B, 4), xyxy relative to the image."""
+        grid_size = self.xy.shape[1]
+        cells = torch.arange(grid_size, device=self.xy.device, dtype=self.xy.dtype)
         corner = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), dim=-1)[:, :, None]
-        center, half = (self.xy + corner) / size, self.root.square() / 2
+        center, half = (self.xy + corner) / grid_size, self.sqrt_wh.square() / 2
         return torch.cat([center - half, center + half], dim=-1)
 
 
@@ -151,220 +150,226 @@ class Grid(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """All objects of a batch, K of them, and which are to be found.
+    """All objects of a batch.
 
     Attributes:
-        found: bool (K,), to be found; what the others hold has no meaning.
-        cell: int64 (K,), (image * S + row) * S + column.
-        xy: float (K,2), the center within the cell, 0..1.
-        root: float (K,2), square roots of width and height as parts of the image's.
-        corners: float (K,4), the box on a 0..1 scale.
-        label: int64 (K,).
+        assigned: bool (K,), the object is the target of its cell; the other fields of all others have no meaning.
+        cell: int64 (K,), index of the cell, (image * S + row) * S + column.
+        xy: float (K, 2), center relative to the upper left corner of the cell, in cells, 0..1.
+        sqrt_wh: float (K, 2), square roots of width and height relative to the image.
+        boxes: float (K, 4), xyxy relative to the image.
+        labels: int64 (K,).
     """
 
-    found: Tensor
+    assigned: Tensor
     cell: Tensor
     xy: Tensor
-    root: Tensor
-    corners: Tensor
-    label: Tensor
+    sqrt_wh: Tensor
+    boxes: Tensor
+    labels: Tensor
 
 
-def encode(target: list[dict[str, Tensor]], grid: int, height: int, width: int, least: float = 0.005) -> Targets:
-    """Gives each object to the cell of its center.
+def encode(
+    target: list[dict[str, Tensor]], grid_size: int, image_size: tuple[int, int], min_size: float = 0.005
+) -> Targets:
+    """Assign each object to the grid cell that contains its center.
 
-    Of two in one cell the first is to be found. Objects narrower or lower than ``least`` of the image are not. Both
-    are what the authors' code does (darknet, data.c and detection_layer.c).
+    If several objects share a cell, only the first one is a target. Objects whose width or height is below ``min_size``
+    (relative to the image) are ignored. Both rules follow the authors' code (darknet, src/data.c and
+    src/detection_layer.c).
 
     Args:
-        target: boxes float (M,4) xyxy in pixels and labels int64 (M,) of each image.
-        grid: S.
-        height, width: of the images in pixels.
-        least: see above.
+        target: one dict per image with ``boxes`` float (M, 4), xyxy in pixels, and ``labels`` int64 (M,).
+        grid_size: cells per side, S.
+        image_size: (height, width) in pixels.
+        min_size: smallest relative width and height of a target.
+
+    Returns:
+        Targets of all K objects of the batch.
     """
-    boxes, label, image = concatenate_targets(target)
-    corners = boxes / boxes.new_tensor([width, height, width, height])
-    size = corners[:, 2:] - corners[:, :2]
-    center = (corners[:, :2] + corners[:, 2:]) / 2 * grid
-    place = center.floor().clamp(0, grid - 1)
-    column, row = place.long().unbind(1)
-    cell = (image * grid + row) * grid + column
-    # The first of those that share a cell, without a loop: its least number.
-    number = torch.arange(len(boxes), device=boxes.device)
-    large = (size >= least).all(1)
-    first = torch.full((len(target) * grid * grid,), len(boxes), device=boxes.device)
-    first = first.scatter_reduce(0, cell, torch.where(large, number, len(boxes)), "amin")
-    return Targets(first[cell] == number, cell, center - place, size.clamp_min(0).sqrt(), corners, label)
+    boxes, labels, image = concatenate_targets(target)
+    height, width = image_size
+    boxes = boxes / boxes.new_tensor([width, height, width, height])
+    size = boxes[:, 2:] - boxes[:, :2]
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2 * grid_size
+    corner = center.floor().clamp(0, grid_size - 1)
+    column, row = corner.long().unbind(1)
+    cell = (image * grid_size + row) * grid_size + column
+    # Vectorized "first object wins": keep the smallest object index per cell.
+    index = torch.arange(len(boxes), device=boxes.device)
+    first = torch.full((len(target) * grid_size**2,), len(boxes), device=boxes.device)
+    first = first.scatter_reduce(0, cell, torch.where((size >= min_size).all(1), index, len(boxes)), "amin")
+    return Targets(first[cell] == index, cell, center - corner, size.clamp_min(0).sqrt(), boxes, labels)
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------
 
 
 def yolo_loss(
-    output: Tensor, targets: Targets, boxes: int, lambda_coord: float = 5.0, lambda_noobj: float = 0.5
+    output: Tensor, targets: Targets, boxes_per_cell: int, lambda_coord: float = 5.0, lambda_noobj: float = 0.5
 ) -> dict[str, Tensor]:
-    """Equation 3: the sum of squared errors, the mean over the images of the batch.
+    """Compute the sum of squared errors, averaged over the images of the batch (equation 3).
 
-    - ``center``: lambda_coord * sum over the responsible boxes of (x - x*)^2 + (y - y*)^2.
-    - ``size``: lambda_coord * the same of the square roots of width and height.
-    - ``object``: (confidence - IoU)^2 of the responsible boxes.
-    - ``no_object``: lambda_noobj * confidence^2 of all other boxes, those in cells with an object too.
-    - ``class``: the squared error of the class probabilities, once a cell with an object.
-
-    Responsible is the box of the cell that overlaps the object most; where none does, the one whose (x, y, width,
-    height) are nearest. The IoU that a confidence is drawn to is that of the decoded box; no gradient flows through it.
+    The responsible predictor of an object is the box of its cell with the highest IoU. If no box overlaps the object,
+    it is the box with the smallest distance in (x, y, w, h).
 
     Args:
-        output: the network's (N,S,S,B*5+C).
+        output: output of the network, (N, S, S, 5 B + C).
         targets: see `encode`.
-        boxes: B.
-        lambda_coord, lambda_noobj: the paper's weights.
+        boxes_per_cell: B.
+        lambda_coord: weight of the errors of the coordinates.
+        lambda_noobj: weight of the confidence of predictors without an object.
+
+    Returns:
+        ``center``: lambda_coord * ((x - x*)^2 + (y - y*)^2), summed over the responsible predictors;
+        ``size``: lambda_coord * the same of the square roots of width and height;
+        ``object``: (confidence - IoU)^2 of the responsible predictors, without gradient through the IoU;
+        ``no_object``: lambda_noobj * confidence^2 of all other predictors, also of cells with an object;
+        ``class``: squared error of the class probabilities, once per cell with an object.
     """
-    images = len(output)
-    predicted = Grid.of(output, boxes)
-    cell, found = targets.cell, targets.found
+    num_images = len(output)
+    predictions = CellPredictions.split(output, boxes_per_cell)
     with torch.no_grad():
-        corners = predicted.corners().flatten(0, 2)[cell]
-        truth = targets.corners[:, None].expand_as(corners)
-        iou = paired_iou(corners.reshape(-1, 4), truth.reshape(-1, 4)).view(-1, boxes).float()
-        nearest = (_center_size(corners) - _center_size(truth)).square().sum(-1).argmin(1)
-        chosen = torch.where(iou.amax(1) > 0, iou.argmax(1), nearest)
+        boxes = predictions.boxes().flatten(0, 2)[targets.cell]
+        gt_boxes = targets.boxes[:, None].expand_as(boxes)
+        iou = paired_iou(boxes, gt_boxes).float()
+        distance = (box_convert(boxes, "xyxy", "cxcywh") - box_convert(gt_boxes, "xyxy", "cxcywh")).square().sum(-1)
+        chosen = torch.where(iou.amax(1) > 0, iou.argmax(1), distance.argmin(1))
         iou = iou.gather(1, chosen[:, None])[:, 0]
-        # One place more, for what is not to be found.
-        responsible = torch.zeros(predicted.confidence.numel() + 1, dtype=torch.bool, device=output.device)
-        place = torch.where(found, cell * boxes + chosen, len(responsible) - 1)
-        responsible = responsible.index_fill(0, place, True)[:-1].view_as(predicted.confidence)
-    row = torch.arange(len(cell), device=output.device)
-    xy = predicted.xy.flatten(0, 2)[cell][row, chosen]
-    root = predicted.root.flatten(0, 2)[cell][row, chosen]
-    confidence = predicted.confidence.flatten(0, 2)[cell][row, chosen]
-    classes = predicted.classes.flatten(0, 2)[cell]
-    one_hot = F.one_hot(targets.label, classes.shape[-1])
+        predictor = targets.cell * boxes_per_cell + chosen
+        responsible = responsible_mask(predictor, targets.assigned, predictions.confidence)
+    xy, sqrt_wh, confidence = (part.flatten(0, 3)[predictor] for part in predictions[:3])
+    classes = predictions.classes.flatten(0, 2)[targets.cell]
+    one_hot = F.one_hot(targets.labels, classes.shape[-1])
 
     def total(errors: Tensor) -> Tensor:
-        return torch.where(found, errors, 0).sum() / images
+        return torch.where(targets.assigned, errors, 0).sum() / num_images
 
     return {
         "center": lambda_coord * total((xy - targets.xy).square().sum(1)),
-        "size": lambda_coord * total((root - targets.root).square().sum(1)),
+        "size": lambda_coord * total((sqrt_wh - targets.sqrt_wh).square().sum(1)),
         "object": total((confidence - iou).square()),
-        "no_object": lambda_noobj * torch.where(responsible, 0, predicted.confidence.square()).sum() / images,
+        "no_object": lambda_noobj * torch.where(responsible, 0, predictions.confidence.square()).sum() / num_images,
         "class": total((classes - one_hot).square().sum(1)),
     }
 
 
-def _center_size(corners: Tensor) -> Tensor:
-    low, high = corners[..., :2], corners[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
+def responsible_mask(predictor: Tensor, assigned: Tensor, confidence: Tensor) -> Tensor:
+    """Mark the responsible predictors.
+
+    Args:
+        predictor: int64 (K,), index into the flattened ``confidence`` for each object.
+        assigned: bool (K,), whether the object has a responsible predictor.
+        confidence: a tensor with one element per predictor.
+
+    Returns:
+        Bool, of the shape of ``confidence``.
+    """
+    # One extra element collects the objects that are not assigned.
+    mask = torch.zeros(confidence.numel() + 1, dtype=torch.bool, device=confidence.device)
+    mask = mask.index_fill(0, torch.where(assigned, predictor, confidence.numel()), True)
+    return mask[:-1].view_as(confidence)
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
 def decode(
-    output: Tensor, boxes: int, height: int, width: int, score_threshold: float = 0.001, nms_threshold: float = 0.5
+    output: Tensor,
+    boxes_per_cell: int,
+    image_size: tuple[int, int],
+    score_threshold: float = 0.001,
+    nms_threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
-    """What the network found: for each image ``boxes`` float (K,4) xyxy in pixels, ``scores``, ``labels``, best first.
-
-    A box has the score confidence * class probability for every class (equation 1), negative factors counted as 0, and
-    stays where that is above the threshold and no better box of its class overlaps it by more than the NMS threshold.
-    ``cells`` has what each cell says, for images of it: ``boxes`` (S,S,B,4), ``confidence`` (S,S,B), ``classes``
-    (S,S,C).
+    """Decode detections; the score of a class is confidence * class probability (equation 1), both clamped to 0.
 
     Args:
-        output: the network's (N,S,S,B*5+C).
-        boxes: B.
-        height, width: of the images in pixels.
-        score_threshold, nms_threshold: the authors' for VOC.
+        output: output of the network, (N, S, S, 5 B + C).
+        boxes_per_cell: B.
+        image_size: (height, width) in pixels.
+        score_threshold: detections with a lower score are dropped; the default is the authors' for VOC.
+        nms_threshold: largest IoU of two detections of one class; the default is the authors' for VOC.
+
+    Returns:
+        One dict per image, see `Detector`. ``cells`` has the raw predictions for figures: ``boxes`` (S, S, B, 4), xyxy
+        in pixels, ``confidence`` (S, S, B) and ``classes`` (S, S, C).
     """
-    grid = Grid.of(output, boxes)
-    corners = grid.corners() * output.new_tensor([width, height, width, height]).float()
-    corners = torch.minimum(corners.clamp_min(0), corners.new_tensor([width, height, width, height]))
-    scores = grid.confidence.clamp_min(0)[..., None] * grid.classes.clamp_min(0)[:, :, :, None]
-    image, *cell, label = (scores > score_threshold).nonzero(as_tuple=True)
-    found, boxes_found = scores[image, *cell, label], corners[image, *cell]
-    results = non_maximum_suppression(boxes_found, found, label, image, len(output), nms_threshold)
-    cells = zip(corners, grid.confidence, grid.classes, strict=True)
-    names = ("boxes", "confidence", "classes")
-    return [{**r, "cells": dict(zip(names, cell, strict=True))} for r, cell in zip(results, cells, strict=True)]
+    predictions = CellPredictions.split(output, boxes_per_cell)
+    height, width = image_size
+    boxes = predictions.boxes()
+    boxes = clip_boxes_to_image(boxes * boxes.new_tensor([width, height, width, height]), image_size)
+    confidence, classes = predictions.confidence, predictions.classes
+    scores = confidence.clamp_min(0)[..., None] * classes.clamp_min(0)[:, :, :, None]
+    image, *box, labels = (scores > score_threshold).nonzero(as_tuple=True)
+    detections = non_maximum_suppression(
+        boxes[image, *box], scores[image, *box, labels], labels, image, len(output), nms_threshold
+    )
+    cells = [{"boxes": b, "confidence": p, "classes": c} for b, p, c in zip(boxes, confidence, classes, strict=True)]
+    return [{**found, "cells": raw} for found, raw in zip(detections, cells, strict=True)]
 
 
 # --- module -------------------------------------------------------------------------------------------------------
 
 
-class YOLOv1(VisionModule):
-    """YOLO. Batch: see detection in the batch contract, images of one size. Predictions: see `decode`.
-
-    Metrics: ``map`` and what else `VOCMeanAP` gives, and COCO's (`COCOMeanAP`).
+class YOLOv1(Detector):
+    """YOLO v1; all images have one size. Predictions have the key ``cells`` in addition, see `decode`.
 
     Args:
-        backbone: ``darknet`` is the paper's network of 24 convolutions; a ResNet with the four detection layers learns
-            from less data.
-        num_classes: C; ``train.py`` takes it from the data.
-        class_names: one name a class; ``train.py`` takes them from the data.
-        grid, boxes: S and B, 7 and 2 in the paper.
-        input_size: side of the images in pixels, 64 a cell; --data.image_size must say the same.
-        width: multiplies the channels of the layers that are not a ResNet's.
-        batch_norm: after each convolution, which the paper does not have and training from scratch wants.
-        hidden: units of the first fully connected layer.
+        backbone: ``darknet`` is the paper's network of 24 convolutions; a ResNet with the 4 detection layers needs less
+            data.
+        grid_size: grid cells per side, S.
+        boxes_per_cell: boxes that each cell predicts, B.
+        input_size: side of the images in pixels, 64 per grid cell; ``--data.image_size`` must be equal.
+        width_multiplier: scales the channels of all convolutions except a ResNet's.
+        batch_norm: batch normalization after each convolution, in place of its bias; not in the paper, but useful for
+            training from scratch.
+        hidden_units: units of the first fully connected layer.
         weights: None to train from scratch; DEFAULT for torchvision's ImageNet weights of a ResNet backbone; or a file.
-        lambda_coord, lambda_noobj: weights in the loss.
-        score_threshold, nms_threshold: what is kept of the predictions.
-        ap: how average precision is computed, see `VOCMeanAP`.
-        coco: measure COCO's average precision too.
-        optimizer: see `VisionModule`; the paper's SGD at the rate that its warm-up begins with.
-        kwargs: schedule, mean, std and channels_last of `VisionModule`.
+        lambda_coord: weight of the errors of the coordinates in the loss.
+        lambda_noobj: weight of the confidence of predictors without an object in the loss.
+        score_threshold: detections with a lower score are dropped.
+        optimizer: see `VisionModule`. Default: the paper's SGD with the first learning rate of its warm-up.
+        **kwargs: see `Detector`.
     """
-
-    monitor = ("val/map", "max")
 
     def __init__(
         self,
-        backbone: Literal["darknet", "resnet18", "resnet34", "resnet50"] = "darknet",
-        num_classes: int = 20,
-        class_names: list[str] | None = None,
-        grid: int = 7,
-        boxes: int = 2,
+        backbone: Backbone = "darknet",
+        grid_size: int = 7,
+        boxes_per_cell: int = 2,
         input_size: int = 448,
-        width: float = 1.0,
+        width_multiplier: float = 1.0,
         batch_norm: bool = False,
-        hidden: int = 4096,
+        hidden_units: int = 4096,
         weights: str | None = None,
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
         score_threshold: float = 0.001,
-        nms_threshold: float = 0.5,
-        ap: APMethod = "area",
-        coco: bool = True,
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4),
         **kwargs: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, **kwargs)
-        self.num_classes, self.class_names = num_classes, class_names
-        self.grid, self.boxes, self.input_size = grid, boxes, input_size
+        super().__init__(score_threshold=score_threshold, optimizer=optimizer, **kwargs)
+        if input_size != CELL_SIZE * grid_size:
+            raise UserError(
+                f"input_size: expected {CELL_SIZE * grid_size}, {CELL_SIZE} pixels per cell of grid_size {grid_size}, "
+                f"found {input_size}; change one of them"
+            )
+        self.grid_size, self.boxes_per_cell = grid_size, boxes_per_cell
+        self.image_size = (input_size, input_size)
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.ap, self.coco = ap, coco
-        self.network = YOLOv1Network(backbone, num_classes, grid, boxes, input_size, width, batch_norm, hidden, weights)
+        self.network = YOLOv1Network(
+            backbone, self.num_classes, grid_size, boxes_per_cell, width_multiplier, batch_norm, hidden_units, weights
+        )
+
+    def forward(self, images: Tensor | list[Tensor]) -> Tensor:
+        """Map uint8 images to the output of the network, (N, S, S, 5 B + C)."""
+        return self.network(self.preprocess(require_square(images, self.image_size[0])))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images = self._checked(batch["image"])
-        targets = encode(batch["target"], self.grid, images.shape[-2], images.shape[-1])
-        output = self.network(self.preprocess(images))
-        return yolo_loss(output, targets, self.boxes, self.lambda_coord, self.lambda_noobj)
+        output = self(batch["image"])
+        targets = encode(batch["target"], self.grid_size, self.image_size)
+        return yolo_loss(output, targets, self.boxes_per_cell, self.lambda_coord, self.lambda_noobj)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Any]]:
-        images = self._checked(images)
-        output = self.network(self.preprocess(images))
-        height, width = images.shape[-2:]
-        return decode(output, self.boxes, height, width, self.score_threshold, self.nms_threshold)
-
-    def build_metrics(self) -> MetricCollection:
-        return detection_metrics(self.num_classes, self.ap, self.coco)
-
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["target"])
-
-    def _checked(self, images: Tensor | list[Tensor]) -> Tensor:
-        side = self.input_size
-        return require_size(images, lambda height, width: height == width == side, f"{side}x{side} pixels", side)
+        output = self(images)
+        return decode(output, self.boxes_per_cell, self.image_size, self.score_threshold, self.nms_threshold)

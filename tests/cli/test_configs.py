@@ -57,7 +57,7 @@ FEW_PROPOSALS = [
 
 
 SMALL_DETECTORS = {
-    "yolo_v1_voc": ["--model.hidden", "64"],
+    "yolo_v1_voc": ["--model.hidden_units", "64"],
     # Untrained, every window is an object, and merging takes its time.
     "overfeat_bccd": ["--model.top_k", "20"],
     "overfeat_voc": ["--model.top_k", "20"],

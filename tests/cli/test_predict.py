@@ -33,8 +33,9 @@ def test_detections_of_pictures_and_of_a_video(
 ) -> None:
     """From the checkpoint alone; boxes lie in the images' own pixels."""
     cli.parser.run([
-        "fit", "--model", "YOLOv1", "--model.grid", "2", "--model.input_size", "128", "--model.width", "0.05",
-        "--model.hidden", "16", "--model.batch_norm", "true", "--data", "VOCDetection", "--data.image_size", "128",
+        "fit", "--model", "YOLOv1", "--model.grid_size", "2", "--model.input_size", "128",
+        "--model.width_multiplier", "0.05", "--model.hidden_units", "16", "--model.batch_norm", "true",
+        "--data", "VOCDetection", "--data.image_size", "128",
         "--data.root", str(devkit), *CELLS, *QUICK, "--trainer.max_epochs", "2", "--experiment", "cells",
     ])  # fmt: skip
     (best,) = Path("runs/cells").glob("*/checkpoints/best.ckpt")

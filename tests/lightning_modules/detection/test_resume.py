@@ -15,14 +15,15 @@ from tests.small_system import differences, kill_and_resume, load_system, outcom
 # Each system with its augmentation, and the smallest network with everything that makes resuming hard.
 DETECTORS = {
     "yolo_v1": [
-        "--model", "YOLOv1", "--model.grid", "2", "--model.input_size", "128", "--model.width", "0.05",
-        "--model.hidden", "16", "--model.batch_norm", "true", "--data.image_size", "128",
-        "--data.photometric", "yolo", "--data.jitter", "0.2",
+        "--model", "YOLOv1", "--model.grid_size", "2", "--model.input_size", "128",
+        "--model.width_multiplier", "0.05", "--model.hidden_units", "16", "--model.batch_norm", "true",
+        "--data.image_size", "128", "--data.photometric", "yolo", "--data.jitter", "0.2",
     ],
     # The size changes every ten steps, and the pull to the anchors ends on the way.
     "yolo_v2": [
-        "--model", "YOLOv2", "--model.width", "0.05", "--model.train_sizes", "[64, 96, 128]",
-        "--model.early_images", "17", "--data.image_size", "128", "--data.photometric", "yolo2", "--data.jitter", "0.3",
+        "--model", "YOLOv2", "--model.width_multiplier", "0.05", "--model.train_sizes", "[64, 96, 128]",
+        "--model.early_images", "17", "--data.image_size", "128", "--data.photometric", "yolo2",
+        "--data.jitter", "0.3",
     ],
     "ssd": [
         "--model", "SSD", "--model.width", "0.02", "--model.batch_norm", "true", "--data.image_size", "300",

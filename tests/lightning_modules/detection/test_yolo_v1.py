@@ -1,4 +1,4 @@
-"""YOLO v1: parameter counts, the loss against its formula written out in loops, encoding and decoding."""
+"""YOLO v1: parameter counts, the loss against equation 3 in loops, target encoding and decoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.detection.yolo_v1 import LAYERS, Grid, YOLOv1, YOLOv1Network, decode, encode, yolo_loss
+from errors import UserError
+from lightning_modules.detection.yolo_v1 import (
+    LAYERS,
+    CellPredictions,
+    YOLOv1,
+    YOLOv1Network,
+    decode,
+    encode,
+    yolo_loss,
+)
 
 S, B, C, SIDE = 4, 2, 3, 64
 
@@ -28,56 +37,61 @@ def test_the_papers_network(batch_norm: bool, parameters: int) -> None:
 
 @pytest.mark.parametrize("backbone", ["darknet", "resnet18"])
 def test_small_variants(backbone: Any) -> None:
-    network = YOLOv1Network(backbone, 3, grid=2, input_size=128, width=0.05, batch_norm=True, hidden=16)
+    network = YOLOv1Network(backbone, 3, grid_size=2, width_multiplier=0.05, batch_norm=True, hidden_units=16)
     assert network(torch.zeros(2, 3, 128, 128)).shape == (2, 2, 2, 13)
 
 
 def test_the_input_size_must_fit_the_grid() -> None:
-    with pytest.raises(ValueError, match="expected 64 pixels a cell, 448 for a grid of 7, found 300"):
-        YOLOv1Network(input_size=300)
-    module = YOLOv1(num_classes=3, grid=2, input_size=128, width=0.05, hidden=16)
-    with pytest.raises(ValueError, match="image: expected 128x128 pixels, found 96x96: set --data.image_size 128"):
+    with pytest.raises(UserError, match="input_size: expected 448, 64 pixels per cell of grid_size 7, found 300"):
+        YOLOv1(input_size=300)
+    module = YOLOv1(num_classes=3, grid_size=2, input_size=128, width_multiplier=0.05, hidden_units=16)
+    with pytest.raises(UserError, match="image: expected 128x128 pixels, found 96x96; set --data.image_size 128"):
         module.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+
+
+def test_weights_need_a_resnet() -> None:
+    with pytest.raises(UserError, match="weights: expected null for backbone 'darknet' .* use a ResNet backbone"):
+        YOLOv1Network(weights="DEFAULT")
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
 def iou(a: Any, b: Any) -> float:
-    """Of two boxes (x, y, w, h), their center and size."""
+    """Compute the IoU of two boxes (x, y, w, h) with center (x, y)."""
     sides = [
         min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
     ]
     if min(sides) <= 0:
         return 0.0
-    shared = sides[0] * sides[1]
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+    intersection = sides[0] * sides[1]
+    return intersection / (a[2] * a[3] + b[2] * b[3] - intersection)
 
 
-def by_the_formula(output: np.ndarray, target: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Equation 3 as the lecture writes it: a sum over cells and boxes, with 1_ij^obj and 1_ij^noobj."""
+def loss_in_loops(output: np.ndarray, target: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Compute equation 3 as a sum over cells and boxes, with 1_ij^obj and 1_ij^noobj."""
     terms = dict.fromkeys(("center", "size", "object", "no_object", "class"), 0.0)
     for n, t in enumerate(target):
-        owner: dict[tuple[int, int], tuple] = {}
+        first: dict[tuple[int, int], tuple] = {}
         for box, label in zip(t["boxes"].double().numpy(), t["labels"].tolist(), strict=True):
             x, y = (box[0] + box[2]) / 2 / SIDE, (box[1] + box[3]) / 2 / SIDE
             w, h = (box[2] - box[0]) / SIDE, (box[3] - box[1]) / SIDE
             if w < 0.005 or h < 0.005:
                 continue
-            owner.setdefault((int(y * S), int(x * S)), (x, y, w, h, label))
+            first.setdefault((int(y * S), int(x * S)), (x, y, w, h, label))
         for i in range(S):
             for j in range(S):
                 cell = output[n, i, j]
                 predicted = [cell[5 * b : 5 * b + 5] for b in range(B)]
                 chosen, overlap = -1, 0.0
-                if (i, j) in owner:
-                    x, y, w, h, label = owner[i, j]
-                    whole = [((p[0] + j) / S, (p[1] + i) / S, p[2] ** 2, p[3] ** 2) for p in predicted]
-                    overlaps = [iou(p, (x, y, w, h)) for p in whole]
+                if (i, j) in first:
+                    x, y, w, h, label = first[i, j]
+                    boxes = [((p[0] + j) / S, (p[1] + i) / S, p[2] ** 2, p[3] ** 2) for p in predicted]
+                    overlaps = [iou(p, (x, y, w, h)) for p in boxes]
                     if max(overlaps) > 0:
                         chosen = int(np.argmax(overlaps))
                     else:
-                        chosen = int(np.argmin([sum((p[k] - (x, y, w, h)[k]) ** 2 for k in range(4)) for p in whole]))
+                        chosen = int(np.argmin([sum((p[k] - (x, y, w, h)[k]) ** 2 for k in range(4)) for p in boxes]))
                     overlap = overlaps[chosen]
                     for c in range(C):
                         terms["class"] += (cell[5 * B + c] - (c == label)) ** 2
@@ -91,8 +105,8 @@ def by_the_formula(output: np.ndarray, target: list[dict[str, torch.Tensor]]) ->
     return {key: value / len(target) for key, value in terms.items()}
 
 
-def a_case(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """Random numbers and objects: none at all, several in a cell, tiny ones, predictions far off and close by."""
+def random_case(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Draw outputs and objects: images without objects, crowded cells, tiny objects, distant and close predictions."""
     rng = np.random.default_rng(seed)
     target = []
     images = int(rng.integers(1, 4))
@@ -110,38 +124,38 @@ def a_case(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
 def test_the_loss_is_the_formula() -> None:
     unmatched = crowded = empty = 0
     for seed in range(300):
-        output, target = a_case(seed)
-        targets = encode(target, S, SIDE, SIDE)
-        found = yolo_loss(output, targets, B)
-        expected = by_the_formula(output.double().numpy(), target)
+        output, target = random_case(seed)
+        targets = encode(target, S, (SIDE, SIDE))
+        terms = yolo_loss(output, targets, B)
+        expected = loss_in_loops(output.double().numpy(), target)
         for key, value in expected.items():
-            assert found[key].item() == pytest.approx(value, rel=2e-4, abs=1e-5), (seed, key)
+            assert terms[key].item() == pytest.approx(value, rel=2e-4, abs=1e-5), (seed, key)
         empty += sum(len(t["boxes"]) for t in target) == 0
-        crowded += int((~targets.found).sum()) > 0
-        corners = Grid.of(output, B).corners().flatten(0, 2)[targets.cell]
-        apart = torch.minimum(corners[..., 2:], targets.corners[:, None, 2:]) <= torch.maximum(
-            corners[..., :2], targets.corners[:, None, :2]
+        crowded += int((~targets.assigned).sum()) > 0
+        predicted = CellPredictions.split(output, B).boxes().flatten(0, 2)[targets.cell]
+        disjoint = torch.minimum(predicted[..., 2:], targets.boxes[:, None, 2:]) <= torch.maximum(
+            predicted[..., :2], targets.boxes[:, None, :2]
         )
-        unmatched += bool((apart.any(-1).all(-1) & targets.found).any())
-    assert min(unmatched, crowded, empty) > 15  # the cases that matter did occur
+        unmatched += bool((disjoint.any(-1).all(-1) & targets.assigned).any())
+    assert min(unmatched, crowded, empty) > 15  # the special cases occurred
 
 
 def test_the_confidence_is_drawn_to_the_iou_not_to_one() -> None:
-    """One object in the middle of cell (1, 1), and a box of half its width upon it: an IoU of one half."""
+    """An object in the middle of cell (1, 1), and a box of half its width: the IoU is 0.5."""
     target = [{"boxes": torch.tensor([[16.0, 16, 32, 32]]), "labels": torch.tensor([1])}]
     output = torch.zeros(1, S, S, 5 * B + C)
     output[0, 1, 1, :5] = torch.tensor([0.5, 0.5, math.sqrt(1 / 8), math.sqrt(1 / 4), 0.5])
     output[0, 1, 1, 5 * B + 1] = 1
-    terms = yolo_loss(output, encode(target, S, SIDE, SIDE), B)
+    terms = yolo_loss(output, encode(target, S, (SIDE, SIDE)), B)
     assert terms["object"].item() == pytest.approx(0, abs=1e-10)
     assert terms["class"].item() == 0
     assert terms["size"].item() == pytest.approx(5 * (math.sqrt(1 / 4) - math.sqrt(1 / 8)) ** 2)
 
 
 def test_no_gradient_flows_through_the_iou() -> None:
-    output, target = a_case(7)
+    output, target = random_case(7)
     output.requires_grad_()
-    yolo_loss(output, encode(target, S, SIDE, SIDE), B)["object"].backward()
+    yolo_loss(output, encode(target, S, (SIDE, SIDE)), B)["object"].backward()
     gradient = output.grad[..., : 5 * B].unflatten(-1, (B, 5))
     assert gradient[..., 4].abs().sum() > 0
     assert gradient[..., :4].abs().sum() == 0
@@ -149,8 +163,8 @@ def test_no_gradient_flows_through_the_iou() -> None:
 
 def test_a_batch_without_objects_still_has_a_gradient() -> None:
     output = torch.ones(2, S, S, 5 * B + C, requires_grad=True)
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    terms = yolo_loss(output, encode([nothing, nothing], S, SIDE, SIDE), B)
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    terms = yolo_loss(output, encode([empty, empty], S, (SIDE, SIDE)), B)
     assert sum(terms.values()).item() == pytest.approx(0.5 * S * S * B)
     sum(terms.values()).backward()
     assert torch.isfinite(output.grad).all()
@@ -167,12 +181,12 @@ def test_what_was_encoded_is_decoded() -> None:
         size = np.minimum(rng.uniform(4, 30, (3, 2)), 2 * np.minimum(center, SIDE - center))
         boxes = torch.from_numpy(np.concatenate([center - size / 2, center + size / 2], 1)).float()
         labels = torch.from_numpy(rng.integers(0, C, 3))
-        t = encode([{"boxes": boxes, "labels": labels}], S, SIDE, SIDE)
+        t = encode([{"boxes": boxes, "labels": labels}], S, (SIDE, SIDE))
         output = torch.zeros(1, S, S, 5 * B + C).flatten(0, 2)
-        output[t.cell, :4] = torch.cat([t.xy, t.root], 1)
+        output[t.cell, :4] = torch.cat([t.xy, t.sqrt_wh], 1)
         output[t.cell, 4] = torch.tensor([0.9, 0.8, 0.7])
         output[t.cell, 5 * B + labels] = 1
-        (found,) = decode(output.view(1, S, S, -1), B, SIDE, SIDE)
+        (found,) = decode(output.view(1, S, S, -1), B, (SIDE, SIDE))
         torch.testing.assert_close(found["boxes"], boxes, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.8, 0.7]))
         assert found["labels"].tolist() == labels.tolist()
@@ -185,11 +199,11 @@ def test_duplicates_go_and_other_classes_and_images_stay() -> None:
     output[:, 1, 1, :4], output[:, 1, 1, 5:9] = same, same
     output[:, 1, 1, 4], output[:, 1, 1, 9] = 0.9, 0.6
     output[:, 1, 1, 10], output[:, 1, 1, 11] = 1.0, 0.5
-    for found in decode(output, B, SIDE, SIDE):
+    for found in decode(output, B, (SIDE, SIDE)):
         assert found["labels"].tolist() == [0, 1]
         torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.45]))
 
 
 def test_two_negative_factors_are_no_detection() -> None:
     output = torch.full((1, S, S, 5 * B + C), -1.0)
-    assert len(decode(output, B, SIDE, SIDE)[0]["boxes"]) == 0
+    assert len(decode(output, B, (SIDE, SIDE))[0]["boxes"]) == 0
