@@ -19,24 +19,26 @@ DETECTORS = {
         "--model.width_multiplier", "0.05", "--model.hidden_units", "16", "--model.batch_norm", "true",
         "--data.image_size", "128", "--data.photometric", "yolo", "--data.jitter", "0.2",
     ],
-    # The size changes every ten steps, and the pull to the anchors ends on the way.
+    # The size changes every 10 steps, and the prior term ends on the way.
     "yolo_v2": [
         "--model", "YOLOv2", "--model.width_multiplier", "0.05", "--model.train_sizes", "[64, 96, 128]",
         "--model.early_images", "17", "--data.image_size", "128", "--data.photometric", "yolo2",
         "--data.jitter", "0.3",
     ],
     "ssd": [
-        "--model", "SSD", "--model.width", "0.02", "--model.batch_norm", "true", "--data.image_size", "300",
-        "--data.photometric", "ssd", "--data.expand", "4", "--data.iou_crop", "true",
+        "--model", "SSD", "--model.width_multiplier", "0.02", "--model.batch_norm", "true",
+        "--data.image_size", "300", "--data.photometric", "ssd", "--data.expand", "4", "--data.iou_crop", "true",
     ],
-    # Windows to train on are drawn in the training step.
+    # The training step samples windows.
     "sliding_window": [
-        "--model", "SlidingWindow", "--model.width", "0.1", "--model.window", "24", "--model.sizes", "[24, 40]",
-        "--model.crops", "8", "--data.image_size", "96", "--data.photometric", "yolo",
+        "--model", "SlidingWindow", "--model.width_multiplier", "0.1", "--model.window_size", "24",
+        "--model.window_sizes", "[24, 40]", "--model.windows_per_image", "8",
+        "--data.image_size", "96", "--data.photometric", "yolo",
     ],
     "overfeat": [
-        "--model", "OverFeat", "--model.variant", "small", "--model.width", "0.02", "--model.batch_norm", "true",
-        "--model.scales", "[63, 91]", "--model.crops", "8", "--data.image_size", "96", "--data.jitter", "0.1",
+        "--model", "OverFeat", "--model.variant", "small", "--model.width_multiplier", "0.02",
+        "--model.batch_norm", "true", "--model.scales", "[63, 91]", "--model.windows_per_image", "8",
+        "--data.image_size", "96", "--data.jitter", "0.1",
     ],
     # The training step samples anchors and RoIs.
     "faster_rcnn": [
