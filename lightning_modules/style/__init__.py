@@ -1,1 +1,1 @@
-"""Images learned from features, and networks that paint: inversion, texture, neural, fast and arbitrary style."""
+"""Style: feature inversion, texture synthesis, and style transfer by optimization or by networks."""

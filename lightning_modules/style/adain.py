@@ -1,7 +1,7 @@
 """AdaIN: Huang and Belongie, "Arbitrary Style Transfer in Real-Time with Adaptive Instance Normalization", ICCV 2017.
 
-Mean and deviation of each of an image's feature maps are exchanged for another image's, and a decoder makes pixels
-of that: any style in one pass, none of which it has seen before.
+AdaIN replaces mean and standard deviation of each channel of the content features by those of the style features. A
+decoder maps the result to an image, for any style in one pass.
 """
 
 from __future__ import annotations
@@ -18,121 +18,130 @@ from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
 from lightning_modules.components.image_batches import require_equal_size
-from lightning_modules.style.losses import feature_distance, moments, moments_distance, relative_to
-from lightning_modules.style.painting import (
-    check_weights,
-    enlarged,
-    painting_metrics,
-    read_style,
-    score_paintings,
-    shares_of,
-    to_pixels,
+from lightning_modules.components.initialization import he_normal
+from lightning_modules.style.losses import divide_by_mean_square, feature_distance, moments, moments_distance
+from lightning_modules.style.stylization import (
+    content_and_style,
+    normalize_interpolation_weights,
+    pad_replicate,
+    read_style_image,
+    require_fraction,
+    require_non_negative,
+    stylization_metrics,
+    stylized_prediction,
+    to_uint8,
+    update_stylization_metrics,
 )
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
-MULTIPLE = 8  # of pixels a side: the deepest map has an eighth of them
+STRIDE = 8  # of the deepest layer, in pixels
+STYLE_WEIGHTS = {"sum": 0.01, "mean": 10.0}  # default style weight of each reduction
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
 
 def adain(content: Tensor, style: Tensor) -> Tensor:
-    """Equation 8: the content's maps with the mean and the deviation of the style's, float32.
+    """Give content features the channel means and standard deviations of style features (equation 8).
 
     Args:
-        content, style: float (B,C,h,w), of any two sizes.
+        content: float (B, C, h, w).
+        style: float (B, C, h', w'); its size may differ.
+
+    Returns:
+        float32 (B, C, h, w).
     """
-    (mean, deviation), (new_mean, new_deviation) = moments(content), moments(style)
-    return (content.float() - mean) / deviation * new_deviation + new_mean
+    (mean, std), (style_mean, style_std) = moments(content), moments(style)
+    return (content.float() - mean) / std * style_std + style_mean
 
 
-class Decoder(nn.Sequential):
-    """VGG-19 up to relu4_1 backwards: float (B,512,h,w) to (B,3,8h,8w); 3,505,219 parameters.
+class AdaINDecoder(nn.Sequential):
+    """Mirror of VGG-19 up to relu4_1: float (B, 512, h, w) to (B, 3, 8h, 8w); 3,505,219 parameters.
 
-    Nearest neighbors in place of pooling, borders reflected, no normalization, no ReLU at the end.
+    It has nearest-neighbor upsampling in place of pooling, reflection padding, no normalization and no last ReLU.
     """
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
-        # Where the channels of a block end, the map is doubled.
-        for channels, out, doubled in (
+        for in_channels, out_channels, upsample in (
             (512, 256, True), (256, 256, False), (256, 256, False), (256, 256, False), (256, 128, True),
             (128, 128, False), (128, 64, True), (64, 64, False),
         ):  # fmt: skip
-            layers += [nn.Conv2d(channels, out, 3, padding=1, padding_mode="reflect"), nn.ReLU(inplace=True)]
-            layers += [nn.Upsample(scale_factor=2, mode="nearest")] if doubled else []
-        super().__init__(*layers, nn.Conv2d(64, 3, 3, padding=1, padding_mode="reflect"))
-        for layer in self:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                assert layer.bias is not None
-                # At first everything is gray, about which pixels are.
-                nn.init.constant_(layer.bias, 0.5 if layer.out_channels == 3 else 0.0)
+            layers += [nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect"), nn.ReLU(True)]
+            layers += [nn.Upsample(scale_factor=2, mode="nearest")] if upsample else []
+        last = nn.Conv2d(64, 3, 3, padding=1, padding_mode="reflect")
+        super().__init__(*layers, last)
+        he_normal(self)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, 0.5)  # start with gray images
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
 
 
 class AdaIN(VisionModule):
-    """A decoder of features that have changed their style. Batch: ``image``, ``style`` uint8 (B,3,H,W).
+    """AdaIN: arbitrary style transfer in one pass by adaptive instance normalization.
 
-    Prediction: ``stylized`` uint8 (B,3,H,W), as large as the images, and ``random`` bool (B,), whether the encoder's
-    weights are random. Loss: ``content``, the distance of the result's features from those that were decoded (not from
-    the image's), and ``style``, of the means and deviations in four layers. Metrics: ``val/content``, ``val/style``,
-    ``val/loss``, and ``val/style_ratio``, the style's distance in parts of what the images have as they are.
+    Batch: ``image`` and ``style``, uint8 (B, 3, H, W). Prediction: ``stylized`` uint8 (B, 3, H, W), and ``random`` bool
+    (B,), whether the encoder has random weights.
 
-    The encoder, VGG-19 up to relu4_1 with reflected borders, does not learn; its 3,505,728 parameters (the authors' 12
-    more are what normalizes the pixels) are in the checkpoint, which predicts without any other file.
+    Loss: ``content``, the distance between the features of the stylized image and the output of AdaIN (not the content
+    features); ``style``, the distance of means and standard deviations in four layers. Metrics: the terms, ``val/loss``
+    and ``val/style_ratio``, the style loss relative to that of the content images.
+
+    The frozen encoder, VGG-19 up to relu4_1 with reflection padding, is part of the checkpoint. It has 3,505,728
+    parameters; the authors' has 12 more, which normalize the pixels.
 
     Args:
-        convention: ``authors`` sums the style's distance over channels and weighs it by 0.01; ``mean``, as in common
-            ports, takes the mean and weighs it by 10.
-        style_weight: in place of the convention's.
-        relative: divide distances by the mean square of what they are compared with; for features of any scale.
-        alpha: strength of the style in prediction, 0 to 1.
-        styles: paths of images to predict with.
-        mix: one number a style, which mixes them; None: equal parts.
-        mask: path of a gray image: of two styles the first where it is white, the second where it is black.
-        style_size: pixels of the styles' longer sides at most, in prediction.
-        network: of the encoder; vgg19_bn is one whose weights were trained with batch normalization, of our own.
-        weights: of the encoder, see `Features`.
-        optimizer: see `VisionModule`; the paper's, whose rate falls as 1 / (1 + 5e-5 t): `InverseTime`.
+        style_loss_reduction: reduction of the style loss over channels: ``sum`` as in the authors' code, ``mean`` as in
+            common ports.
+        style_weight: weight of the style loss; None: 0.01 for ``sum``, 10 for ``mean``.
+        normalize_distances: divide each distance by the mean square of its target, so that the weights do not depend on
+            the scale of the features.
+        alpha: degree of stylization in prediction: 0 reconstructs the content, 1 applies the full style.
+        styles: paths of the style images of prediction.
+        style_interpolation_weights: one weight per style, for a mixture of styles; None: equal weights.
+        mask: path of a gray image for two styles: the first where it is white, the second where it is black.
+        style_size: maximum of the longer side of ``styles`` in pixels; None does not resize.
+        backbone: encoder; for vgg19_bn the batch normalization is fused into the convolutions.
+        weights: weights of the encoder, see `Features`.
+        optimizer: see `VisionModule`; the paper combines it with the schedule ``InverseTime(decay=5e-5)``.
         kwargs: schedule and channels_last of `VisionModule`.
 
     Raises:
-        ValueError: an argument is out of its range, or there is no such image.
+        UserError: an option is out of range.
     """
 
     monitor = ("val/loss", "min")
 
     def __init__(
         self,
-        convention: Literal["authors", "mean"] = "authors",
+        style_loss_reduction: Literal["sum", "mean"] = "sum",
         style_weight: float | None = None,
-        relative: bool = False,
+        normalize_distances: bool = False,
         alpha: float = 1.0,
         styles: Sequence[str] | None = None,
-        mix: Sequence[float] | None = None,
+        style_interpolation_weights: Sequence[float] | None = None,
         mask: str | None = None,
         style_size: int | None = 512,
-        network: Literal["vgg19", "vgg19_bn"] = "vgg19",
+        backbone: Literal["vgg19", "vgg19_bn"] = "vgg19",
         weights: str | None = "DEFAULT",
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-4),
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        if not 0 <= alpha <= 1:
-            raise UserError(f"alpha: expected 0 to 1, found {alpha}")
-        check_weights(style_weight=style_weight or 0)
+        require_fraction(alpha=alpha)
+        require_non_negative(style_weight=style_weight or 0)
         if mask is not None and len(styles or ()) != 2:
-            raise UserError(f"mask: expected two styles, found {len(styles or ())}")
-        self.convention, self.relative, self.alpha = convention, relative, alpha
-        self.style_weight = style_weight if style_weight is not None else {"authors": 0.01, "mean": 10.0}[convention]
+            raise UserError(f"mask: expected two styles, found {len(styles or ())}; set --model.styles '[A, B]'")
+        self.style_loss_reduction = style_loss_reduction
+        self.style_weight = STYLE_WEIGHTS[style_loss_reduction] if style_weight is None else style_weight
+        self.normalize_distances, self.alpha = normalize_distances, alpha
         self.styles, self.mask, self.style_size = list(styles or ()), mask, style_size
-        self.shares = shares_of(self.styles, mix)
-        # A checkpoint brings its own encoder: whether it is a random one it says as well.
-        self.encoder = Features(LAYERS, network, weights or "random", padding="reflect")
-        self.decoder = Decoder()
-        self._style_maps: list[Tensor] = []
+        self.interpolation_weights = normalize_interpolation_weights(style_interpolation_weights, len(self.styles))
+        # A checkpoint contains the encoder: its weights are dropped from the hyperparameters, and None loads none.
+        self.encoder = Features(LAYERS, backbone, weights or "random", padding="reflect")
+        self.decoder = AdaINDecoder()
+        self._style_features: list[Tensor] = []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.decoder.parameters())}]
@@ -140,84 +149,89 @@ class AdaIN(VisionModule):
     # --- loss ---------------------------------------------------------------------------------------------------------
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if "style" not in batch:
-            raise UserError("AdaIN: expected images of style, found none: --data.with_style true")
+        content_images, style_images = content_and_style(batch)
         with torch.no_grad():
-            content = self.encoder(batch["image"].float() / 255)[LAYERS[-1]]
-            style = self.encoder(batch["style"].float() / 255)
+            content = self.encoder(content_images)[LAYERS[-1]]
+            style = self.encoder(style_images)
         target = adain(content, style[LAYERS[-1]])
-        found = self.encoder(self.decode(target))
-        return {name: term.mean() for name, term in self.distances(found, target, style).items()}
+        stylized = self.encoder(self.decode(target))
+        return {name: term.mean() for name, term in self.image_losses(stylized, target, style).items()}
 
     def decode(self, features: Tensor) -> Tensor:
-        """Features (B,512,h,w) to images float (B,3,8h,8w), about 0..1."""
+        """Decode features (B, 512, h, w) to images, float32 (B, 3, 8h, 8w) in about 0..1."""
         return self.decoder(features.contiguous(memory_format=self.memory_format)).float()
 
-    def distances(self, found: dict[str, Tensor], target: Tensor, style: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named terms of each image: float32 (B,).
+    def image_losses(self, stylized: dict[str, Tensor], target: Tensor, style: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss terms of each image.
 
         Args:
-            found, style: features of the result and of the style.
-            target: what was decoded, (B,512,h,w).
-        """
-        content = feature_distance(found[LAYERS[-1]], target)
-        if self.relative:
-            content = relative_to(content, target)
-        return {"content": content, "style": self.style_weight * self.style_distance(found, style)}
+            stylized: features of the stylized images by layer.
+            target: decoded features, (B, 512, h, w).
+            style: features of the style images by layer.
 
-    def style_distance(self, found: dict[str, Tensor], style: dict[str, Tensor]) -> Tensor:
-        """Of means and deviations, summed over the layers: float32 (B,)."""
-        total = []
+        Returns:
+            float32 (B,) by name.
+        """
+        content = feature_distance(stylized[LAYERS[-1]], target)
+        if self.normalize_distances:
+            content = divide_by_mean_square(content, target)
+        return {"content": content, "style": self.style_weight * self.style_loss(stylized, style)}
+
+    def style_loss(self, stylized: dict[str, Tensor], style: dict[str, Tensor]) -> Tensor:
+        """Return the unweighted style loss of each image, float32 (B,), from features by layer."""
+        distances = []
         for name in LAYERS:
-            distance = moments_distance(found[name], style[name])
-            if self.relative:
-                distance = relative_to(distance, style[name])
-            total.append(distance * (style[name].shape[1] if self.convention == "authors" else 1))
-        return torch.stack(total).sum(0)
+            distance = moments_distance(stylized[name], style[name])
+            if self.normalize_distances:
+                distance = divide_by_mean_square(distance, style[name])
+            distances.append(distance * (style[name].shape[1] if self.style_loss_reduction == "sum" else 1))
+        return torch.stack(distances).sum(0)
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        """Painted with ``styles``."""
+        """Stylize images with the option ``styles``."""
         if not self.styles:
-            raise UserError("styles: expected images of style: --model.styles '[painting.jpg]'")
-        if not self._style_maps:
+            raise UserError("styles: expected paths of style images, found none; set --model.styles '[IMAGE]'")
+        if not self._style_features:
             for path in self.styles:
-                picture = enlarged(read_style(path, self.style_size).to(self.device), MULTIPLE)
-                self._style_maps.append(self.encoder(picture)[LAYERS[-1]])
-        return self._paint(require_equal_size(images), self._style_maps, self.shares)
+                self._style_features.append(self._encode(read_style_image(path, self.style_size).to(self.device)))
+        return self._stylize(require_equal_size(images), self._style_features, self.interpolation_weights)
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Stylize images with the styles of the batch, or else with the option ``styles``."""
         if "style" not in batch:
             return self.predict(batch["image"])
-        maps = self.encoder(enlarged(batch["style"].float() / 255, MULTIPLE))[LAYERS[-1]]
-        return self._paint(batch["image"], [maps], [1.0])
+        return self._stylize(batch["image"], [self._encode(batch["style"].float() / 255)], [1.0])
 
-    def _paint(self, images: Tensor, styles: Sequence[Tensor], parts: Sequence[float]) -> dict[str, Tensor]:
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.encoder(pad_replicate(images, STRIDE))[LAYERS[-1]]
+
+    def _stylize(self, images: Tensor, styles: Sequence[Tensor], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Stylize uint8 (B, 3, H, W) with a weighted mean of style features, (B or 1, 512, h, w) each."""
         height, width = images.shape[-2:]
-        content = self.encoder(enlarged(images.float() / 255, MULTIPLE))[LAYERS[-1]].float()
-        painted = [adain(content, style.expand(len(content), -1, -1, -1)) for style in styles]
+        content = self._encode(images.float() / 255).float()
+        stylized = [adain(content, style.expand(len(content), -1, -1, -1)) for style in styles]
         if self.mask is not None and len(styles) == 2:
-            size = content.shape[2:]
-            part = F.interpolate(read_style(self.mask, None)[:, :1], size, mode="bilinear", antialias=True)
-            shares = [part.to(content.device), 1 - part.to(content.device)]
+            mask = read_style_image(self.mask, None)[:, :1]
+            mask = F.interpolate(mask, content.shape[2:], mode="bilinear", antialias=True).to(content.device)
+            factors = [mask, 1 - mask]
         else:
-            shares = [content.new_tensor(part) for part in parts]
-        mixed = torch.stack([share * maps for share, maps in zip(shares, painted, strict=True)]).sum(0)
-        pixels = to_pixels(self.decode(self.alpha * mixed + (1 - self.alpha) * content)[..., :height, :width])
-        return {"stylized": pixels, "random": torch.full((len(pixels),), self.encoder.random)}
+            factors = [content.new_tensor(weight) for weight in weights]
+        mixed = torch.stack([factor * maps for factor, maps in zip(factors, stylized, strict=True)]).sum(0)
+        decoded = self.decode(self.alpha * mixed + (1 - self.alpha) * content)[..., :height, :width]
+        return stylized_prediction(to_uint8(decoded), self.encoder.random)
 
     def build_metrics(self) -> MetricCollection:
-        return painting_metrics("content", "style")
+        return stylization_metrics("content", "style")
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        if "style" not in batch:
-            raise UserError("AdaIN: expected images of style, found none: --data.with_style true")
-        content, style = (self.encoder(batch[key].float() / 255) for key in ("image", "style"))
-        found = self.encoder(predictions["stylized"].float() / 255)
-        terms = self.distances(found, adain(content[LAYERS[-1]], style[LAYERS[-1]]), style)
-        unchanged = self.style_weight * self.style_distance(content, style)
-        score_paintings(metrics, terms, unchanged)
+        content, style = (self.encoder(images) for images in content_and_style(batch))
+        stylized = self.encoder(predictions["stylized"].float() / 255)
+        terms = self.image_losses(stylized, adain(content[LAYERS[-1]], style[LAYERS[-1]]), style)
+        update_stylization_metrics(metrics, terms, self.style_weight * self.style_loss(content, style))
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

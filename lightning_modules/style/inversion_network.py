@@ -1,16 +1,16 @@
-"""Features inverted by a network: stacked autoencoders (SAE) and stacked what-where autoencoders (SWWAE).
+"""Feature inversion by a network: stacked autoencoders (SAE) and stacked what-where autoencoders (SWWAE).
 
 Dosovitskiy and Brox, "Inverting Visual Representations with Convolutional Networks", CVPR 2016; Zhang, Lee and Lee,
 "Augmenting Supervised Neural Networks with Unsupervised Objectives for Large-scale Image Classification", ICML 2016.
 
-A decoder, the encoder's mirror image, learns to make pixels of activations in one pass. Without switches each unpooling
-puts values into the upper left corner; with them where the encoder's maxima were. Switches carry places past the layer
-that is inverted: what they add says little about the layer, and much about where things are.
+A decoder that mirrors the encoder reconstructs the image from activations in one pass. Unpooling puts each value into
+the upper left corner (SAE), or at the position of the encoder's maximum, the pooling switch (SWWAE). Switches pass
+positions around the inverted layer: the gain in quality does not come from the layer's activations.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,94 +19,95 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.features import Features
+from lightning_modules.components.features import RANDOM, Features
 from lightning_modules.components.image_batches import require_equal_size
+from lightning_modules.components.initialization import he_normal
+from lightning_modules.components.unsaved import FrozenNetwork
 from lightning_modules.components.upsampling import bed_of_nails, max_unpooling
-from lightning_modules.style.losses import feature_distance, relative_to
-from lightning_modules.style.painting import check_weights
+from lightning_modules.style.losses import divide_by_mean_square, feature_distance
+from lightning_modules.style.stylization import require_non_negative, stylized_prediction
 
-CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-CHANNELS = (64, 128, 256, 512, 512)
+CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # per block
+CHANNELS = (64, 128, 256, 512, 512)  # per block
 Layer = Literal["pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7", "fc8"]
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
 
-class Decoder(nn.Module):
-    """The encoder's mirror image: its blocks from the last to the first, each unpooled and convolved as often.
+class InversionDecoder(nn.Module):
+    """Mirror of VGG: the blocks in reverse order, each with unpooling and as many convolutions as the encoder's.
 
     Args:
-        network: the encoder.
-        blocks: how many it has.
-        slope: of the leaky ReLU below 0.
+        backbone: the encoder.
+        blocks: number of blocks.
+        negative_slope: slope of the leaky ReLU for negative inputs.
     """
 
-    def __init__(self, network: Literal["vgg16", "vgg19"], blocks: int, slope: float = 0.3) -> None:
+    def __init__(self, backbone: Literal["vgg16", "vgg19"], blocks: int, negative_slope: float = 0.3) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
         for block in reversed(range(blocks)):
-            channels, out = CHANNELS[block], CHANNELS[block - 1] if block else 3
+            channels, out_channels = CHANNELS[block], CHANNELS[block - 1] if block else 3
             layers: list[nn.Module] = []
-            for _ in range(CONVOLUTIONS[network][block] - 1):
-                layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(slope, inplace=True)]
-            layers.append(nn.Conv2d(channels, out, 3, padding=1))
+            for _ in range(CONVOLUTIONS[backbone][block] - 1):
+                layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(negative_slope, inplace=True)]
+            layers.append(nn.Conv2d(channels, out_channels, 3, padding=1))
             if block:
-                layers.append(nn.LeakyReLU(slope, inplace=True))
+                layers.append(nn.LeakyReLU(negative_slope, inplace=True))
             self.blocks.append(nn.Sequential(*layers))
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, a=slope)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        he_normal(self, negative_slope=negative_slope)
 
     def forward(self, x: Tensor, switches: list[Tensor] | None, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """What each block gives, the last one an image float (B,3,H,W).
+        """Decode the last pooled feature map.
 
         Args:
-            x: maps of the last pooling, float (B,C,h,w).
-            switches: of each pooling from the first on, int64; None: a fixed place.
-            sizes: (height, width) of what each of them was given.
+            x: output of the last pooling, float (B, C, h, w).
+            switches: pooling switches of the encoder's blocks in forward order, int64; None: upper left corners.
+            sizes: (height, width) of each pooling's input in forward order.
+
+        Returns:
+            The output of each block; the last one is the normalized image, float (B, 3, H, W).
         """
-        found = []
+        outputs = []
         for i, block in enumerate(self.blocks):
             level = len(self.blocks) - 1 - i
             if switches is None:
                 x = bed_of_nails(x)
                 height, width = sizes[level]
-                # A last row or column that the pooling left out is made of nothing.
+                # Pooling drops the last row or column of an odd size; here it is 0.
                 x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
             else:
                 x = max_unpooling(x, switches[level], sizes[level])
             x = block(x)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
 
 
 class InversionNetwork(VisionModule):
-    """A decoder of one layer's activations. Batch: ``image`` uint8 (B,3,H,W).
+    """SAE and SWWAE: a decoder that reconstructs images from the activations of one layer.
 
-    Prediction: ``stylized`` uint8 (B,3,H,W), the images made of their activations, and ``random`` bool (B,), whether
-    the encoder's weights are random. Loss: ``image``, the mean squared error of the normalized pixels; with
-    ``intermediate`` also ``features``, each level's distance from the encoder's pooled maps, in parts of their mean
-    square (SWWAE's "all").
-    Metrics: ``val/psnr`` in dB, of all pixels together.
+    Batch: ``image`` uint8 (B, 3, H, W). Prediction: ``stylized`` uint8 (B, 3, H, W), the reconstructed images, and
+    ``random`` bool (B,), whether the encoder has random weights.
 
-    With and without switches the network has the same parameters.
+    Loss: ``image``, the mean squared error of the normalized pixels; ``features``, the distance of each intermediate
+    block from the encoder's pooled feature map, relative to its mean square (SWWAE-all). Metrics: ``val/psnr`` in dB,
+    over all pixels. The frozen encoder is not in checkpoints. Switches add no parameters.
 
     Args:
-        layer: what is inverted. A fully connected one is brought to the last pooling's shape by one linear layer.
-        switches: see the module; True is SWWAE, False SAE.
-        intermediate: weight of the levels between.
-        network, weights: of the encoder, see `Features`.
-        image_size: side of the images, which a fully connected layer must know.
+        layer: layer to invert; one linear layer maps a fully connected layer to the shape of the last pooling.
+        switches: unpool with the encoder's switches (SWWAE); False: into the upper left corners (SAE).
+        intermediate_weight: weight of the intermediate blocks.
+        backbone: encoder, see `Features`.
+        weights: weights of the encoder, see `Features`.
+        image_size: side of the images in pixels; used for fully connected layers only.
         optimizer: see `VisionModule`.
         kwargs: schedule and channels_last of `VisionModule`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an option is out of range.
     """
 
     monitor = ("val/psnr", "max")
@@ -115,82 +116,78 @@ class InversionNetwork(VisionModule):
         self,
         layer: Layer = "pool3",
         switches: bool = True,
-        intermediate: float = 0.0,
-        network: Literal["vgg16", "vgg19"] = "vgg16",
+        intermediate_weight: float = 0.0,
+        backbone: Literal["vgg16", "vgg19"] = "vgg16",
         weights: str = "DEFAULT",
         image_size: int = 224,
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-3),
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        if network not in CONVOLUTIONS:
-            raise UserError(f"network: expected vgg16 or vgg19, found {network}")
-        check_weights(intermediate=intermediate)
-        if layer not in ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7", "fc8"):
+        if backbone not in CONVOLUTIONS:
+            raise UserError(f"backbone: expected vgg16 or vgg19, found {backbone}")
+        require_non_negative(intermediate_weight=intermediate_weight)
+        if layer not in get_args(Layer):
             raise UserError(f"layer: expected pool1 to pool5, fc6, fc7 or fc8, found {layer}")
-        self.layer, self.switches, self.intermediate = layer, switches, intermediate
-        self.feature_network, self.weights, self.image_size = network, weights, image_size
+        self.layer, self.switches, self.intermediate_weight = layer, switches, intermediate_weight
+        self.backbone, self.weights, self.image_size = backbone, weights, image_size
         blocks = int(layer[4:]) if layer.startswith("pool") else 5
-        self.last_relus = [f"relu{b + 1}_{CONVOLUTIONS[network][b]}" for b in range(blocks)]
+        self.pooled_layers = [f"relu{b + 1}_{CONVOLUTIONS[backbone][b]}" for b in range(blocks)]
         self.side = image_size // 32
         self.linear: nn.Linear | None = None
         if layer.startswith("fc"):
             if self.side < 1:
                 raise UserError(f"image_size: expected 32 or more for {layer}, found {image_size}")
             self.linear = nn.Linear(1000 if layer == "fc8" else 4096, CHANNELS[-1] * self.side**2)
-        self.decoder = Decoder(network, blocks)
-        # In a list, since a submodule would be saved.
-        self._features: list[Features] = []
+        self.decoder = InversionDecoder(backbone, blocks)
+        self.features: FrozenNetwork | None = None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if not self._features:
-            layers = [*self.last_relus, self.layer]
-            features = Features(layers, self.feature_network, self.weights)  # type: ignore[arg-type]
-            self._features = [features.to(memory_format=self.memory_format)]  # type: ignore[call-overload]
-
-    @property
-    def features(self) -> Features:
-        return self._features[0].to(self.device)
+        if self.features is None:
+            features = FrozenNetwork(Features([*self.pooled_layers, self.layer], self.backbone, self.weights))
+            self.features = features.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def decode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What the decoder's blocks give, normalized pixels last, and the encoder's pooled maps from the first on."""
+        """Encode and decode uint8 images (B, 3, H, W).
+
+        Returns:
+            The outputs of the decoder's blocks, the normalized images last, and the encoder's pooled feature maps in
+            forward order.
+        """
+        assert self.features is not None
         with torch.no_grad():
-            found = self.features(images.float() / 255)
+            activations = self.features(images.float() / 255)
             pooled, switches, sizes = [], [], []
-            for name in self.last_relus:
-                values, places = F.max_pool2d(found[name], 2, return_indices=True)
+            for name in self.pooled_layers:
+                values, indices = F.max_pool2d(activations[name], 2, return_indices=True)
                 pooled.append(values)
-                switches.append(places)
-                sizes.append((found[name].shape[2], found[name].shape[3]))
-        x = found[self.layer]
+                switches.append(indices)
+                sizes.append((activations[name].shape[2], activations[name].shape[3]))
+        x = activations[self.layer]
         if self.linear is not None:
             if pooled[-1].shape[2:] != (self.side, self.side):
                 raise UserError(
                     f"image_size: expected images of {self.image_size} pixels for {self.layer}, found "
-                    f"{images.shape[-1]}x{images.shape[-2]}"
+                    f"{images.shape[-1]}x{images.shape[-2]}; set --data.image_size {self.image_size}"
                 )
             x = F.relu(self.linear(x)).unflatten(1, (-1, self.side, self.side))
         return self.decoder(x, switches if self.switches else None, sizes), pooled
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        levels, pooled = self.decode(batch["image"])
-        terms = {"image": feature_distance(levels[-1], self.preprocess(batch["image"])).mean()}
-        if self.intermediate and len(levels) > 1:
-            # What comes out of a block stands where the encoder's pooling before it stood.
-            pairs = zip(levels[:-1], reversed(pooled[:-1]), strict=True)
-            distances = [relative_to(feature_distance(a, b), b) for a, b in pairs]
-            terms["features"] = self.intermediate * torch.stack(distances).sum(0).mean()
+        outputs, pooled = self.decode(batch["image"])
+        terms = {"image": feature_distance(outputs[-1], self.preprocess(batch["image"])).mean()}
+        if self.intermediate_weight and len(outputs) > 1:
+            # The output of a decoder block corresponds to the previous pooled feature map of the encoder.
+            pairs = zip(outputs[:-1], reversed(pooled[:-1]), strict=True)
+            distances = [divide_by_mean_square(feature_distance(output, target), target) for output, target in pairs]
+            terms["features"] = self.intermediate_weight * torch.stack(distances).sum(0).mean()
         return terms
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
-        images = require_equal_size(images)
-        levels, _ = self.decode(images)
-        self.preprocess(images[:1])  # brings the mean to the device
-        pixels = (
-            (levels[-1].float() * self.pixel_std.value + self.pixel_mean.value).clamp(0, 255).round().to(torch.uint8)
-        )
-        return {"stylized": pixels, "random": torch.full((len(pixels),), self.weights == "random")}
+        outputs, _ = self.decode(require_equal_size(images))
+        pixels = outputs[-1].float() * self.pixel_std.value + self.pixel_mean.value
+        return stylized_prediction(pixels.clamp(0, 255).round().to(torch.uint8), self.weights == RANDOM)
 
     def build_metrics(self) -> MetricCollection:
         return MetricCollection({"psnr": PSNR()})
@@ -199,15 +196,15 @@ class InversionNetwork(VisionModule):
         metrics.update(predictions["stylized"], batch["image"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the name of the weights: they are not in the checkpoint."""
+        """Keep the name of the encoder's weights, which are not in the checkpoint."""
 
 
 class PSNR(MeanMetric):
-    """Peak signal-to-noise ratio of uint8 images in dB: of the mean squared error over all pixels of all ranks."""
+    """Peak signal-to-noise ratio of uint8 images in dB, from the mean squared error over all pixels of all ranks."""
 
-    def update(self, found: Tensor, true: Tensor) -> None:  # type: ignore[override]
-        """Adds images, uint8 (B,3,H,W) each."""
-        super().update((found.float() - true.float()).square().flatten(1).mean(1))
+    def update(self, images: Tensor, targets: Tensor) -> None:  # type: ignore[override]
+        """Update with images and targets, uint8 (B, 3, H, W) each."""
+        super().update((images.float() - targets.float()).square().flatten(1).mean(1))
 
     def compute(self) -> Tensor:
         return 10 * torch.log10(255**2 / super().compute().clamp(min=1e-5))

@@ -1,70 +1,53 @@
 """Texture synthesis: Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural Networks", NeurIPS 2015.
 
-Noise is changed until its Gram matrices are those of an image: what the image is made of, and not where.
+A noise image is optimized until its Gram matrices match those of an image. Gram matrices are independent of position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_modules.base import OptimizerFactory, ScheduleFactory
-from lightning_modules.components.features import FeatureBackbone
-from lightning_modules.style.learned_image import LearnedImage, Start
-from lightning_modules.style.losses import gram, texture_energy
+from lightning_modules.style.base import OptimizedImage
+from lightning_modules.style.losses import gram_matrix, texture_energy
 
 LAYERS = ("conv1_1", "pool1", "pool2", "pool3", "pool4")
 
 
-class TextureSynthesis(LearnedImage):
-    """A texture like an image; see `LearnedImage`.
+class TextureSynthesis(OptimizedImage):
+    """Texture synthesis: optimize an image until its Gram matrices match those of a texture.
 
-    Loss: each layer's energy (`texture_energy`), named as the layer.
+    Batch, prediction and metrics: see `OptimizedImage`. Loss: the energy of each layer (`texture_energy`), under the
+    layer's name. Pixels are clamped to the range of the texture per channel.
 
     Args:
-        layers: all up to one are a texture of its depth.
-        relative: divide each energy by that of a black image, sum G'^2 / (4 N^2), so that all layers weigh the same;
-            for features of any scale, random ones above all.
-        network, weights, pooling, rescaled, start, bounded, optimizer: see `LearnedImage`. Pixels keep to the image's
-            own least and greatest values.
-        schedule, channels_last: see `VisionModule`.
+        layers: layers of the Gram matrices; deeper layers reproduce larger structures.
+        normalize_distances: divide each energy by that of Gram matrices of zeros, sum G'^2 / (4 C^2), so that all
+            layers have equal weights; recommended for random features.
+        kwargs: further options of `OptimizedImage`.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[str] = LAYERS,
-        relative: bool = False,
-        network: FeatureBackbone = "vgg19",
-        weights: str = "DEFAULT",
-        pooling: Literal["max", "average"] = "average",
-        rescaled: bool = True,
-        start: Start = "noise",
-        bounded: bool = True,
-        optimizer: OptimizerFactory = lambda params: torch.optim.LBFGS(params, lr=1.0, max_iter=1, history_size=20),
-        schedule: ScheduleFactory | None = None,
-        channels_last: bool = True,
-    ) -> None:
-        super().__init__(
-            layers, network, weights, pooling, rescaled, start, bounded, optimizer,
-            schedule=schedule, channels_last=channels_last,
-        )  # fmt: skip
-        self.relative = relative
+    def __init__(self, layers: Sequence[str] = LAYERS, normalize_distances: bool = False, **kwargs: Any) -> None:
+        super().__init__(layers, **kwargs)
+        self.normalize_distances = normalize_distances
 
-    def bounds(self, content: Tensor) -> tuple[Tensor, Tensor]:
+    def pixel_range(self, content: Tensor) -> tuple[Tensor, Tensor]:
         return content.amin((0, 2, 3), keepdim=True), content.amax((0, 2, 3), keepdim=True)
 
     def make_targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: gram(values) for name, values in self.features(batch["image"]).items()}
+        assert self.features is not None
+        return {name: gram_matrix(features) for name, features in self.features(batch["image"]).items()}
 
-    def distances(self, image: Tensor) -> dict[str, Tensor]:
+    def image_losses(self, image: Tensor) -> dict[str, Tensor]:
+        assert self.features is not None
         terms = {}
-        for name, values in self.features(image).items():
+        for name, features in self.features(image).items():
             target = self._targets[name]
-            energy = texture_energy(gram(values), target)
-            if self.relative:
+            energy = texture_energy(gram_matrix(features), target)
+            if self.normalize_distances:
                 energy = energy / texture_energy(torch.zeros_like(target), target).clamp(min=1e-12)
             terms[name] = energy.sum()
         return terms

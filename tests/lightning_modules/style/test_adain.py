@@ -1,4 +1,4 @@
-"""AdaIN: the paper's counts, statistics exchanged, both conventions, strength, mixtures, masks, resume, learning."""
+"""AdaIN: parameter counts, statistics, both reductions, alpha, interpolation, masks, exact resume, training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
-from lightning_modules.style.adain import LAYERS, MULTIPLE, AdaIN, Decoder, adain
+from lightning_modules.style.adain import LAYERS, STRIDE, AdaIN, AdaINDecoder, adain
 from lightning_modules.style.losses import moments
-from lightning_modules.style.painting import enlarged
+from lightning_modules.style.stylization import pad_replicate
 from tests.small_system import differences, kill_and_resume, outcome
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_style_images(str(folder), contents=5, styles=3, size=40)
     return folder
 
@@ -34,7 +34,7 @@ def module() -> AdaIN:
 
 
 def with_styles(module: AdaIN, root: Path, count: int = 2, **options: Any) -> AdaIN:
-    """The same module with other options of prediction."""
+    """Return the same module with other prediction options."""
     styles = [str(path) for path in sorted((root / "style").iterdir())[:count]]
     other = AdaIN(weights="random", styles=styles, **options).eval()
     other.load_state_dict(module.state_dict())
@@ -51,21 +51,21 @@ def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
 
 
 def test_the_papers_numbers_of_parameters(module: AdaIN) -> None:
-    """The authors' encoder begins with a 1x1 convolution of 12 parameters; here pixels are normalized without."""
+    """The authors' encoder starts with a 1x1 convolution of 12 parameters, which normalizes the pixels."""
     assert sum(p.numel() for p in module.encoder.parameters()) == 3_505_740 - 12
     with torch.device("meta"):
-        assert sum(p.numel() for p in Decoder().parameters()) == 3_505_219
+        assert sum(p.numel() for p in AdaINDecoder().parameters()) == 3_505_219
     assert sum(p.numel() for group in module.parameter_groups() for p in group["params"]) == 3_505_219
 
 
 def test_an_encoder_that_had_batch_normalization_is_the_same_network(module: AdaIN) -> None:
-    normalized = AdaIN(network="vgg19_bn", weights="random")
+    normalized = AdaIN(backbone="vgg19_bn", weights="random")
     shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (normalized, module))
     assert shapes == expected
 
 
 def test_statistics_are_exchanged() -> None:
-    """Against loops; and what has its own statistics stays as it is."""
+    """AdaIN equals loops over channels; features with their own statistics do not change."""
     rng = np.random.default_rng(0)
     content, style = rng.normal(2, 3, (2, 4, 5, 6)), rng.normal(-1, 2, (2, 4, 7, 3))
     found = adain(torch.from_numpy(content), torch.from_numpy(style))
@@ -78,10 +78,10 @@ def test_statistics_are_exchanged() -> None:
     torch.testing.assert_close(adain(same, same), same, rtol=1e-5, atol=1e-5)
 
 
-def test_a_flat_picture_stays_flat() -> None:
+def test_a_flat_image_stays_flat() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        found = Decoder()(torch.full((1, 512, 5, 6), 0.7))
+        found = AdaINDecoder()(torch.full((1, 512, 5, 6), 0.7))
     assert found.shape == (1, 3, 40, 48)
     assert found.std((2, 3)).max() < 1e-5
 
@@ -89,31 +89,31 @@ def test_a_flat_picture_stays_flat() -> None:
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("convention", ["authors", "mean"])
-def test_both_conventions(convention: Any) -> None:
-    """The authors' sum over channels times 0.01, and the mean times 10, which differ by C / 1000 in each layer."""
-    module = AdaIN(convention, weights="random")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_both_reductions(reduction: Any) -> None:
+    """The sum over channels times 0.01, as in the authors' code, and the mean times 10."""
+    module = AdaIN(reduction, weights="random")
     generator = torch.Generator().manual_seed(0)
     found, style = ({name: torch.rand(2, 64 * 2**i, 8, 8, generator=generator) for i, name in enumerate(LAYERS)}
                     for _ in range(2))  # fmt: skip
     target = torch.rand(2, 512, 8, 8, generator=generator)
-    terms = module.distances(found, target, style)
+    terms = module.image_losses(found, target, style)
     expected = torch.zeros(2)
     for name in LAYERS:
         for one, other in zip(moments(found[name]), moments(style[name]), strict=True):
             squares = (one - other).square().flatten(1)
-            expected += squares.sum(1) * 0.01 if convention == "authors" else squares.mean(1) * 10
+            expected += squares.sum(1) * 0.01 if reduction == "sum" else squares.mean(1) * 10
     torch.testing.assert_close(terms["style"], expected)
     torch.testing.assert_close(terms["content"], (found["relu4_1"] - target).square().mean((1, 2, 3)))
 
 
-def test_content_is_compared_with_what_was_decoded(module: AdaIN) -> None:
-    """Not with the image: a decoder that gave back the changed features exactly would cost nothing."""
+def test_content_loss_compares_with_the_decoded_features(module: AdaIN) -> None:
+    """The content loss of an exact decoder is 0."""
     batch = {"image": images(), "style": images().flip(0)}
     style = module.encoder(batch["style"].float() / 255)
     target = adain(module.encoder(batch["image"].float() / 255)["relu4_1"], style["relu4_1"])
     exact = {**style, "relu4_1": target}
-    terms = module.distances(exact, target, style)
+    terms = module.image_losses(exact, target, style)
     assert terms["content"].abs().max() == 0
     assert terms["style"].max() < 1e-3 * module.losses(batch)["style"]
 
@@ -123,7 +123,7 @@ def test_content_is_compared_with_what_was_decoded(module: AdaIN) -> None:
 
 def test_content_as_style_changes_nothing_before_the_decoder(module: AdaIN) -> None:
     picture = images(1, 48, 40)
-    maps = module.encoder(enlarged(picture.float() / 255, MULTIPLE))["relu4_1"]
+    maps = module.encoder(pad_replicate(picture.float() / 255, STRIDE))["relu4_1"]
     with torch.no_grad():
         plain = (module.decode(maps)[..., :48, :40].clamp(0, 1) * 255).round()
         found = module.predict_batch({"image": picture, "style": picture})["stylized"]
@@ -131,43 +131,49 @@ def test_content_as_style_changes_nothing_before_the_decoder(module: AdaIN) -> N
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
-def test_pictures_of_any_size_keep_theirs(module: AdaIN, root: Path, size: tuple[int, int]) -> None:
+def test_images_of_any_size_keep_theirs(module: AdaIN, root: Path, size: tuple[int, int]) -> None:
     with torch.no_grad():
         assert with_styles(module, root).predict(images(1, *size))["stylized"].shape == (1, 3, *size)
 
 
-def painted(module: AdaIN, root: Path, count: int = 2, **options: Any) -> Tensor:
+def stylized(module: AdaIN, root: Path, count: int = 2, **options: Any) -> Tensor:
     with torch.no_grad():
         return with_styles(module, root, count, **options).predict(images(1, 64, 64))["stylized"].float()
 
 
-def test_strength(module: AdaIN, root: Path) -> None:
-    none, half, whole = (painted(module, root, 1, alpha=alpha) for alpha in (0.0, 0.5, 1.0))
+def test_alpha(module: AdaIN, root: Path) -> None:
+    none, half, full = (stylized(module, root, 1, alpha=alpha) for alpha in (0.0, 0.5, 1.0))
     with torch.no_grad():
         plain = module.decode(module.encoder(images(1, 64, 64).float() / 255)["relu4_1"]).clamp(0, 1) * 255
     assert (none - plain.round()).abs().max() <= 1
-    assert not torch.equal(half, whole)
-    assert (half - none).square().mean() < (whole - none).square().mean()
+    assert not torch.equal(half, full)
+    assert (half - none).square().mean() < (full - none).square().mean()
 
 
-def test_mixtures(module: AdaIN, root: Path) -> None:
-    first, second = painted(module, root, 2, mix=[1, 0]), painted(module, root, 2, mix=[0, 3])
-    assert torch.equal(first, painted(module, root, 1))
-    middle = painted(module, root, 2)
-    assert torch.equal(middle, painted(module, root, 2, mix=[2, 2]))
+def test_interpolation(module: AdaIN, root: Path) -> None:
+    first, second = (
+        stylized(module, root, 2, style_interpolation_weights=[1, 0]),
+        stylized(module, root, 2, style_interpolation_weights=[0, 3]),
+    )
+    assert torch.equal(first, stylized(module, root, 1))
+    middle = stylized(module, root, 2)
+    assert torch.equal(middle, stylized(module, root, 2, style_interpolation_weights=[2, 2]))
     assert not torch.equal(middle, first)
     assert (middle - first).square().mean() < (second - first).square().mean()
 
 
 def test_masks(module: AdaIN, root: Path, tmp_path: Path) -> None:
-    """Left the first style, right the second; away from the seam it is as if there were one alone."""
+    """The first style is on the left, the second on the right; far from the border each is as if applied alone."""
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :32] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     with torch.no_grad():
         large = images(1, 128, 128)
         both = with_styles(module, root, mask=str(tmp_path / "mask.png")).predict(large)["stylized"].float()
-        one, other = (with_styles(module, root, mix=mix).predict(large)["stylized"].float() for mix in ([1, 0], [0, 1]))
+        one, other = (
+            with_styles(module, root, style_interpolation_weights=mix).predict(large)["stylized"].float()
+            for mix in ([1, 0], [0, 1])
+        )
     assert (both - one)[..., :24].abs().max() <= 1
     assert (both - other)[..., -24:].abs().max() <= 1
 
@@ -175,34 +181,34 @@ def test_masks(module: AdaIN, root: Path, tmp_path: Path) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_its_resume_and_what_it_predicts(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cli.parser.run([
-        "fit", "--model", "AdaIN", "--model.weights", "random", "--model.relative", "true", "--model.schedule",
-        "lightning_modules.schedules.InverseTime", "--data", "StyleImages", "--data.root", str(root),
-        "--data.image_size", "16", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "2",
+        "fit", "--model", "AdaIN", "--model.weights", "random", "--model.normalize_distances", "true",
+        "--model.schedule", "lightning_modules.schedules.InverseTime", "--data", "StyleImages",
+        "--data.root", str(root), "--data.image_size", "16", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "2",
         "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--experiment", "run",
         "--last.every_n_steps", "2", "--last.keep", "9",
     ])  # fmt: skip
-    (whole,) = Path("runs/run").iterdir()
-    expected = outcome(whole)
+    (complete,) = Path("runs/run").iterdir()
+    expected = outcome(complete)
     assert expected["global_step"] == 6
-    assert differences(expected, outcome(kill_and_resume(whole, 2))) == []
-    assert any("val/style_ratio" in row for row in read_metrics(whole / "metrics.csv"))
-    alone = AdaIN.load_from_checkpoint(whole / "checkpoints" / expected["file"], weights_only=True)
+    assert differences(expected, outcome(kill_and_resume(complete, 2))) == []
+    assert any("val/style_ratio" in row for row in read_metrics(complete / "metrics.csv"))
+    alone = AdaIN.load_from_checkpoint(complete / "checkpoints" / expected["file"], weights_only=True)
     assert alone.encoder.random
     cli.parser.run([
-        "predict", "--ckpt_path", str(whole / "checkpoints/best.ckpt"), "--data.root", "null", "--model.styles",
-        f"[{min((root / 'style').iterdir())}]", "--data.images", str(root / "content"), "--experiment", "painted",
+        "predict", "--ckpt_path", str(complete / "checkpoints/best.ckpt"), "--data.root", "null", "--model.styles",
+        f"[{min((root / 'style').iterdir())}]", "--data.images", str(root / "content"), "--experiment", "stylized",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled",
     ])  # fmt: skip
-    assert len(list(Path("runs/painted").glob("*/predictions/*.jpg"))) == 5
+    assert len(list(Path("runs/stylized").glob("*/predictions/*.jpg"))) == 5
 
 
 def test_it_learns_to_decode() -> None:
     torch.manual_seed(0)
-    module = AdaIN(weights="random", relative=True, convention="mean", style_weight=1.0)
+    module = AdaIN(weights="random", normalize_distances=True, style_loss_reduction="mean", style_weight=1.0)
     optimizer = torch.optim.Adam(module.decoder.parameters(), 1e-3)
     batch = {"image": images(), "style": images().flip(0)}
     losses = []
@@ -219,13 +225,16 @@ def test_it_learns_to_decode() -> None:
 def test_bad_input(root: Path) -> None:
     for options, message in (
         ({"alpha": 1.5}, "alpha: expected 0 to 1, found 1.5"),
-        ({"mix": [1]}, r"mix: expected one number of 0 or more a style, 0, found \[1\]"),
+        (
+            {"style_interpolation_weights": [1]},
+            r"style_interpolation_weights: expected one weight of 0 or more per style \(0\), found \[1\]",
+        ),
         ({"mask": "a.png", "styles": ["a.jpg"]}, "mask: expected two styles, found 1"),
         ({"style_weight": -1}, "style_weight: expected 0 or more, found -1"),
     ):
         with pytest.raises(ValueError, match=message):
             AdaIN(weights="random", **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="styles: expected images of style: --model.styles"):
+    with pytest.raises(ValueError, match="styles: expected paths of style images, found none; set --model.styles"):
         AdaIN(weights="random").predict(images())
-    with pytest.raises(ValueError, match="expected images of style, found none: --data.styled true"):
+    with pytest.raises(ValueError, match="expected style images, found none; set --data.with_style true"):
         AdaIN(weights="random").losses({"image": images()})

@@ -1,4 +1,4 @@
-"""Fast style: the paper's count, images of any size, no border and no checkerboard, the loss, resume, learning."""
+"""Fast style: parameter count, images of any size, no border artifacts, the loss, exact resume, training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.small_system import differences, kill_and_resume, outcome
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_style_images(str(folder), contents=12, styles=1, size=40)
     return folder
 
@@ -34,7 +34,12 @@ def style_of(root: Path) -> str:
 
 def small(root: Path, **options: Any) -> FastStyle:
     torch.manual_seed(0)
-    given = {"content_layer": "relu1_2", "style_layers": ["relu1_1", "relu2_1"], "width": 0.1, "weights": "random"}
+    given = {
+        "content_layer": "relu1_2",
+        "style_layers": ["relu1_1", "relu2_1"],
+        "width_multiplier": 0.1,
+        "weights": "random",
+    }
     module = FastStyle(style_of(root), **{**given, **options})
     module.setup("fit")
     return module
@@ -55,7 +60,7 @@ def test_the_papers_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 33), (64, 40), (65, 41)])
-def test_pictures_of_any_size_keep_theirs(size: tuple[int, int], root: Path) -> None:
+def test_images_of_any_size_keep_theirs(size: tuple[int, int], root: Path) -> None:
     module = small(root).eval()
     with torch.no_grad():
         found = module.predict(images(1, *size))["stylized"]
@@ -63,8 +68,8 @@ def test_pictures_of_any_size_keep_theirs(size: tuple[int, int], root: Path) -> 
     assert found.dtype == torch.uint8
 
 
-def test_a_flat_picture_stays_flat() -> None:
-    """No border of zeros and no checkerboard: what is the same everywhere comes out the same everywhere."""
+def test_a_flat_image_stays_flat() -> None:
+    """A constant image stays constant: no border artifacts and no checkerboard."""
     torch.manual_seed(0)
     network = TransformNetwork(0.2).eval()
     with torch.no_grad():
@@ -76,8 +81,8 @@ def test_a_flat_picture_stays_flat() -> None:
     assert found.abs().max() > 0.01
 
 
-def test_noise_leaves_no_period_of_the_strides() -> None:
-    """Of white noise the mean square is the same at each of the 4x4 phases; transposed convolutions would differ."""
+def test_no_checkerboard_artifacts() -> None:
+    """For white noise, the mean square is equal at all 4x4 phases; transposed convolutions would differ."""
     torch.manual_seed(1)
     network = TransformNetwork(0.1).eval()
     with torch.no_grad():
@@ -90,13 +95,13 @@ def test_noise_leaves_no_period_of_the_strides() -> None:
 
 
 def test_the_loss_is_the_papers(root: Path) -> None:
-    """Gram matrices divided by C H W, the squared Frobenius norm of their difference, summed over layers."""
+    """The squared Frobenius norm of the difference of Gram matrices divided by C H W, summed over layers."""
     module = small(root, content_weight=2.0, style_weight=3.0)
-    painted, content = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    stylized, content = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     features = Features(["relu1_2", "relu1_1", "relu2_1"], "vgg16", "random")
     style = torch.from_numpy(np.array(Image.open(style_of(root)))).permute(2, 0, 1)[None] / 255
-    found, true, wanted = features(painted), features(content), features(style)
-    terms = module.distances(painted, content)
+    found, true, wanted = features(stylized), features(content), features(style)
+    terms = module.image_losses(stylized, content)
     for b in range(2):
         total = 0.0
         for name in ("relu1_1", "relu2_1"):
@@ -110,14 +115,15 @@ def test_the_loss_is_the_papers(root: Path) -> None:
         assert terms["content"][b].item() == pytest.approx(2 * distance, rel=1e-4)
 
 
-def test_relative_distances_know_no_scale(root: Path) -> None:
-    module, louder = (small(root, relative=True) for _ in range(2))
+def test_normalized_distances_do_not_depend_on_scale(root: Path) -> None:
+    module, louder = (small(root, normalize_distances=True) for _ in range(2))
     with torch.no_grad():
-        louder.features.layers["conv1_1"].weight *= 7  # type: ignore[operator]
+        louder.features.network.layers["conv1_1"].weight *= 7  # type: ignore[operator]
         picture = torch.rand(1, 3, 24, 24)
-        louder._grams = {name: 7**4 / 7**2 * g for name, g in module._grams.items()}
-        for one, other in zip(module.distances(picture, picture + 0.1).values(),
-                              louder.distances(picture, picture + 0.1).values(), strict=True):  # fmt: skip
+        for grams in louder.style_grams.values():
+            grams.value = 7**4 / 7**2 * grams.value
+        for one, other in zip(module.image_losses(picture, picture + 0.1).values(),
+                              louder.image_losses(picture, picture + 0.1).values(), strict=True):  # fmt: skip
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
@@ -125,36 +131,37 @@ def test_relative_distances_know_no_scale(root: Path) -> None:
 
 OPTIONS = [
     "fit", "--model", "FastStyle", "--model.weights", "random", "--model.content_layer", "relu1_2",
-    "--model.style_layers", "[relu1_1, relu2_1]", "--model.width", "0.1", "--model.relative", "true",
-    "--data", "StyleImages", "--data.styled", "false", "--data.image_size", "32", "--data.batch_size", "2",
+    "--model.style_layers", "[relu1_1, relu2_1]", "--model.width_multiplier", "0.1",
+    "--model.normalize_distances", "true",
+    "--data", "StyleImages", "--data.with_style", "false", "--data.image_size", "32", "--data.batch_size", "2",
     "--data.num_workers", "0", "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1",
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
     "--wandb.mode", "disabled", "--experiment", "run", "--last.every_n_steps", "7", "--last.keep", "9",
 ]  # fmt: skip
 
 
-def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_its_resume_and_what_it_predicts(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cli.parser.run([*OPTIONS, "--model.style", style_of(root), "--data.root", str(root)])
-    (whole,) = Path("runs/run").iterdir()
-    expected = outcome(whole)
+    (complete,) = Path("runs/run").iterdir()
+    expected = outcome(complete)
     assert not any("features" in key for key in expected["state_dict"])
     assert expected["global_step"] % 3 == 0
     assert expected["global_step"] // 3 != 7
-    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
-    rows = [row for row in read_metrics(whole / "metrics.csv") if "val/loss" in row]
+    assert differences(expected, outcome(kill_and_resume(complete, 7))) == []
+    rows = [row for row in read_metrics(complete / "metrics.csv") if "val/loss" in row]
     assert rows[-1]["val/loss"] < rows[0]["val/loss"]
     assert rows[-1]["val/style_ratio"] > 0
-    # From the checkpoint alone: neither the style nor the features' weights are asked for.
-    best = str(whole / "checkpoints/best.ckpt")
+    # Prediction needs the checkpoint only, neither the style image nor the loss network.
+    best = str(complete / "checkpoints/best.ckpt")
     quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled"]
     predict = ["predict", "--ckpt_path", best, "--data.root", "null", "--model.style", "gone.jpg", *quiet]
-    cli.parser.run([*predict, "--data.images", str(root / "content"), "--experiment", "painted"])
-    (painted,) = Path("runs/painted").iterdir()
-    records = json.loads((painted / "predictions.json").read_text())
+    cli.parser.run([*predict, "--data.images", str(root / "content"), "--experiment", "stylized"])
+    (stylized,) = Path("runs/stylized").iterdir()
+    records = json.loads((stylized / "predictions.json").read_text())
     assert len(records) == 12
     for record in records:
-        assert Image.open(painted / record["annotated"]).size == Image.open(record["file"]).size
+        assert Image.open(stylized / record["annotated"]).size == Image.open(record["file"]).size
         assert record["random_features"]
     write_video(tmp_path / "film.avi", 3)
     cli.parser.run([*predict, "--data.images", "film.avi", "--experiment", "video"])
@@ -162,11 +169,11 @@ def test_a_run_its_resume_and_what_it_paints(root: Path, tmp_path: Path, monkeyp
 
 
 def test_it_learns_a_style(root: Path) -> None:
-    module = small(root, relative=True, content_weight=0.01, width=0.25)
+    module = small(root, normalize_distances=True, content_weight=0.01, width_multiplier=0.25)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)
     content = torch.from_numpy(np.array(Image.open(root / "content/000.jpg").resize((32, 32)))).permute(2, 0, 1)[None]
     with torch.no_grad():
-        unchanged = module.style_distance(module.features(content / 255)).item()
+        unchanged = module.style_loss(module.features(content / 255)).item()
     for _ in range(60):
         optimizer.zero_grad()
         terms = module.losses({"image": content})
@@ -176,7 +183,9 @@ def test_it_learns_a_style(root: Path) -> None:
 
 
 def test_bad_input(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="style: expected the image whose style is learned: --model.style PICTURE"):
+    with pytest.raises(
+        ValueError, match="style: expected the path of a style image, found none; set --model.style IMAGE"
+    ):
         FastStyle(weights="random").setup("fit")
     (tmp_path / "a.jpg").write_text("no image")
     for path in ("nowhere.jpg", str(tmp_path / "a.jpg")):
@@ -184,5 +193,5 @@ def test_bad_input(root: Path, tmp_path: Path) -> None:
             FastStyle(path, weights="random").setup("fit")
     with pytest.raises(ValueError, match="tv_weight: expected 0 or more, found -1"):
         FastStyle(tv_weight=-1)
-    with pytest.raises(ValueError, match="expected images of one size, found several: --data.batch_size 1"):
+    with pytest.raises(ValueError, match="expected images of one size, found 32x32, 8x8; set --data.batch_size 1"):
         small(root).predict([images(1)[0], images(1, 8, 8)[0]])

@@ -1,4 +1,4 @@
-"""SAE and SWWAE: mirrored, alike but for the switches, odd sizes, the loss, PSNR, resume, what switches bring."""
+"""SAE and SWWAE: decoder, switches, odd sizes, the loss, PSNR, exact resume."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
-from lightning_modules.style.inversion_network import PSNR, Decoder, InversionNetwork
+from lightning_modules.style.inversion_network import PSNR, InversionDecoder, InversionNetwork
 from tests.small_system import differences, kill_and_resume, outcome
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_style_images(str(folder), contents=12, styles=1, size=40)
     return folder
 
@@ -37,20 +37,20 @@ def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
-def test_the_decoder_mirrors_the_encoder(network: Any) -> None:
-    """As many weights as the encoder's convolutions; biases differ by the first layer's 64 and the last one's 3."""
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19"])
+def test_the_decoder_mirrors_the_encoder(backbone: Any) -> None:
+    """The decoder has as many weights as the encoder's convolutions; only the biases differ."""
     import torchvision
 
     with torch.device("meta"):
-        decoder = sum(p.numel() for p in Decoder(network, 5).parameters() if p.ndim == 4)
-        theirs = torchvision.models.get_model(network).features.parameters()
+        decoder = sum(p.numel() for p in InversionDecoder(backbone, 5).parameters() if p.ndim == 4)
+        theirs = torchvision.models.get_model(backbone).features.parameters()
     assert decoder == sum(p.numel() for p in theirs if p.ndim == 4)
 
 
 @pytest.mark.parametrize("switches", [False, True])
 @pytest.mark.parametrize(("layer", "size"), [("pool1", (33, 47)), ("pool3", (45, 61)), ("pool2", (2, 90))])
-def test_pictures_of_odd_sizes_come_back_as_large(layer: str, size: tuple[int, int], switches: bool) -> None:
+def test_images_of_odd_sizes_come_back_as_large(layer: str, size: tuple[int, int], switches: bool) -> None:
     module = made(layer, switches)
     if min(size) < 4:
         with pytest.raises(RuntimeError):
@@ -66,9 +66,9 @@ def test_switches_add_no_parameter() -> None:
         assert len(counts) == 1
 
 
-def test_a_pixel_goes_where_the_maximum_was() -> None:
-    """Unpool(pool(x)) is x at the maxima and 0 elsewhere; without switches the values stand in the corners."""
-    decoder = Decoder("vgg16", 1)
+def test_unpooling_with_and_without_switches() -> None:
+    """Unpool(pool(x)) is x at the maxima and 0 elsewhere; without switches, values are in the corners."""
+    decoder = InversionDecoder("vgg16", 1)
     decoder.blocks[0] = torch.nn.Identity()
     x = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
     values, places = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
@@ -81,7 +81,7 @@ def test_a_pixel_goes_where_the_maximum_was() -> None:
 
 
 def test_the_loss_is_of_pixels_and_of_the_levels_between() -> None:
-    module = made("pool3", intermediate=0.5)
+    module = made("pool3", intermediate_weight=0.5)
     levels, pooled = module.decode(images())
     terms = module.losses({"image": images()})
     true = module.preprocess(images()).double().numpy()
@@ -111,23 +111,24 @@ def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     cli.parser.run([
         "fit", "--model", "InversionNetwork", "--model.weights", "random", "--model.layer", "pool2",
-        "--model.intermediate", "0.1", "--data", "StyleImages", "--data.styled", "false", "--data.root", str(root),
+        "--model.intermediate_weight", "0.1", "--data", "StyleImages", "--data.with_style", "false",
+        "--data.root", str(root),
         "--data.image_size", "32", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "3",
         "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--experiment", "run",
         "--last.every_n_steps", "7", "--last.keep", "9",
     ])  # fmt: skip
-    (whole,) = Path("runs/run").iterdir()
-    expected = outcome(whole)
+    (complete,) = Path("runs/run").iterdir()
+    expected = outcome(complete)
     assert expected["global_step"] // 3 != 7
     assert not any("features" in key for key in expected["state_dict"])
-    rows = [row for row in read_metrics(whole / "metrics.csv") if "val/psnr" in row]
+    rows = [row for row in read_metrics(complete / "metrics.csv") if "val/psnr" in row]
     assert rows[-1]["val/psnr"] > rows[0]["val/psnr"]
-    assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
+    assert differences(expected, outcome(kill_and_resume(complete, 7))) == []
 
 
-def test_switches_bring_places() -> None:
-    """The same steps on the same images: with switches more of the pixels comes back."""
+def test_switches_reduce_the_loss() -> None:
+    """After the same steps on the same images, the loss is lower with switches."""
     found = {}
     for switches in (False, True):
         module = made("pool2", switches)
@@ -144,9 +145,9 @@ def test_switches_bring_places() -> None:
 def test_bad_input() -> None:
     for options, message in (
         ({"layer": "pool6"}, "layer: expected pool1 to pool5, fc6, fc7 or fc8, found pool6"),
-        ({"network": "alexnet"}, "network: expected vgg16 or vgg19, found alexnet"),
+        ({"backbone": "alexnet"}, "backbone: expected vgg16 or vgg19, found alexnet"),
         ({"layer": "fc6", "image_size": 20}, "image_size: expected 32 or more for fc6, found 20"),
-        ({"intermediate": -1}, "intermediate: expected 0 or more, found -1"),
+        ({"intermediate_weight": -1}, "intermediate_weight: expected 0 or more, found -1"),
     ):
         with pytest.raises(ValueError, match=message):
             InversionNetwork(weights="random", **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Style's losses against the lecture's formulas by loops, and total variation against an image by hand."""
+"""Losses of style transfer against loops and values computed by hand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from lightning_modules.style.losses import (
     alpha_norm,
     feature_distance,
-    gram,
     gram_distance,
+    gram_matrix,
     moments,
     moments_distance,
     texture_energy,
@@ -26,7 +26,7 @@ def two(seed: int, shape: tuple[int, ...] = (2, 5, 3, 4)) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_energy_by_the_lectures_two_normalizations(seed: int) -> None:
+def test_energy_by_loops_in_both_normalizations(seed: int) -> None:
     """G_ij = sum_k F_ik F_jk with 1/(4 N^2 M^2), and G divided by M with 1/(4 N^2)."""
     one, other = two(seed)
     n, m = 5, 12
@@ -41,9 +41,9 @@ def test_energy_by_the_lectures_two_normalizations(seed: int) -> None:
                 divided += (g / m - a / m) ** 2
         assert total / (4 * n**2 * m**2) == pytest.approx(divided / (4 * n**2))
         expected.append(total / (4 * n**2 * m**2))
-    found = texture_energy(*(gram(torch.from_numpy(x)) for x in (one, other)))
+    found = texture_energy(*(gram_matrix(torch.from_numpy(x)) for x in (one, other)))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
-    mean = gram_distance(*(gram(torch.from_numpy(x)) for x in (one, other)))
+    mean = gram_distance(*(gram_matrix(torch.from_numpy(x)) for x in (one, other)))
     torch.testing.assert_close(mean, 4 * found)
 
 
@@ -90,7 +90,7 @@ def test_total_variation_by_hand() -> None:
 
 
 @pytest.mark.parametrize("beta", [1, 1.5, 2, 3])
-def test_total_variation_of_a_flat_image_has_a_finite_slope(beta: float) -> None:
+def test_total_variation_of_a_flat_image_has_a_finite_gradient(beta: float) -> None:
     x = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
     total_variation(x, beta).sum().backward()
     assert x.grad is not None
@@ -101,9 +101,9 @@ def test_alpha_norm() -> None:
     assert float(alpha_norm(torch.tensor([2.0, -1.0, 0.5]).view(1, 3, 1, 1))) == pytest.approx(64 + 1 + 0.5**6)
 
 
-def test_gram_matrices_leave_no_ones_range_under_autocast() -> None:
+def test_gram_matrices_stay_in_float32_under_autocast() -> None:
     x = torch.full((1, 2, 64, 64), 300.0).half()
     with torch.autocast("cpu", torch.bfloat16):
-        found = gram(x)
+        found = gram_matrix(x)
     assert found.dtype == torch.float32
-    assert torch.equal(found, torch.full((1, 2, 2), 90000.0)), "beyond what float16 holds"
+    assert torch.equal(found, torch.full((1, 2, 2), 90000.0)), "beyond the range of float16"

@@ -1,0 +1,123 @@
+"""Optimized images: they improve and resume exactly; memory estimate, limited steps of L-BFGS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import cli.parser
+from callbacks.metrics_file import read_metrics
+from lightning_modules.components.features import Features
+from lightning_modules.style import base
+from lightning_modules.style.base import MAX_PIXEL_STEP, estimate_memory, limit_step
+from lightning_modules.style.neural_style import NeuralStyle
+from tests.lightning_modules.style.optimized_image import prepare
+from tests.small_system import differences, kill_and_resume, outcome
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    "--data", "ImagePair", "--data.image_size", "32", "--data.steps", "4", "--trainer.max_epochs", "3",
+    "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+    "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--experiment", "run",
+    "--last.every_n_steps", "5", "--last.keep", "9",
+]  # fmt: skip
+RUNS = {
+    "neural_style": ["NeuralStyle", "--model.content_layers", "[relu2_2]",
+                     "--model.style_layers", "[relu1_1, relu2_1]", "--model.style_weight", "100"],
+    "texture": ["TextureSynthesis", "--model.layers", "[conv1_1, pool1]", "--model.normalize_distances", "true"],
+    "inversion": ["FeatureInversion", "--model.layer", "relu2_1", "--model.tv_weight", "1"],
+    "inversion by Adam": ["FeatureInversion", "--model.layer", "relu1_2", "--model.optimizer", "torch.optim.Adam",
+                          "--model.optimizer.lr", "0.05", "--model.schedule", "lightning_modules.schedules.Cosine"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_and_its_resume(
+    name: str,
+    image_paths: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that is killed within an epoch resumes to the same image, bit for bit, with L-BFGS, SGD and Adam."""
+    monkeypatch.chdir(tmp_path)
+    given = ["--data.content", image_paths["content"]]
+    if name == "neural_style":
+        given += ["--data.style", image_paths["style"]]
+    cli.parser.run(
+        ["fit", "--model", *RUNS[name], "--model.backbone", "vgg16", "--model.weights", "random", *OPTIONS, *given]
+    )
+    (complete,) = Path("runs/run").iterdir()
+    assert "32x" in capsys.readouterr().out
+    rows = [row for row in read_metrics(complete / "metrics.csv") if "val/loss" in row]
+    assert rows[-1]["val/loss"] < 0.9 * rows[0]["val/loss"]
+    assert ("val/psnr" in rows[0]) == name.startswith("inversion")
+    expected = outcome(complete)
+    assert len(list(complete.glob("frames/step=*.png"))) == 3
+    assert cv2.VideoCapture(str(complete / "film.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3 + 16
+    panels = Image.open(max(complete.glob("figures/val_step=*.png"))).width
+    assert (panels > 1000) == (name == "neural_style"), "three images side by side, or two"
+    killed = kill_and_resume(complete, 5)
+    assert differences(expected, outcome(killed)) == []
+    frames = [sorted(run.glob("frames/step=*.png")) for run in (complete, killed)]
+    assert [frame.read_bytes() for frame in frames[0]] == [frame.read_bytes() for frame in frames[1]]
+
+
+# --- memory and steps ------------------------------------------------------------------------------------------------
+
+
+def test_memory_estimate() -> None:
+    features = Features(["relu1_2"], "vgg16", "random")
+    weights = sum(p.numel() for p in features.parameters())
+    assert estimate_memory(features, 50, 40) == 4 * (2 * 4 * 64 * 50 * 40 + weights)
+
+
+def test_an_image_that_does_not_fit_into_memory_is_refused(
+    image_paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "free_memory", lambda device: 8 * 2**20)
+    with pytest.raises(ValueError, match=r"found 40x\d+ pixels, which need about 0.0 GiB; set --data.image_size \d"):
+        prepare(NeuralStyle(weights="random", backbone="vgg16"), image_paths, 40)
+
+
+def test_an_image_that_is_too_small_is_refused(image_paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="image_size: expected an image large enough for relu5_1, found 8x"):
+        prepare(NeuralStyle(backbone="vgg16", weights="random"), image_paths, 8)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_long_steps_of_lbfgs_are_limited_and_its_state_follows(bounds: Any) -> None:
+    image = torch.nn.Parameter(torch.full((1, 3, 4, 4), 0.5))
+    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1)
+    slope = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (image * slope).sum() + 1e-3 * image.square().sum()
+        loss.backward()
+        return loss
+
+    low, high = (None, None) if bounds is None else (torch.tensor(bound) for bound in bounds)
+    for _ in range(6):
+        before = image.detach().clone()
+        optimizer.step(closure)  # type: ignore[arg-type]
+        limit_step(optimizer, image, before, low, high)
+        moved = (image - before).detach()
+        assert moved.abs().max() <= MAX_PIXEL_STEP + 1e-6
+        state = optimizer.state[image]
+        torch.testing.assert_close(state["d"] * state["t"], moved.flatten())
+    if bounds is None:
+        assert image.abs().max() > 1, "pixels are not clamped without bounds"
+    else:
+        assert image.min() >= 0
+        assert image.max() <= 1
+    plain = torch.nn.Parameter(torch.zeros(1, 3, 4, 4))
+    limit_step(torch.optim.SGD([plain], 1.0), plain, plain.detach() - 9, None, None)
+    assert (plain == 0).all(), "steps of other optimizers are not limited"
