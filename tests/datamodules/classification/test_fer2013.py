@@ -183,5 +183,5 @@ def test_the_writer(tmp_path: Path) -> None:
     a, b, c = ((tmp_path / name / "fer2013.csv").read_text() for name in "abc")
     assert a == b != c
     assert len(list((tmp_path / "a" / "photographs").iterdir())) == 6
-    with pytest.raises(ValueError, match="size: FER2013's faces have 48 pixels, found 64"):
+    with pytest.raises(ValueError, match="size: expected 48, the side of FER2013's faces, found 64"):
         write_fer2013(str(tmp_path), size=64)
