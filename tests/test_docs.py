@@ -166,7 +166,8 @@ def classes(base: type) -> dict[str, type]:
     lightning_modules.import_all()
     datamodules.import_all()
     found = {base.__name__: base}
-    for subclass in base.__subclasses__():
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
         found.update(classes(subclass))
     return found
 
