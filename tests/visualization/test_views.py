@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import callbacks.figures
+import lightning_modules
 import visualization.views
 from callbacks.figures import Figures
 from callbacks.prediction_writer import PredictionWriter
+from cli.messages import class_names
 from lightning_modules.classification.attributes import AttributeClassifier
 from lightning_modules.classification.emotion import EmotionClassifier
 from lightning_modules.classification.image_classifier import ImageClassifier
@@ -39,9 +42,17 @@ from lightning_modules.segmentation.encoder_decoder import EncoderDecoder
 from lightning_modules.segmentation.fcn import FCN
 from lightning_modules.segmentation.mask_rcnn import MaskRCNN
 from lightning_modules.segmentation.patch_classifier import PatchClassifier
+from lightning_modules.style.adain import AdaIN
+from lightning_modules.style.base import OptimizedImage
+from lightning_modules.style.fast_style import FastStyle
+from lightning_modules.style.feature_inversion import FeatureInversion
+from lightning_modules.style.inversion_network import InversionNetwork
+from lightning_modules.style.neural_style import NeuralStyle
+from lightning_modules.style.style_prediction import StylePrediction
+from lightning_modules.style.texture_synthesis import TextureSynthesis
 from tests.callbacks.tiny import Files, Tiny, loader, trainer, write_image
 from visualization.attributes import AttributesView
-from visualization.base import PredictionView
+from visualization.base import PredictionView, Table
 from visualization.classification import ClassificationView
 from visualization.detections import DetectionView
 from visualization.faces import FacesView
@@ -49,8 +60,9 @@ from visualization.instance_masks import InstanceMaskView
 from visualization.orientation import OrientationView
 from visualization.people import PeopleView
 from visualization.poses import PoseView
-from visualization.samples import samples_of
+from visualization.samples import Sample, samples_of
 from visualization.segmentation import SegmentationView
+from visualization.style import StyleView
 from visualization.views import VIEWS, view_of
 from visualization.yolo_grid import YOLOGridView
 
@@ -93,7 +105,35 @@ SYSTEMS: dict[str, tuple[Any, int, type[PredictionView]]] = {
     "DeepPose": (lambda: DeepPose(width_multiplier=0.02, input_size=64), 64, PoseView),
     "StackedHourglass": (lambda: StackedHourglass(num_stacks=2, channels=8), 64, PoseView),
     "OrientationRegressor": (lambda: OrientationRegressor("resnet20_cifar"), 32, OrientationView),
+    "AdaIN": (lambda: AdaIN(weights="random"), 32, StyleView),
+    "FastStyle": (lambda: FastStyle(weights="random", width_multiplier=0.1), 32, StyleView),
+    "StylePrediction": (lambda: StylePrediction(weights="random"), 32, StyleView),
+    "InversionNetwork": (
+        lambda: with_encoder(InversionNetwork("pool1", weights="random", image_size=32)),
+        32,
+        StyleView,
+    ),
+    "FeatureInversion": (lambda: with_image(FeatureInversion(weights="random")), 32, StyleView),
+    "TextureSynthesis": (lambda: with_image(TextureSynthesis(weights="random")), 32, StyleView),
+    "NeuralStyle": (lambda: with_image(NeuralStyle(weights="random")), 32, StyleView),
 }
+
+
+def with_image(module: OptimizedImage) -> OptimizedImage:
+    """Give a module the image that it optimizes."""
+    module.image = torch.nn.Parameter(torch.rand(1, 3, 32, 32))
+    return module
+
+
+def with_encoder(module: InversionNetwork) -> InversionNetwork:
+    """Build the frozen encoder, as the trainer does."""
+    module.setup("predict")
+    return module
+
+
+def test_every_system_is_tested() -> None:
+    lightning_modules.import_all()
+    assert sorted(SYSTEMS) == class_names("model")
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -101,10 +141,11 @@ def test_a_systems_prediction_matches_exactly_one_view(name: str) -> None:
     build, side, expected = SYSTEMS[name]
     torch.manual_seed(0)
     module = build().eval()
-    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
+    batch = {"image": images, "id": ["a"], **({"style": images} if expected is StyleView else {})}
     with torch.no_grad():
-        outputs = module.predict(images)
-    (sample, _) = samples_of(outputs, {"image": images, "id": ["a", "b"]}, 2)
+        outputs = module.predict_batch(batch)
+    (sample,) = samples_of(outputs, batch, 1)
     assert [type(view) for view in VIEWS if view.matches(sample.prediction)] == [expected]
     view, names = view_of(sample.prediction), getattr(module, "joint_names", None) or module.class_names
     assert view is not None
@@ -136,6 +177,12 @@ class DepthView(PredictionView):
     def rows(self, record: dict[str, Any]) -> list[list[Any]]:
         return [[record["depth"]]]
 
+    def table(self, samples: Sequence[Sample], names: Any) -> Table:
+        return ["id", "depth"], [[sample.ground_truth["id"], 2.0] for sample in samples]
+
+    def extra_figures(self, samples: Sequence[Sample], names: Any) -> dict[str, Image.Image]:
+        return {"depth": Image.new("L", (8, 8))}
+
 
 class Depth(Tiny):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
@@ -146,9 +193,13 @@ class Depth(Tiny):
 
 def test_a_new_view_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visualization.views, "VIEWS", (*VIEWS, DepthView()))
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(callbacks.figures, "log_to_wandb", lambda trainer, values: logged.update(values))
     trainer(tmp_path / "fit", callbacks=[Figures()]).fit(Depth(), loader(), loader())
-    (sheet,) = (tmp_path / "fit" / "figures").glob("val_step=*.png")
-    assert np.asarray(Image.open(sheet)).any()
+    for prefix in ("val_step", "val_depth_step"):
+        assert len(list((tmp_path / "fit" / "figures").glob(f"{prefix}=*.png"))) == 1
+    assert set(logged) == {"val/figures", "val/predictions", "val/depth"}
+    assert logged["val/predictions"][1][0] == ["sample 0", 2.0]
     path, run = write_image(tmp_path / "in" / "a.jpg"), tmp_path / "run"
     writer = PredictionWriter(str(tmp_path / "in"))
     trainer(run, callbacks=[writer]).predict(Depth(), DataLoader(Files([path])), return_predictions=False)  # type: ignore[arg-type]
