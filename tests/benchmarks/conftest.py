@@ -1,0 +1,45 @@
+"""Run benchmarks as a user does, by their command lines."""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+
+class Finished(NamedTuple):
+    """Exit status and printed text of a benchmark."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Finished]]:
+    """Return a function that runs ``python -m benchmarks.NAME ARGUMENTS`` in this process."""
+    logger = logging.getLogger("pytorch_lightning")
+    threads, level = torch.get_num_threads(), logger.level
+
+    def run(name: str, *arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        status: int | str | None = 0
+        try:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return Finished(status if isinstance(status, int) else int(status is not None), captured.out, captured.err)
+
+    yield run
+    # Benchmarks set both for the whole process.
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
