@@ -242,7 +242,8 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     elif config == "inversion_network":
         options += ["--data.batch_size", "2"]
     elif config.startswith("fast_style"):
-        options += ["--model.style", style, "--model.width", "0.1", "--data.batch_size", "2", "--data.resize", "null"]
+        options += ["--model.style", style, "--model.width_multiplier", "0.1"]
+        options += ["--data.batch_size", "2", "--data.resize", "null"]
     cli.parser.run([
         "fit", "--config", str(path), *QUICK, "--model.weights", "random", *options, "--trainer.max_epochs", "1",
         "--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1",

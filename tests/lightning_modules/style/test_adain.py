@@ -186,10 +186,10 @@ def test_a_run_its_resume_and_what_it_predicts(root: Path, tmp_path: Path, monke
     cli.parser.run([
         "fit", "--model", "AdaIN", "--model.weights", "random", "--model.normalize_distances", "true",
         "--model.schedule", "lightning_modules.schedules.InverseTime", "--data", "StyleImages",
-        "--data.root", str(root), "--data.image_size", "16", "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_epochs", "2",
-        "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-        "--trainer.enable_model_summary", "false", "--wandb.mode", "disabled", "--experiment", "run",
-        "--last.every_n_steps", "2", "--last.keep", "9",
+        "--data.root", str(root), "--data.image_size", "16", "--data.batch_size", "2", "--data.num_workers", "0",
+        "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+        "--wandb.mode", "disabled", "--experiment", "run", "--last.every_n_steps", "2", "--last.keep", "9",
     ])  # fmt: skip
     (complete,) = Path("runs/run").iterdir()
     expected = outcome(complete)
