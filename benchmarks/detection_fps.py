@@ -1,10 +1,10 @@
-"""Frames a second of the detectors, one image at a time: ``python -m benchmarks.detection_fps``.
+"""Frames per second of the detectors with one image at a time: ``python -m benchmarks.detection_fps``.
 
-From the resized uint8 tensor on the device to the final boxes, suppression included, and the network alone with its
-normalization. Untrained weights make odd boxes, so the table says how many went into the suppression. SSD300 is
-measured beside torchvision's ssd300_vgg16, which gets the same weights and so the same boxes. What the papers report
-stands in a table of its own: another machine, and other software. The R-CNN family's parts are timed by
-``python -m benchmarks.two_stage_speed``.
+Measure from the resized uint8 tensor on the device to the final boxes, non-maximum suppression included, and the
+network alone with its normalization. Untrained weights predict unusual boxes, so the table lists how many enter the
+suppression. SSD300 is compared with torchvision's ssd300_vgg16, which gets the same weights and predicts the same
+boxes. The papers' figures have a table of their own: another machine and other software. ``python -m
+benchmarks.two_stage_speed`` measures the parts of the R-CNN family.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ PAPERS = (
 
 
 def build(path: str, options: dict[str, Any]) -> VisionModule:
-    """The class at ``path``, made with ``options``."""
+    """Build the class at ``path`` with ``options``."""
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)(**options)
 
 
 def system_of(path: str) -> tuple[Any, dict[str, Any]]:
-    """The class of a checkpoint that ``train.py`` wrote, and the arguments of the data that it was trained on."""
+    """Return the class of a checkpoint of ``train.py``, and the arguments of its training data."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     class_path = checkpoint.get("hyper_parameters", {}).get("_class_path")
     if class_path is None:
@@ -75,7 +75,7 @@ def system_of(path: str) -> tuple[Any, dict[str, Any]]:
 
 
 def from_checkpoint(path: str) -> tuple[str, VisionModule, int]:
-    """Name, module and side of its images, of a checkpoint that ``train.py`` wrote."""
+    """Return name, module and image size of a checkpoint of ``train.py``."""
     system, data = system_of(path)
     size = data.get("eval_image_size") or data.get("image_size")
     if not isinstance(size, int):
@@ -84,7 +84,7 @@ def from_checkpoint(path: str) -> tuple[str, VisionModule, int]:
 
 
 def peer_of(ours: SSD) -> Any:
-    """Torchvision's SSD300 with our weights, whose layers come in another order, and the paper's priors."""
+    """Return torchvision's SSD300 with the weights of a module, in its own order of layers, and the paper's priors."""
     theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=ours.num_classes + 1)
     scales = [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]
     aspects = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
@@ -106,7 +106,7 @@ def peer_of(ours: SSD) -> Any:
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """How many boxes each call of torchvision's NMS was given, ours and its own."""
+    """Count the boxes of each call of torchvision's NMS, by our code and by its own."""
     counts: list[int] = []
     nms = torchvision.ops.batched_nms
 
@@ -129,7 +129,7 @@ def row(
     images: Sequence[Tensor],
     options: argparse.Namespace,
 ) -> float:
-    """Prints a line of the table; returns the frames a second to the final boxes."""
+    """Print a line of the table; return the frames per second to the final boxes."""
     with counted() as counts:
         for image in images:
             whole(image)
@@ -146,7 +146,7 @@ def row(
 
 
 def pictures(folder: str | None, size: int, device: torch.device) -> list[Tensor]:
-    """Up to fifty of a folder, or one of noise: uint8 (1,3,S,S) on the device."""
+    """Return up to 50 images of a folder, or one of noise: uint8 (1, 3, S, S) on the device."""
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         return [torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=generator).to(device)]
@@ -155,7 +155,7 @@ def pictures(folder: str | None, size: int, device: torch.device) -> list[Tensor
 
 
 def measure(name: str, module: VisionModule, size: int, options: argparse.Namespace, device: torch.device) -> None:
-    """Prints a line for one of our systems, and for its peer."""
+    """Print a line for one of our systems, and for its peer."""
     module.eval().to(device=device, memory_format=module.memory_format)  # type: ignore[call-overload]
     images = pictures(options.images, size, device)
     network: Any = module.network
@@ -189,24 +189,24 @@ def _is_the_papers(module: SSD) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the tables; returns the exit status."""
+    """Print the tables; return the exit status."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detection_fps", description=__doc__.split("\n")[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="untrained; default: all")
-    what.add_argument("--ckpt_path", nargs="+", help="checkpoints in their place")
-    parser.add_argument("--num_classes", type=int, default=20, help="of untrained ones")
+    what.add_argument("--ckpt_path", nargs="+", help="checkpoints to measure instead")
+    parser.add_argument("--num_classes", type=int, default=20, help="classes of untrained models")
     parser.add_argument("--images", help="a folder of images; default: noise")
     parser.add_argument("--warm_up", type=int, default=50 if cuda else 2, help="images; default: %(default)s")
     parser.add_argument("--timed", type=int, default=200 if cuda else 10, help="images; default: %(default)s")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 by autocast")
-    parser.add_argument("--compile", action="store_true", help="the networks, by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the networks with torch.compile")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print("measured here, batch of 1, frames a second")
+    print("measured here, batch of 1, frames per second")
     print(
         f"{machine}, {options.dtype}, {'compiled' if options.compile else 'not compiled'}, torch {torch.__version__}, "
         f"{options.warm_up} images to warm up and {options.timed} timed"

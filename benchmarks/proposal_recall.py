@@ -1,8 +1,8 @@
-"""How many objects are among the first proposals: ``python -m benchmarks.proposal_recall --ckpt_path RPN``.
+"""Recall of the first proposals: ``python -m benchmarks.proposal_recall --ckpt_path RPN``.
 
-The comparison of Ren et al. 2015, "Analysis of Recall-to-IoU": the proposal network beside Selective Search, on the
-same images. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; Selective Search's boxes are those that
-``python -m tools.proposals`` wrote.
+The comparison of Ren et al. 2015, "Analysis of Recall-to-IoU": the region proposal network and Selective Search on the
+same images. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; the boxes of Selective Search are those that ``python -m
+tools.proposals`` wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_modules.detection.rpn import RPN
 
 
 def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) -> dict[str, ProposalRecall]:
-    """Recall of both methods on the data's validation images."""
+    """Compute the recall of both methods on the validation images."""
     recalls = {"proposal network": ProposalRecall().to(device), "Selective Search": ProposalRecall().to(device)}
     for batch in data.val_dataloader():
         target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
@@ -37,7 +37,7 @@ def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit status."""
+    """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal_recall", description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint of RPN or FasterRCNN")
     parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")

@@ -1,11 +1,11 @@
 """Selective Search here and in OpenCV's contrib modules: ``python -m benchmarks.selective_search --data.root DIR``.
 
-Prints, on the same images, the share of the objects (but for the difficult ones) that one of an image's first boxes
-overlaps with an IoU of 0.5, and the seconds that one core takes for an image, as the median and as the median ratio.
-OpenCV runs its own "fast" (k = 150, 300, 450) and with R-CNN's k = 50, 100 and their least sizes, which are ours; all
-see the image 500 pixels wide. The runs alternate, so that a disturbance meets all.
+Print, on the same images, the recall at an IoU of 0.5 (difficult objects are ignored), and the seconds per image on one
+core: the median, and the median of the ratios. OpenCV runs its "fast" mode (k = 150, 300, 450), and R-CNN's k = 50 and
+100 with its minimum sizes, which are ours. All images are resized to a width of 500 px. The runs alternate, so that
+disturbances affect all of them.
 
-The peer is in a wheel that cannot be installed beside the one that this project needs, but can lie before it::
+The peer is in a wheel that cannot be installed beside this project's OpenCV. Install it elsewhere and put it first::
 
     python -m pip install --no-deps --target CONTRIB 'opencv-contrib-python-headless<5'
     PYTHONPATH=CONTRIB python -m benchmarks.selective_search --data.root VOCdevkit
@@ -36,7 +36,7 @@ HINT = (
 
 
 def opencv(image: np.ndarray, as_rcnn: bool) -> np.ndarray:
-    """OpenCV's boxes of uint8 (H,W,3) RGB, in its pixels: float32 (N,4) xyxy, best first.
+    """Return OpenCV's boxes of an image, uint8 (H, W, 3) RGB: float32 (N, 4), xyxy in pixels, best first.
 
     Args:
         image: the image.
@@ -60,7 +60,7 @@ def opencv(image: np.ndarray, as_rcnn: bool) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit status."""
+    """Run the benchmark; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.selective_search",
         description=__doc__,
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
     parser.add_argument("--data.val", nargs="+", default=["VOC2007/val"], help="image sets; default: %(default)s")
     parser.add_argument("--data.classes", nargs="+", help="default: VOC's")
-    parser.add_argument("--top", type=int, default=2000, help="boxes of an image that count; default: %(default)s")
-    parser.add_argument("--pictures", type=int, help="the first so many alone; default: all")
+    parser.add_argument("--top", type=int, default=2000, help="boxes per image; default: %(default)s")
+    parser.add_argument("--images", type=int, help="number of images; default: all")
     options = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             classes=getattr(options, "data.classes"),
         )
         annotations = data.annotations("train")
-        for i in range(len(annotations.images))[: options.pictures]:
+        for i in range(len(annotations.images))[: options.images]:
             objects = np.arange(annotations.start[i], annotations.start[i + 1])
             objects = objects[~annotations.difficult[objects]]
             image = read_image(os.path.join(data.devkit, annotations.images[i]))

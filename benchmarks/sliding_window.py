@@ -1,8 +1,8 @@
-"""The sliding window as a loop and as a convolution: ``python -m benchmarks.sliding_window``.
+"""Sliding window as a loop and as a convolution: ``python -m benchmarks.sliding_window``.
 
-The same network looks at the same windows of the same image: cut out one after the other, as the lecture's loop does;
-cut out and given to the network a hundred at a time; and all in one pass over the image, in which neighboring
-windows share their features. The three agree to rounding, which is checked.
+The same network classifies the same windows of an image in three ways: one crop after the other, as in the lecture; in
+batches of a hundred crops; and in one pass over the image, in which neighboring windows share their features. All agree
+up to rounding, which is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH = 100
 
 
 def classify_in_batches(network: WindowNetwork, image: Tensor, window: int) -> Tensor:
-    """As `classify_each_window`, a hundred windows at a time."""
+    """Compute what `classify_each_window` does in batches of a hundred windows."""
     crops = image.unfold(1, window, STRIDE).unfold(2, window, STRIDE).permute(1, 2, 0, 3, 4)
     rows, columns = crops.shape[:2]
     logits = torch.cat([network(part) for part in crops.flatten(0, 1).split(BATCH)])
@@ -30,7 +30,7 @@ def classify_in_batches(network: WindowNetwork, image: Tensor, window: int) -> T
 
 
 def measure(functions: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Median seconds of each; the runs alternate, so that a disturbance meets all."""
+    """Return the median seconds of each; the runs alternate, so that disturbances affect all."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
@@ -42,7 +42,7 @@ def measure(functions: dict[str, Callable[[], Tensor]], repeats: int) -> dict[st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit status."""
+    """Run the benchmark; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sliding_window", description=__doc__)
     parser.add_argument("--size", type=int, default=320, help="side of the image in pixels; default: %(default)s")
     parser.add_argument("--window", type=int, default=64, help="side of a window; default: %(default)s")

@@ -1,11 +1,11 @@
-"""Seconds an image of R-CNN, Fast R-CNN and Faster R-CNN: ``python -m benchmarks.two_stage_speed --images FOLDER``.
+"""Seconds per image of R-CNN, Fast R-CNN and Faster R-CNN: ``python -m benchmarks.two_stage_speed --images FOLDER``.
 
-The lecture's story: R-CNN shows every proposal to the network, Fast R-CNN the image once, and Faster R-CNN finds the
-proposals in what the network says anyhow. All with VGG16, the same images and up to as many proposals; from the
-uint8 image in memory to the final boxes. The table says where the time goes: proposals (Selective Search on the CPU,
-or the proposal network with its suppression), features (the convolutions; in R-CNN all that a crop goes through), and
-heads, which is all that is left. Untrained, since speed is all that is looked at: other proposals than a trained
-network's, and as many. What the lecture reports stands beside it: another machine, and other software.
+The comparison of the lecture: R-CNN runs the network on every proposal, Fast R-CNN once per image, and Faster R-CNN
+also computes the proposals from its own features. All have VGG-16, the same images and up to as many proposals, from
+the uint8 image in memory to the final boxes. The table splits the time into proposals (Selective Search on the CPU, or
+the region proposal network with its suppression), features (the convolutions; in R-CNN all layers that process a crop)
+and heads, which is the rest. The weights are untrained, which changes the boxes but not their number. The lecture's
+figures stand beside ours: another machine and other software.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Row = dict[str, float]
 
 
 class Clock:
-    """Adds up the seconds that some calls take, by what they are for; waits for the device before and after."""
+    """Sum the seconds of calls by the part they belong to; synchronize the device before and after each."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -56,7 +56,7 @@ class Clock:
 
     @contextmanager
     def watching(self, parts: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
-        """Every call of ``name`` of ``owner`` is added to ``part``, for (part, owner, name)."""
+        """Add every call of ``owner.name`` to ``part``, for each (part, owner, name)."""
         with ExitStack() as stack:
             for part, owner, name in parts:
                 function = getattr(owner, name)
@@ -75,7 +75,7 @@ def measure(
     top: int | None,
     warm_up: int,
 ) -> Row:
-    """Seconds an image: in all and of each part.
+    """Return the seconds per image, in total and of each part.
 
     Args:
         module: ready on the device.
@@ -106,14 +106,14 @@ def measure(
 
 
 def line(name: str, row: Row, first: Row) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     shares = "".join(f"{100 * row[part] / row['all']:10.1f}%" for part in ("proposals", "features", "heads"))
     lecture = f"{LECTURE[name]:10g} {LECTURE['R-CNN'] / LECTURE[name]:7g}" if name in LECTURE else f"{'-':>10} {'-':>7}"
     return f"{name:28s} {row['all']:9.3f} {first['all'] / row['all']:7.1f} {shares}   |{lecture}"
 
 
 def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table."""
     paths = list_images(options.images)[: options.timed]
     own, large = (ImageDataset(paths, BoxTransform(size).image_only) for size in ((500, 500), (600, 1000)))
     crops, pictures = ([dataset[i]["image"].to(device) for i in range(len(dataset))] for dataset in (own, large))
@@ -124,9 +124,9 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
     rcnn = ready(
         RCNN(
             backbone="vgg16",
-            width_multiplier=options.width,
+            width_multiplier=options.width_multiplier,
             crop_size=224,
-            crop_batch_size=options.crop_batch,
+            crop_batch_size=options.crop_batch_size,
             num_classes=20,
         )
     )
@@ -136,13 +136,13 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
         first = measure(rcnn, crops, [("features", rcnn.network, "forward")], options.proposals, options.warm_up)
     yield line("R-CNN", first, first)
     del rcnn
-    fast = ready(FastRCNN(width_multiplier=options.width, num_classes=20))
+    fast = ready(FastRCNN(width_multiplier=options.width_multiplier, num_classes=20))
     row = measure(fast, pictures, [("features", fast.network.trunk, "forward")], options.proposals, options.warm_up)
     yield line("Fast R-CNN", row, first)
     without = {**row, "all": row["all"] - row["proposals"], "proposals": 0.0}
     yield line("  its proposals not counted", without, first)
     del fast
-    faster = ready(FasterRCNN(width_multiplier=options.width, num_classes=20))
+    faster = ready(FasterRCNN(width_multiplier=options.width_multiplier, num_classes=20))
     parts = [
         ("features", faster.network.trunk, "forward"),
         ("proposals", faster.network.rpn, "forward"),
@@ -158,22 +158,30 @@ def _identity(num_classes: int, device: torch.device) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit status."""
+    """Print the table; return the exit status."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.two_stage_speed", description=__doc__.split("\n")[0])
     parser.add_argument("--images", required=True, help="a folder of images")
     parser.add_argument("--timed", type=int, default=50 if cuda else 2, help="images; default: %(default)s")
-    parser.add_argument("--warm_up", type=int, default=5 if cuda else 0, help="runs before; default: %(default)s")
-    parser.add_argument("--proposals", type=int, default=2000, help="of Selective Search; default: %(default)s")
-    parser.add_argument("--width", type=float, default=1.0, help="of the channels; default: %(default)s, VGG16")
-    parser.add_argument("--crop_batch", type=int, default=128, help="R-CNN's crops at once; default: %(default)s")
+    parser.add_argument("--warm_up", type=int, default=5 if cuda else 0, help="untimed runs; default: %(default)s")
+    parser.add_argument(
+        "--proposals", type=int, default=2000, help="proposals of Selective Search per image; default: %(default)s"
+    )
+    parser.add_argument(
+        "--width_multiplier", type=float, default=1.0, help="factor of the channels; default: %(default)s"
+    )
+    parser.add_argument(
+        "--crop_batch_size", type=int, default=128, help="crops per batch of R-CNN; default: %(default)s"
+    )
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 by autocast")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}, {options.dtype}, width {options.width:g}, torch {torch.__version__}, {options.timed} images")
+    print(
+        f"{machine}, {options.dtype}, width multiplier {options.width_multiplier:g}, torch {torch.__version__}, {options.timed} images"
+    )
     print(f"{'':28s} {'measured here':^50}   | lecture, K40")
     columns = f"{'seconds':>9} {'speed':>7} {'proposals':>11}{'features':>11}{'heads':>11}"
     print(f"{'':28s} {columns}   |{'seconds':>10} {'speed':>7}")

@@ -1,9 +1,9 @@
-"""Average precision over a set as large as VOC2007's test set: ``python -m benchmarks.voc_map``.
+"""Speed of average precision on a set as large as VOC 2007 test: ``python -m benchmarks.voc_map``.
 
-4,952 images with 2.4 objects on average and 60 detections each, 20 classes, one thread. `VOCMeanAP` against
-torchmetrics' MeanAveragePrecision (backend faster_coco_eval, IoU 0.5 alone), in the same run: seconds of update and
-compute together, and their ratio. The two do not measure the same (see lightning_modules/detection/metrics.py), so the
-values differ a little.
+4,952 images with 2.4 objects on average and 60 detections each, 20 classes, one thread. Compare `VOCMeanAP` with
+torchmetrics' MeanAveragePrecision (backend faster_coco_eval, IoU 0.5 alone) in the same run: seconds of update and
+compute together, and their ratio. The protocols differ (see lightning_modules/components/average_precision.py), so the
+values differ slightly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGES, DETECTIONS, CLASSES, BATCH = 4952, 60, 20, 32
 
 
 def draw(images: int, detections: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Predictions, half of them near objects, and targets."""
+    """Draw predictions, half of them near objects, and targets."""
     torch.manual_seed(0)
     preds, target = [], []
     for _ in range(images):
@@ -40,7 +40,7 @@ def draw(images: int, detections: int) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def timed(metric: Any, preds: list[dict[str, Any]], target: list[dict[str, Any]]) -> tuple[float, dict[str, Any]]:
-    """Seconds for all updates, in batches, and compute."""
+    """Return the seconds of all updates, in batches, and of compute."""
     start = time.perf_counter()
     for i in range(0, len(preds), BATCH):
         metric.update(preds[i : i + BATCH], target[i : i + BATCH])
@@ -49,10 +49,10 @@ def timed(metric: Any, preds: list[dict[str, Any]], target: list[dict[str, Any]]
 
 
 def main() -> None:
-    """Prints the times."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--detections", type=int, default=DETECTIONS, help="of an image")
+    parser.add_argument("--detections", type=int, default=DETECTIONS, help="detections per image")
     options = parser.parse_args()
     torch.set_num_threads(1)
     preds, target = draw(options.images, options.detections)

@@ -1,9 +1,8 @@
-"""One set of YOLOv2's weights at several sizes: ``python -m benchmarks.yolo_v2_sizes --ckpt_path best.ckpt``.
+"""One set of YOLOv2 weights at several image sizes: ``python -m benchmarks.yolo_v2_sizes --ckpt_path best.ckpt``.
 
-Prints a line a size: mean average precision on the validation images, and frames a second with one image at a time,
-from the resized uint8 tensor on the device to the final boxes with suppression, and of the network alone. Beside them
-stands what the paper has in table 3 (VOC2007's test set, a Titan X): another machine, and only comparable where the
-data are the same.
+Print one line per size: mean average precision on the validation images, and frames per second with one image at a
+time: from the resized uint8 tensor on the device to the final boxes, and of the network alone. Beside them stand the
+figures of the paper's table 3 (VOC 2007 test, Titan X), which are comparable only on the same data.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PAPER = {288: (69.0, 91), 352: (73.7, 81), 416: (76.8, 67), 480: (77.8, 59), 544
 def frames_a_second(
     function: Callable[[Tensor], object], images: Sequence[Tensor], warm_up: int, timed: int, device: torch.device
 ) -> float:
-    """Of images (1,3,H,W) that lie on the device, one after another, over and over."""
+    """Measure frames per second on images (1, 3, H, W) on the device, one after the other."""
 
     def run(count: int) -> None:
         for i in range(count):
@@ -45,7 +44,7 @@ def frames_a_second(
 def measure(
     module: YOLOv2, data: VOCDetection, warm_up: int, timed: int, device: torch.device
 ) -> tuple[float, float, float]:
-    """Mean average precision, frames a second to the final boxes, and of the network alone, at the data's size."""
+    """Return mean average precision, frames per second to the final boxes, and of the network alone."""
     metric = VOCMeanAP(module.num_classes, module.ap_method).to(device)
     images: list[Tensor] = []
     for batch in data.val_dataloader():
@@ -59,7 +58,7 @@ def measure(
 
 
 def rows(module: YOLOv2, options: argparse.Namespace, device: torch.device) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table."""
     own = module.class_names if isinstance(module.class_names, list) else None
     for size in options.sizes:
         data = VOCDetection(
@@ -78,7 +77,7 @@ def rows(module: YOLOv2, options: argparse.Namespace, device: torch.device) -> I
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit status."""
+    """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.yolo_v2_sizes", description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint of YOLOv2")
     parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
