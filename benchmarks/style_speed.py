@@ -1,20 +1,19 @@
-"""How fast images are painted: ``python -m benchmarks.style_speed``.
+"""Speed of style transfer: ``python -m benchmarks.style_speed``.
 
-``neural_style``: `NeuralStyle`, run by the Trainer, against the way of PyTorch's tutorial, `benchmarks.style_tutorial`.
-Features, weights of the terms, start, optimizer and steps are the same, and so must the loss be in the end, which is
-checked. The peers, from the slowest on:
+``neural_style``: `NeuralStyle`, run by the Trainer, against PyTorch's tutorial (`benchmarks.style_tutorial`). Features,
+loss weights, initial image, optimizer and steps are equal; the final losses are compared. The peers:
 
 - ``targets recomputed``: the style goes through the network before each step;
-- ``tutorial``: targets are kept, and the network's weights get gradients that nobody uses, as the tutorial has it;
-- ``tutorial, frozen``: without those gradients.
+- ``tutorial``: targets are stored; gradients of the network's weights are computed but not used, as in the tutorial;
+- ``tutorial, frozen``: without these gradients.
 
-All take turns step by step, so that a disturbance of the machine meets all of them.
+All alternate step by step, so that other load on the machine affects all of them.
 
-``one_pass``: milliseconds an image, from uint8 pixels to uint8 pixels, of the systems that paint in one pass, beside
-500 steps of neural style at the same size, and what the papers report of a Titan X.
+``one_pass``: milliseconds per image, from uint8 to uint8, of the feed-forward systems, 500 steps of neural style at the
+same size, and the papers' numbers for a Titan X.
 
-``curve``, with ``--fast_style CHECKPOINT``: how many steps of L-BFGS from noise it takes to get below the loss of what
-the network paints in one pass, on images that it has not seen (Johnson et al. 2016, figure 5).
+``curve``, with ``--fast_style CHECKPOINT``: steps of L-BFGS from noise until the loss is below that of one pass of the
+network, on images that were not trained on (Johnson et al. 2016, figure 5).
 """
 
 from __future__ import annotations
@@ -35,31 +34,32 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from benchmarks.style_figures import NETWORKS, lbfgs
+from benchmarks.style_figures import BACKBONES, lbfgs
 from benchmarks.style_tutorial import Tutorial
 from datamodules.folders import list_images
 from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.transforms import EvalTransform
+from lightning_modules.components.features import Features
 from lightning_modules.style.adain import AdaIN
+from lightning_modules.style.base import limit_step
 from lightning_modules.style.fast_style import FastStyle
-from lightning_modules.style.learned_image import keep_in_bounds
 from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.style_prediction import StylePrediction
 
-WARM_UP = 2  # steps that are not timed
-APART = 0.05  # losses may differ by this share: rounding grows with the steps
+WARM_UP_STEPS = 2  # not timed
+MAX_LOSS_DIFFERENCE = 0.05  # relative; rounding errors grow with the steps
 PEERS = {"targets recomputed": (True, False), "tutorial": (False, False), "tutorial, frozen": (False, True)}
-#: Seconds an image on a Titan X at 256, 512 and 1024 pixels, as the papers have them.
-PAPERS = {
+#: Seconds per image on a Titan X at 256, 512 and 1024 pixels, from the papers.
+PAPER_SECONDS = {
     "neural style, 500 steps": {256: 15.86, 512: 54.85, 1024: 214.44},
     "FastStyle": {256: 0.015, 512: 0.05, 1024: 0.21},
     "AdaIN": {256: 0.018, 512: 0.065},
 }
 
 
-class TakeTurns(pl.Callback):
-    """After each step of the module one of each peer; ``seconds`` has the sums, after the warm-up."""
+class Alternate(pl.Callback):
+    """Take a step of each peer after each step of the module; ``seconds`` are the sums after the warm-up."""
 
     def __init__(self) -> None:
         self.peers: dict[str, Tutorial] = {}
@@ -72,71 +72,72 @@ class TakeTurns(pl.Callback):
         if not self.peers:
             assert isinstance(pl_module, NeuralStyle)
             assert pl_module.image is not None
-            pl_module.targets(batch)  # which rescales the features
+            pl_module.prepare_targets(batch)  # rescales the filters
+            assert pl_module.features is not None
+            features = pl_module.features.network
+            assert isinstance(features, Features)
             content, style = batch["image"].float() / 255, batch["style"].float() / 255
-            start = pl_module.image.detach()
-            self.peers = {
-                name: Tutorial(pl_module.features, content, style, start, *options) for name, options in PEERS.items()
-            }
+            init = pl_module.image.detach()
+            self.peers = {name: Tutorial(features, content, style, init, *options) for name, options in PEERS.items()}
             self._since = now()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # From the last peer's end: all that the Trainer does between two steps is ours.
+        # Ours starts at the end of the last peer and includes all work of the Trainer between two steps.
         for name in self.seconds:
             if name != "ours":
                 self.peers[name].step()
-            then, self._since = self._since, now()
-            if batch_idx >= WARM_UP:
-                self.seconds[name] += self._since - then
+            start, self._since = self._since, now()
+            if batch_idx >= WARM_UP_STEPS:
+                self.seconds[name] += self._since - start
 
 
 def now() -> float:
-    """Seconds, after all that was given to the device is done."""
+    """Return the time in seconds after synchronizing with the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def neural_style(options: argparse.Namespace) -> int:
-    """Prints the ratios; 1 if the losses do not agree."""
+    """Print the ratios; return 1 if the losses differ."""
     with tempfile.TemporaryDirectory() as folder:
         content, style = options.content, options.style
         if content is None or style is None:
             write_style_images(folder, contents=1, styles=1, size=max(options.size, 16))
             content, style = content or f"{folder}/content/000.jpg", style or f"{folder}/style/stripes_00.jpg"
-        turns = TakeTurns()
+        alternate = Alternate()
         trainer = pl.Trainer(
             max_epochs=1, limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder, callbacks=[turns],
+            enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder, callbacks=[alternate],
         )  # fmt: skip
-        module = NeuralStyle(network=options.network, weights=options.weights)
+        module = NeuralStyle(backbone=options.backbone, weights=options.weights)
         trainer.fit(module, datamodule=ImagePair(content, style, options.size, steps=options.steps))
     losses = {"ours": float(trainer.callback_metrics["train/loss"])}
-    losses |= {name: float(peer.loss) for name, peer in turns.peers.items()}
-    counted = options.steps - WARM_UP
+    losses |= {name: float(peer.loss) for name, peer in alternate.peers.items()}
+    timed_steps = options.steps - WARM_UP_STEPS
     assert module.image is not None
     height, width = module.image.shape[-2:]
     print(
-        f"neural style, {width}x{height}, {options.network}, weights {options.weights}, {options.steps} steps on "
+        f"neural style, {width}x{height}, {options.backbone}, weights {options.weights}, {options.steps} steps on "
         f"{module.image.device.type}"
     )
-    for name, seconds in turns.seconds.items():
-        print(f"  {name:20s} {1e3 * seconds / counted:8.1f} ms a step, loss {losses[name]:.5g}")
+    for name, seconds in alternate.seconds.items():
+        print(f"  {name:20s} {1e3 * seconds / timed_steps:8.1f} ms per step, loss {losses[name]:.5g}")
     for name in PEERS:
-        print(f"ratio {turns.seconds[name] / turns.seconds['ours']:.2f}: {name}, against ours")
-    apart = max(abs(loss / losses["ours"] - 1) for loss in losses.values())
-    print(f"losses {100 * apart:.2g} % apart at most")
-    if not apart <= APART:
-        print("the losses do not agree")
+        print(f"ratio {alternate.seconds[name] / alternate.seconds['ours']:.2f}: {name}, against ours")
+    difference = max(abs(loss / losses["ours"] - 1) for loss in losses.values())
+    print(f"largest relative difference of the losses: {100 * difference:.2g} %")
+    if not difference <= MAX_LOSS_DIFFERENCE:
+        print("the losses differ")
         return 1
     return 0
 
 
 @torch.no_grad()
-def seconds_a_picture(predict: Callable[[], Any], repeats: int) -> float:
-    """Mean of ``repeats`` after one that is not counted."""
+def seconds_per_image(predict: Callable[[], Any], repeats: int) -> float:
+    """Return the mean of ``repeats`` calls after a warm-up."""
     predict()
     start = now()
     for _ in range(repeats):
@@ -145,80 +146,85 @@ def seconds_a_picture(predict: Callable[[], Any], repeats: int) -> float:
 
 
 def neural_style_seconds(size: int, options: argparse.Namespace) -> float:
-    """Of 500 steps, reckoned from a few: each takes as long as any other."""
+    """Return the time of 500 steps, extrapolated from a few."""
     content, style = (torch.rand(1, 3, size, size, device=device()) for _ in range(2))
-    module = NeuralStyle(network=options.network, weights=options.weights).to(device())
+    module = NeuralStyle(backbone=options.backbone, weights=options.weights)
     module.setup_features()
-    module.targets({"image": 255 * content, "style": 255 * style})
-    steps = descend(module.distances, content)
-    for step in range(WARM_UP + options.repeats):
-        if step == WARM_UP:
+    module.to(device())
+    module.prepare_targets({"image": 255 * content, "style": 255 * style})
+    steps = descend(module.image_losses, content)
+    for step in range(WARM_UP_STEPS + options.repeats):
+        if step == WARM_UP_STEPS:
             start = now()
         next(steps)
     return 500 * (now() - start) / options.repeats
 
 
-def descend(distances: Callable[[Tensor], dict[str, Tensor]], start: Tensor) -> Iterator[Tensor]:
-    """Steps of L-BFGS, pixels kept within 0..1, as long as they are asked for; gives the loss before each.
+def descend(image_losses: Callable[[Tensor], dict[str, Tensor]], init: Tensor) -> Iterator[Tensor]:
+    """Take steps of L-BFGS with pixels clamped to 0..1; yield the loss before each step.
 
     Args:
-        distances: named terms of the loss of an image (1,3,H,W).
-        start: what it begins as.
+        image_losses: returns the loss terms of an image (1, 3, H, W).
+        init: initial image.
     """
-    image = torch.nn.Parameter(start.clone())
+    image = torch.nn.Parameter(init.clone())
     optimizer = lbfgs([image])
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = torch.stack(list(distances(image).values())).sum()
+        loss = torch.stack(list(image_losses(image).values())).sum()
         loss.backward()
         return loss.detach()
 
     while True:
-        before = image.detach().clone()
+        previous = image.detach().clone()
         loss = optimizer.step(closure)  # type: ignore[arg-type]  # the loss may be a tensor
-        keep_in_bounds(optimizer, image, before, before.new_zeros(()), before.new_ones(()))
+        limit_step(optimizer, image, previous, previous.new_zeros(()), previous.new_ones(()))
         yield loss  # type: ignore[misc]
 
 
 def one_pass(options: argparse.Namespace) -> int:
-    """Prints the table of times."""
+    """Print the table of times."""
     with tempfile.TemporaryDirectory() as folder:
         write_style_images(folder, contents=1, styles=1, size=256)
         style = str(min(Path(folder, "style").iterdir()))
-        painters = {
+        modules = {
             "FastStyle": FastStyle(weights="random"),
             "AdaIN": AdaIN(weights="random", styles=[style]),
             "StylePrediction": StylePrediction(weights="random", styles=[style]),
         }
-        for module in painters.values():
+        for module in modules.values():
             module.setup("predict")
             module.eval().to(device())
-        print(f"ms an image, one at a time, {device()}, {torch.get_num_threads()} threads; the style is read once")
+        print(
+            f"ms per image, batch size 1, {device()}, {torch.get_num_threads()} threads; style images are encoded once"
+        )
         columns = [f"{size} px" for size in options.sizes]
         print(f"{'':26}" + "".join(f"{column:>12}" for column in columns) + "    papers, Titan X")
-        slow = {size: neural_style_seconds(size, options) for size in options.sizes}
-        found = {"neural style, 500 steps": slow}
-        for name, module in painters.items():
-            found[name] = {}
+        optimization = {size: neural_style_seconds(size, options) for size in options.sizes}
+        seconds_by_name = {"neural style, 500 steps": optimization}
+        for name, module in modules.items():
+            seconds_by_name[name] = {}
             for size in options.sizes:
                 image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device())
-                found[name][size] = seconds_a_picture(lambda: module.predict(image), options.repeats)  # noqa: B023
-    for name, seconds in found.items():
-        paper = PAPERS.get(name, {})
-        told = ", ".join(f"{1e3 * paper[size]:g} ({size})" for size in options.sizes if size in paper) or "none"
-        print(f"{name:26}" + "".join(f"{1e3 * seconds[size]:12.1f}" for size in options.sizes) + f"    {told}")
-    for name in painters:
-        ratios = ", ".join(f"{slow[size] / found[name][size]:.0f} at {size}" for size in options.sizes)
+                seconds_by_name[name][size] = seconds_per_image(lambda: module.predict(image), options.repeats)  # noqa: B023
+    for name, seconds in seconds_by_name.items():
+        paper = PAPER_SECONDS.get(name, {})
+        reported = ", ".join(f"{1e3 * paper[size]:g} ({size})" for size in options.sizes if size in paper) or "none"
+        print(f"{name:26}" + "".join(f"{1e3 * seconds[size]:12.1f}" for size in options.sizes) + f"    {reported}")
+    for name in modules:
+        ratios = ", ".join(
+            f"{optimization[size] / seconds_by_name[name][size]:.0f} at {size}" for size in options.sizes
+        )
         print(f"ratio of neural style's 500 steps to {name}: {ratios}")
     print("Johnson et al. 2016, table 1: 1060 at 256, 1026 at 512, 1042 at 1024")
     return 0
 
 
 def curve(options: argparse.Namespace) -> int:
-    """Prints how many steps of L-BFGS are as good as one pass, and draws the curves."""
+    """Print how many steps of L-BFGS reach the loss of one pass, and draw the curves."""
     if options.fast_style is None or options.held_out is None:
-        print("curve: left out: it needs --fast_style CHECKPOINT and --held_out FOLDER, of images not trained on")
+        print("curve: skipped; set --fast_style CHECKPOINT and --held_out FOLDER")
         return 0
     given = {} if options.style is None else {"style": options.style}
     module = FastStyle.load_from_checkpoint(options.fast_style, weights=options.weights, map_location="cpu", **given)
@@ -227,47 +233,49 @@ def curve(options: argparse.Namespace) -> int:
     read = EvalTransform(options.size, options.size)
     lines: list[tuple[list[float], float, float]] = []
     steps = []
-    for path in list_images(options.held_out)[: options.pictures]:
+    for path in list_images(options.held_out)[: options.num_images]:
         content = read(path)[None].to(device())
-        plain = content.float() / 255
+        content_float = content.float() / 255
         with torch.no_grad():
-            one, unchanged = (
-                float(sum(module.distances(x, plain).values())) for x in (module.paint(content).clamp(0, 1), plain)
+            stylized_loss, content_loss = (
+                float(sum(module.image_losses(x, content_float).values()))
+                for x in (module.stylize(content).clamp(0, 1), content_float)
             )
-        noise = torch.rand(plain.shape, generator=torch.Generator().manual_seed(0)).to(plain.device)
-        # The loss before one step more is that after the last.
-        steps_down = descend(partial(module.distances, content=plain), noise)
+        noise = torch.rand(content_float.shape, generator=torch.Generator().manual_seed(0)).to(content_float.device)
+        # Each loss is computed before its step, so one more step gives the last loss.
+        steps_down = descend(partial(module.image_losses, content=content_float), noise)
         losses = torch.stack(list(islice(steps_down, options.steps + 1))).flatten().tolist()
-        reached = next((step for step, loss in enumerate(losses) if loss <= one), None)
+        reached = next((step for step, loss in enumerate(losses) if loss <= stylized_loss), None)
         steps.append(reached)
-        lines.append((losses, one, unchanged))
+        lines.append((losses, stylized_loss, content_loss))
         name = Path(path).name
         print(
-            f"{name}: as it is {unchanged:.4g}, one pass {one:.4g}, after {options.steps} steps {losses[-1]:.4g}; "
-            + (f"{reached} steps are as good" if reached is not None else "no number of these steps is as good"),
+            f"{name}: content image {content_loss:.4g}, one pass {stylized_loss:.4g}, "
+            f"after {options.steps} steps {losses[-1]:.4g}; "
+            + (f"one pass equals {reached} steps" if reached is not None else "one pass is not reached"),
             flush=True,
         )
     known = sorted(step for step in steps if step is not None)
     if known:
-        print(f"as good as one pass: {known[len(known) // 2]} steps (median of {len(known)}), in the paper 50 to 100")
-    draw_curves(lines, options.picture)
-    print(f"curves: {options.picture}")
+        print(f"one pass equals {known[len(known) // 2]} steps (median of {len(known)} images); 50 to 100 in the paper")
+    draw_curves(lines, options.figure)
+    print(f"curves: {options.figure}")
     return 0
 
 
 def draw_curves(lines: list[tuple[list[float], float, float]], path: str) -> None:
-    """The mean over the images of each kind: one pass, the image as it is, L-BFGS step by step."""
+    """Draw the mean loss over images of one pass, of the content image, and of L-BFGS by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    curves, one, unchanged = (torch.tensor(values).mean(0) for values in zip(*lines, strict=True))
+    curves, stylized_loss, content_loss = (torch.tensor(values).mean(0) for values in zip(*lines, strict=True))
     axes.plot(curves.tolist(), label="L-BFGS")
-    axes.axhline(float(one), color="tab:green", label="one pass")
-    axes.axhline(float(unchanged), color="tab:red", linestyle="--", label="the image as it is")
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"the same loss, mean of {len(lines)} images")
+    axes.axhline(float(stylized_loss), color="tab:green", label="one pass")
+    axes.axhline(float(content_loss), color="tab:red", linestyle="--", label="content image")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"mean loss of {len(lines)} images")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path)
@@ -285,25 +293,31 @@ PARTS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit status."""
+    """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.style_speed", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
-    parser.add_argument("--content", help="a photograph; default: a drawn scene")
-    parser.add_argument("--style", help="an image of style; default: a drawn texture, in curve the checkpoint's")
+    parser.add_argument("--content", help="content image; default: a synthetic scene")
+    parser.add_argument("--style", help="style image; default: a synthetic texture; for curve, the checkpoint's")
     parser.add_argument("--size", type=int, default=128, help="longer side in pixels; default: %(default)s")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="of one_pass")
-    parser.add_argument("--steps", type=int, default=500, help="of L-BFGS; default: %(default)s")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[256, 512, 1024],
+        help="sides of one_pass in pixels; default: %(default)s",
+    )
+    parser.add_argument("--steps", type=int, default=500, help="steps of L-BFGS; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="timed images of one_pass; default: %(default)s")
-    parser.add_argument("--network", choices=NETWORKS, default="vgg19", help="default: %(default)s")
+    parser.add_argument("--backbone", choices=BACKBONES, default="vgg19", help="default: %(default)s")
     parser.add_argument("--weights", default="random", help="as --model.weights; default: %(default)s")
     parser.add_argument("--fast_style", help="checkpoint of a FastStyle, for curve")
-    parser.add_argument("--held_out", help="folder of images that it has not seen, for curve")
-    parser.add_argument("--pictures", type=int, default=5, help="how many of them; default: %(default)s")
-    parser.add_argument("--picture", default="style_curve.png", help="where the curves go; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
+    parser.add_argument("--held_out", help="folder of images not trained on, for curve")
+    parser.add_argument("--num_images", type=int, default=5, help="number of these images; default: %(default)s")
+    parser.add_argument("--figure", default="style_curve.png", help="file of the curves; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; default: %(default)s")
     options = parser.parse_args(arguments)
-    if options.steps <= WARM_UP:
-        parser.error(f"--steps: expected more than {WARM_UP}, which warm up, found {options.steps}")
+    if options.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps: expected more than {WARM_UP_STEPS} (the warm-up), found {options.steps}")
     torch.set_num_threads(options.threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")

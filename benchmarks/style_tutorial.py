@@ -1,4 +1,4 @@
-"""The peer of `benchmarks.style_speed`: neural style as PyTorch's tutorial has it, losses as layers of a Sequential."""
+"""Neural style as in PyTorch's tutorial, with losses as layers of a Sequential; a peer of `benchmarks.style_speed`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from benchmarks.style_figures import lbfgs
 from lightning_modules.components.features import Features
-from lightning_modules.style.learned_image import keep_in_bounds
-from lightning_modules.style.neural_style import CONTENT, STYLE
+from lightning_modules.style.base import limit_step
+from lightning_modules.style.neural_style import CONTENT_LAYERS, STYLE_LAYERS
 
-Mode = Literal["pass", "keep", "measure"]
+Mode = Literal["pass", "store", "measure"]
 
 
 class LossModule(nn.Module):
-    """Gives on what it gets; ``loss`` is its distance from what it got while ``mode`` was ``keep``."""
+    """Return the input; ``loss`` is its distance from the target, the input while ``mode`` was ``store``."""
 
     def __init__(self, statistic: Callable[[Tensor], Tensor], weight: float) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class LossModule(nn.Module):
         self.target = self.loss = torch.zeros(())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "keep":
+        if self.mode == "store":
             self.target = self.statistic(x).detach()
         elif self.mode == "measure":
             self.loss = self.weight * F.mse_loss(self.statistic(x), self.target)
@@ -36,7 +36,7 @@ class LossModule(nn.Module):
 
 
 class Normalization(nn.Module):
-    """The first layer of a `Tutorial`."""
+    """Normalize images as the features expect it."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
@@ -46,68 +46,69 @@ class Normalization(nn.Module):
         return (x - self.mean.to(x.device)) / self.std.to(x.device)
 
 
-def gram_of_one(x: Tensor) -> Tensor:
-    """The Gram matrix of one image (1,N,h,w) by the number of places, as a product of matrices."""
+def gram_of_single_image(x: Tensor) -> Tensor:
+    """Compute the Gram matrix of one image (1, C, h, w), divided by h w, with one matrix product."""
     flat = x.flatten(0, 1).flatten(1)
     return torch.mm(flat, flat.t()) / flat.shape[1]
 
 
 class Tutorial:
-    """Neural style as the tutorial writes it.
+    """Optimize an image as the tutorial does.
 
     Args:
-        features: of the module that it is compared with; they are copied.
-        content, style: float (1,3,H,W) in 0..1.
-        start: what the image begins as.
-        recompute: the style's targets before each step.
-        frozen: the weights get no gradients.
+        features: feature extractor of the module under comparison; it is copied.
+        content: content image, float (1, 3, H, W) in 0..1.
+        style: style image, float (1, 3, H, W) in 0..1.
+        init: initial image.
+        recompute_targets: recompute the targets of the style before each step.
+        freeze: compute no gradients of the weights.
     """
 
     def __init__(
-        self, features: Features, content: Tensor, style: Tensor, start: Tensor, recompute: bool, frozen: bool
+        self, features: Features, content: Tensor, style: Tensor, init: Tensor, recompute_targets: bool, freeze: bool
     ) -> None:
-        self.style, self.recompute = style, recompute
+        self.style, self.recompute_targets = style, recompute_targets
         self.content_losses, self.style_losses = nn.ModuleList(), nn.ModuleList()
         network: list[nn.Module] = [Normalization(features)]
         for name, layer in copy.deepcopy(features).layers.items():
             network.append(layer.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
-            if name in CONTENT:
+            if name in CONTENT_LAYERS:
                 self.content_losses.append(LossModule(lambda x: x, 1.0))
                 network.append(self.content_losses[-1])
-            if name in STYLE:
-                maps = next(p for p in reversed(list(nn.Sequential(*network).parameters()))).shape[0]
-                self.style_losses.append(LossModule(gram_of_one, 1000 / maps**2))
+            if name in STYLE_LAYERS:
+                channels = next(p for p in reversed(list(nn.Sequential(*network).parameters()))).shape[0]
+                self.style_losses.append(LossModule(gram_of_single_image, 1000 / channels**2))
                 network.append(self.style_losses[-1])
-        self.network = nn.Sequential(*network).requires_grad_(not frozen)
-        self._keep(self.content_losses, content)
-        self._keep(self.style_losses, style)
-        self.image = nn.Parameter(start.clone())
+        self.network = nn.Sequential(*network).requires_grad_(not freeze)
+        self._store_targets(self.content_losses, content)
+        self._store_targets(self.style_losses, style)
+        self.image = nn.Parameter(init.clone())
         self.optimizer = lbfgs([self.image])
         self.loss = torch.zeros(())
 
-    def _keep(self, losses: nn.ModuleList, image: Tensor) -> None:
-        everything = [module for module in self.network if isinstance(module, LossModule)]
-        for module in everything:
-            module.mode = "keep" if module in losses else "pass"
+    def _store_targets(self, losses: nn.ModuleList, image: Tensor) -> None:
+        modules = [module for module in self.network if isinstance(module, LossModule)]
+        for module in modules:
+            module.mode = "store" if module in losses else "pass"
         with torch.no_grad():
             self.network(image)
-        for module in everything:
+        for module in modules:
             module.mode = "measure"
 
     def step(self) -> None:
-        """One iteration; ``loss`` is that of the image before it."""
+        """Take one iteration; ``loss`` is that of the image before it."""
 
         def closure() -> float:
             self.optimizer.zero_grad()
-            if self.recompute:
-                self._keep(self.style_losses, self.style)
+            if self.recompute_targets:
+                self._store_targets(self.style_losses, self.style)
             self.network(self.image)
             terms = [module.loss for module in (*self.content_losses, *self.style_losses)]
             loss = torch.stack(terms).sum()
             loss.backward()
             self.loss = loss.detach()
-            return loss  # type: ignore[return-value]  # as the optimizer takes it
+            return loss  # type: ignore[return-value]  # the optimizer accepts tensors
 
-        before = self.image.detach().clone()
+        previous = self.image.detach().clone()
         self.optimizer.step(closure)
-        keep_in_bounds(self.optimizer, self.image, before, before.new_zeros(()), before.new_ones(()))
+        limit_step(self.optimizer, self.image, previous, previous.new_zeros(()), previous.new_ones(()))
