@@ -179,9 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{machine}, {options.dtype}, width multiplier {options.width_multiplier:g}, torch {torch.__version__}, {options.timed} images"
-    )
+    width = f"width multiplier {options.width_multiplier:g}"
+    print(f"{machine}, {options.dtype}, {width}, torch {torch.__version__}, {options.timed} images")
     print(f"{'':28s} {'measured here':^50}   | lecture, K40")
     columns = f"{'seconds':>9} {'speed':>7} {'proposals':>11}{'features':>11}{'heads':>11}"
     print(f"{'':28s} {columns}   |{'seconds':>10} {'speed':>7}")
