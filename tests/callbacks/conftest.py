@@ -1,3 +1,5 @@
+"""Fixtures of the callbacks' tests."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""Checkpoint files: whatever happens to their bytes is noticed or harmless, and nothing in them is executed."""
+"""Checkpoint files: all damage is detected or harmless, and no code in them is executed."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_newest_sound_one_is_offered(tmp_path: Path) -> None:
 
 
 def test_the_io_refuses_too(tmp_path: Path, file: Path) -> None:
-    """Not only the command line: Lightning itself reads through it."""
+    """Lightning itself also reads through `AtomicCheckpointIO`."""
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="truncated"):
         AtomicCheckpointIO().load_checkpoint(file)
@@ -129,7 +129,7 @@ def test_a_failed_save_leaves_the_old_file(file: Path) -> None:
 
 
 def test_a_moved_run_folder_keeps_its_best(tmp_path: Path) -> None:
-    """Lightning forgets the best value when the folder's path changes, and would put a worse one in its place."""
+    """Lightning forgets the best value if the directory's path changes, and would replace the best checkpoint."""
     best = BestCheckpoint("val/accuracy", "max")
     best.dirpath = str(tmp_path / "old")
     fit(tmp_path / "old", callbacks=lambda: [best])

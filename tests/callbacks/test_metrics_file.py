@@ -1,3 +1,5 @@
+"""metrics.csv: rows, resume, damage and kills."""
+
 from __future__ import annotations
 
 import itertools

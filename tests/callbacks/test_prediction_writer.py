@@ -1,3 +1,5 @@
+"""Annotated images, JSON and CSV of predictions."""
+
 from __future__ import annotations
 
 import csv
@@ -17,7 +19,7 @@ from tests.callbacks.tiny import Files, Tiny, trainer, write_image
 CROP = torch.full((3, 24, 24), 77, dtype=torch.uint8)
 
 
-def make_pictures(folder: Path) -> list[Path]:
+def write_images(folder: Path) -> list[Path]:
     names = ["a.jpg", "a.png", "a.png.jpg", "sub/a.jpg", "sub/деер/größe 1.PNG", 'x, "y".webp', "no_suffix.bmp"]
     return [write_image(folder / name) for name in names]
 
@@ -28,8 +30,8 @@ def predict(run: Path, paths: list[Path], folder: Path | None, module: Tiny | No
     t.predict(module or Tiny(), loader, return_predictions=False)
 
 
-def test_every_picture_has_a_copy_a_record_and_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths, run = make_pictures(tmp_path / "in"), tmp_path / "run"
+def test_every_image_has_a_copy_a_record_and_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths, run = write_images(tmp_path / "in"), tmp_path / "run"
     predict(run, paths, tmp_path / "in")
     records = json.loads((run / "predictions.json").read_text())
     assert [record["file"] for record in records] == [str(path) for path in paths]
@@ -52,7 +54,7 @@ def test_every_picture_has_a_copy_a_record_and_a_row(tmp_path: Path, capsys: pyt
 
 
 def test_a_killed_run_leaves_its_lines(tmp_path: Path) -> None:
-    paths, run = make_pictures(tmp_path / "in"), tmp_path / "run"
+    paths, run = write_images(tmp_path / "in"), tmp_path / "run"
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         predict(run, paths, tmp_path / "in", Tiny(fail_at=2))
     lines = (run / "predictions.rank0.jsonl").read_text().splitlines()
@@ -61,7 +63,7 @@ def test_a_killed_run_leaves_its_lines(tmp_path: Path) -> None:
 
 
 def test_names_never_meet(tmp_path: Path) -> None:
-    paths = make_pictures(tmp_path / "in")
+    paths = write_images(tmp_path / "in")
     names = [annotated_name(str(path), str(tmp_path / "in")).as_posix() for path in paths]
     assert names[:4] == ["a.jpg", "a.png.jpg.jpg", "a.png.jpg", "sub/a.jpg"]
     assert len(set(names)) == len(names)
@@ -80,12 +82,12 @@ def test_originals_are_upright_rgb_and_bounded(tmp_path: Path) -> None:
     assert read_original(str(write_image(tmp_path / "small.png", (20, 10))), CROP).size == (20, 10)
 
 
-def test_odd_and_broken_pictures(tmp_path: Path) -> None:
+def test_odd_and_broken_images(tmp_path: Path) -> None:
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((10, 20), 40000, dtype=np.uint16)).save(deep)
-    picture = read_original(str(deep), CROP)
-    assert (picture.mode, picture.size) == ("RGB", (20, 10))
-    assert 100 < picture.getpixel((0, 0))[0] < 200
+    figure = read_original(str(deep), CROP)
+    assert (figure.mode, figure.size) == ("RGB", (20, 10))
+    assert 100 < figure.getpixel((0, 0))[0] < 200
     clear = tmp_path / "clear.png"
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(clear)
     assert read_original(str(clear), CROP).mode == "RGB"

@@ -1,3 +1,5 @@
+"""Speed and waiting time of a training."""
+
 from __future__ import annotations
 
 import time

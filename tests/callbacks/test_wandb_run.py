@@ -1,3 +1,5 @@
+"""Runs in W&B: online, offline, resumed, without an account."""
+
 from __future__ import annotations
 
 import os
@@ -33,7 +35,7 @@ PROGRAM = (
 
 
 @pytest.mark.usefixtures("no_account")
-def test_metrics_config_tables_and_pictures_are_in_the_offline_run(
+def test_metrics_config_tables_and_figures_are_in_the_offline_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import wandb

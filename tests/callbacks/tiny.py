@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,9 @@ def write_image(path: Path, size: tuple[int, int] = (40, 30), **kwargs: Any) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (90, 140, 60)).save(path, **kwargs)
     return path
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

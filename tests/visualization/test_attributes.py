@@ -1,4 +1,4 @@
-"""Attributes as captions, as a table, as JSON and CSV."""
+"""Attributes below images, in a table, as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PREDICTION = {
 }
 
 
-def truth(cuisine: int, taste: int, ingredients: list[int] | None = None) -> dict[str, Any]:
+def ground_truth(cuisine: int, taste: int, ingredients: list[int] | None = None) -> dict[str, Any]:
     labels = {"cuisine": torch.tensor(cuisine), "taste": torch.tensor(taste)}
     return {"labels": labels, "ingredients": torch.tensor(ingredients or [1, 0, 0], dtype=torch.uint8), "id": "a"}
 
 
-def strips(picture: Image.Image, height: int) -> list[np.ndarray]:
-    """The caption's lines, uint8 (H,W,3) each."""
-    pixels = np.asarray(picture)[height:]
+def strips(figure: Image.Image, height: int) -> list[np.ndarray]:
+    """Return the lines below the image, uint8 (H, W, 3) each."""
+    pixels = np.asarray(figure)[height:]
     inked = (pixels < 200).any((1, 2))
     edges = np.flatnonzero(np.diff(np.concatenate([[False], inked, [False]]).astype(int)))
     return [pixels[a:b] for a, b in edges.reshape(-1, 2)]
@@ -50,17 +50,17 @@ def has(strip: np.ndarray, color: tuple[int, int, int]) -> bool:
 )
 def test_wrong_lines_are_red(labels: tuple[int, int], colors: list[tuple[int, int, int] | None]) -> None:
     image = Image.new("RGB", (384, 384), (90, 90, 90))
-    picture = VIEW.draw(image, PREDICTION, truth(*labels), NAMES)
-    assert np.asarray(picture)[:384].tolist() == np.asarray(image).tolist()
-    lines = strips(picture, 384)
+    figure = VIEW.draw(image, PREDICTION, ground_truth(*labels), NAMES)
+    assert np.asarray(figure)[:384].tolist() == np.asarray(image).tolist()
+    lines = strips(figure, 384)
     assert len(lines) == 4, "two attributes, and the ingredients' GT and PD"
     for line, color in zip(lines, [*colors, None, None], strict=True):
         assert (has(line, GREEN), has(line, RED)) == (color == GREEN, color == RED)
 
 
-def test_prediction_shows_no_truth() -> None:
-    picture = VIEW.draw(Image.new("RGB", (256, 100), (90, 90, 90)), PREDICTION, {"id": "a"}, NAMES)
-    lines = strips(picture, 100)
+def test_prediction_shows_no_ground_truth() -> None:
+    figure = VIEW.draw(Image.new("RGB", (256, 100), (90, 90, 90)), PREDICTION, {"id": "a"}, NAMES)
+    lines = strips(figure, 100)
     assert len(lines) == 3
     assert not any(has(line, GREEN) or has(line, RED) for line in lines)
 
@@ -68,11 +68,11 @@ def test_prediction_shows_no_truth() -> None:
 @pytest.mark.parametrize("names", [None, {"cuisine": ["größer" * 60, "\x00"]}, NAMES])
 def test_no_name_breaks_the_drawing(names: Any) -> None:
     for shape in ((20, 300), (1280, 40)):
-        picture = VIEW.draw(Image.new("RGB", shape), PREDICTION, truth(1, -100, [255, 255, 255]), names)
-        assert picture.width == max(256, shape[0])
+        figure = VIEW.draw(Image.new("RGB", shape), PREDICTION, ground_truth(1, -100, [255, 255, 255]), names)
+        assert figure.width == max(256, shape[0])
     without = {"attributes": PREDICTION["attributes"]}
-    assert len(strips(VIEW.draw(Image.new("RGB", (300, 10)), without, truth(1, 1), names), 10)) == 2
-    assert VIEW.tile(Image.new("RGB", (30, 20)), PREDICTION, truth(0, 0), names).width == 384
+    assert len(strips(VIEW.draw(Image.new("RGB", (300, 10)), without, ground_truth(1, 1), names), 10)) == 2
+    assert VIEW.tile(Image.new("RGB", (30, 20)), PREDICTION, ground_truth(0, 0), names).width == 384
 
 
 def test_choices_of_a_batch() -> None:

@@ -1,4 +1,4 @@
-"""Photographs with faces: what is drawn on them and what is written of them."""
+"""Photographs with faces: drawings, records and rows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ TWO = {
 }
 
 
-def color_at(picture: Image.Image, x: float, y: float) -> Any:
-    return picture.getpixel((round(x), round(y)))
+def color_at(figure: Image.Image, x: float, y: float) -> Any:
+    return figure.getpixel((round(x), round(y)))
 
 
 @pytest.mark.parametrize("scale", [1, 3])
@@ -65,17 +65,17 @@ def test_a_photograph_without_a_face_says_so() -> None:
     assert row == [0, *[""] * (len(VIEW.columns(record)) - 1)]
 
 
-def test_gray_faces_are_drawn_as_every_picture() -> None:
+def test_gray_faces_are_drawn_as_every_image() -> None:
     face = torch.arange(48, dtype=torch.uint8).expand(1, 48, 48)
-    picture = to_pil(face)
-    assert (picture.mode, picture.size) == ("RGB", (48, 48))
-    assert picture.getpixel((7, 20)) == (7, 7, 7)
-    sheet = ClassificationView().tile(picture, {"probabilities": torch.tensor([0.9, 0.1, 0.0])}, {"label": 0}, NAMES)
+    figure = to_pil(face)
+    assert (figure.mode, figure.size) == ("RGB", (48, 48))
+    assert figure.getpixel((7, 20)) == (7, 7, 7)
+    sheet = ClassificationView().tile(figure, {"probabilities": torch.tensor([0.9, 0.1, 0.0])}, {"label": 0}, NAMES)
     assert sheet.width == 256
 
 
 class FindsFaces(Tiny):
-    """Two faces in every second image."""
+    """A module that detects two faces in every second image."""
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         return [TWO if "face" in name else NONE for name in batch["id"]]

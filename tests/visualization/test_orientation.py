@@ -1,4 +1,4 @@
-"""Axes on images: where they point, what is in front; and what prediction writes of a rotation."""
+"""Axes on images: direction and order; records of rotations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> dict[str,
     return {"rotation": euler_to_matrix(torch.tensor([yaw, pitch, roll]).deg2rad())}
 
 
-def at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
-    return picture.getpixel((x, y))  # type: ignore[return-value]
+def at(figure: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    return figure.getpixel((x, y))  # type: ignore[return-value]
 
 
 def test_rotations_are_recognized() -> None:
@@ -53,13 +53,13 @@ def test_the_error_is_said_and_colored() -> None:
     far = VIEW.draw(GRAY, turned(yaw=11), turned(), None)
     assert at(near, 2, 242) == GREEN
     assert at(far, 2, 242) == RED
-    # The truth is pale below.
+    # The ground truth is pale, below the prediction.
     assert at(far, 120 + 80, 120)[0] > 200
     assert at(far, 120 + 80, 120) != RED
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 40), (1200, 800)])
-def test_pictures_of_any_size_have_their_axes(size: tuple[int, int]) -> None:
+def test_images_of_any_size_have_their_axes(size: tuple[int, int]) -> None:
     drawn = np.asarray(VIEW.tile(Image.new("RGB", size, (128, 128, 128)), turned(30, 20, 10), turned(), None))
     for color in (RED, GREEN, BLUE):
         assert (drawn == color).all(-1).any()

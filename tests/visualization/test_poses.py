@@ -1,4 +1,4 @@
-"""Skeletons, heatmaps and curves on images; what prediction writes of joints, in the pixels of the file."""
+"""Skeletons and heatmaps; records of joints in the pixels of the file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import cli.parser
 from datamodules.pose.joints import LSP_JOINTS, MPII_JOINTS
 from datamodules.synthetic.mpii import write_mpii
 from visualization.drawing import to_pil
-from visualization.people import PeopleView, draw_skeletons
-from visualization.plots import plot_pck
 from visualization.poses import (
     HEATMAP_TILE,
     LEFT,
@@ -34,14 +32,14 @@ VIEW = PoseView()
 
 
 def spread(count: int = 16, width: float = 200, height: float = 160) -> dict[str, Tensor]:
-    """Joints anywhere, 10 pixels from the border."""
+    """Random joints at least 10 px from the border."""
     places = torch.rand(count, 2, generator=torch.Generator().manual_seed(1))
     return {"keypoints": places * torch.tensor([width - 20, height - 20]) + 10, "scores": torch.ones(count)}
 
 
-def at(picture: Image.Image, point: Tensor) -> tuple[int, ...]:
+def at(figure: Image.Image, point: Tensor) -> tuple[int, ...]:
     x, y = point.round().int().tolist()
-    return picture.getpixel((x, y))  # type: ignore[return-value]
+    return figure.getpixel((x, y))  # type: ignore[return-value]
 
 
 def test_poses_are_recognized() -> None:
@@ -65,7 +63,7 @@ def test_joints_have_the_color_of_their_side() -> None:
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0], [90.0, 120.0]]), "scores": torch.ones(3)}
     drawn = VIEW.draw(GRAY, joints, {}, ["right_knee", "left_knee", "pelvis"])
     assert [at(drawn, point) for point in joints["keypoints"]] == [RIGHT, LEFT, MIDDLE]
-    assert at(GRAY, joints["keypoints"][0]) == (128, 128, 128)  # the image that was given is as it was
+    assert at(GRAY, joints["keypoints"][0]) == (128, 128, 128)  # the input image is unchanged
 
 
 def test_a_limb_lies_between_its_joints() -> None:
@@ -77,7 +75,7 @@ def test_a_limb_lies_between_its_joints() -> None:
 
 
 def test_places_are_those_of_the_tensor() -> None:
-    """The image is four times as large as what the network saw: the middle of pixel 10 lies at 41.5."""
+    """The image is four times as large as the network's input: the center of pixel 10 is at 41.5."""
     joints = {"keypoints": torch.tensor([[10.0, 20.0]]), "scores": torch.ones(1)}
     drawn = np.asarray(VIEW.draw(GRAY, joints, {}, ["left_knee"], (50, 40)))
     rows, columns = np.nonzero((drawn == LEFT).all(-1))
@@ -85,10 +83,10 @@ def test_places_are_those_of_the_tensor() -> None:
     assert rows.mean() == pytest.approx(81.5, abs=0.6)
 
 
-def test_the_truth_stands_beside_without_what_is_not_labeled() -> None:
+def test_the_ground_truth_stands_beside_without_what_is_not_labeled() -> None:
     joints = {"keypoints": torch.tensor([[20.0, 30.0], [150.0, 30.0]]), "scores": torch.ones(2)}
-    truth = {"keypoints": torch.tensor([[60.0, 50.0], [90.0, 90.0]]), "labeled": torch.tensor([True, False])}
-    drawn = VIEW.draw(GRAY, joints, truth, ["right_knee", "left_knee"])
+    ground_truth = {"keypoints": torch.tensor([[60.0, 50.0], [90.0, 90.0]]), "labeled": torch.tensor([True, False])}
+    drawn = VIEW.draw(GRAY, joints, ground_truth, ["right_knee", "left_knee"])
     left, right = np.asarray(drawn)[:, :200], np.asarray(drawn)[:, 204:]
     assert (left == RIGHT).all(-1).any()
     assert (left == LEFT).all(-1).any()
@@ -102,22 +100,10 @@ def test_joints_far_away_are_left_out() -> None:
     assert 0 < (drawn == LEFT).all(-1).sum() < 100
 
 
-def test_a_sheet_has_poses_and_detected_people() -> None:
-    image = Image.new("RGB", (64, 64))
-    truth = {"keypoints": torch.full((16, 2), 30.0), "labeled": torch.ones(16, dtype=torch.bool)}
-    drawn = VIEW.tile(image, spread(16, 64, 64), truth, MPII_JOINTS)
+def test_a_sheet_has_both_skeletons() -> None:
+    ground_truth = {"keypoints": torch.full((16, 2), 30.0), "labeled": torch.ones(16, dtype=torch.bool)}
+    drawn = VIEW.tile(Image.new("RGB", (64, 64)), spread(16, 64, 64), ground_truth, MPII_JOINTS)
     assert drawn.width == 2 * 256 + 4
-    people = {
-        "boxes": torch.tensor([[5.0, 5.0, 50.0, 50.0]] * 2),
-        "scores": torch.tensor([0.9, 0.1]),
-        "labels": torch.zeros(2, dtype=torch.int64),
-        "keypoints": torch.stack([spread(16, 64, 64)["keypoints"], torch.full((16, 2), 60.0)]),
-        "keypoint_scores": torch.ones(2, 16),
-    }
-    assert PeopleView().tile(image, people, {}, MPII_JOINTS).width == 384
-    pixels = np.asarray(draw_skeletons(Image.new("RGB", (64, 64)), people, MPII_JOINTS, (64, 64)))
-    assert pixels[:55, :55].any()
-    assert not pixels[58:, 58:].any()  # a score of 0.1 is not drawn
 
 
 def test_heatmaps_have_a_row_a_stack_and_are_red_at_the_peak() -> None:
@@ -132,13 +118,6 @@ def test_heatmaps_have_a_row_a_stack_and_are_red_at_the_peak() -> None:
     assert columns.mean() == pytest.approx(60 + 2 * step + 5.5 * cell, abs=4)
 
 
-def test_curves_are_drawn_where_nothing_was_labeled() -> None:
-    curve = torch.linspace(0, 1, 51).repeat(8, 1)
-    curve[3] = torch.nan
-    rows = [{"joint": "nose", "instances": 0, "pckh": ""}, {"joint": "left_ear", "instances": 3, "pckh": 0.5}]
-    assert plot_pck(curve, rows, "pckh", "val").size == (1200, 552)
-
-
 def test_records_are_in_the_pixels_of_the_file() -> None:
     prediction = {"keypoints": torch.tensor([[1.0, 2.0]]), "scores": torch.tensor([0.5])}
     matrix = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -1.0]])
@@ -147,16 +126,6 @@ def test_records_are_in_the_pixels_of_the_file() -> None:
     assert record == {"keypoints": [{"joint": "left_knee", "x": 12.0, "y": 3.0, "score": 0.5}]}
     assert VIEW.columns(record) == ["joint", "x", "y", "score"]
     assert VIEW.rows(record) == [["left_knee", "12.0", "3.0", "0.5"]]
-    people = {
-        "boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
-        "scores": torch.tensor([0.5]),
-        "labels": torch.tensor([0]),
-        "keypoints": torch.tensor([[[1.0, 2.0]]]),
-        "keypoint_scores": torch.tensor([[0.25]]),
-    }
-    (person,) = PeopleView().record(people, None, (2.0, 4.0))["detections"]
-    assert (person["class"], person["box"]) == ("person", [2.0, 8.0, 6.0, 16.0])
-    assert person["keypoints"] == [{"joint": "class 0", "x": 2.5, "y": 9.5, "score": 0.25}]
 
 
 TINY = ["--model", "StackedHourglass", "--model.num_stacks", "2", "--model.channels", "8", "--model.depth", "2"]
