@@ -6,10 +6,13 @@ import logging
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+
+from datamodules.synthetic.style_images import write_style_images
 
 
 class Finished(NamedTuple):
@@ -43,3 +46,11 @@ def run_benchmark(
     # Benchmarks set both for the whole process.
     torch.set_num_threads(threads)
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def style_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three content images and one style image of 48 pixels."""
+    folder = tmp_path_factory.mktemp("style_images")
+    write_style_images(str(folder), contents=3, styles=1, size=48)
+    return folder

@@ -68,7 +68,7 @@ def test_detections_of_pictures_and_of_a_video(
 
 
 def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """A model that was trained on gray faces is given photographs of two people, of one and of nobody."""
+    """A model that was trained on gray faces is given photographs of two people, of one and of none."""
     config = str(ROOT / "configs" / "classification" / "mini_xception_fer2013.yaml")
     data = roots["FER2013"]
     cli.parser.run([
