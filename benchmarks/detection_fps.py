@@ -163,7 +163,7 @@ def measure(name: str, module: VisionModule, size: int, options: argparse.Namesp
     if options.compile:
         network = torch.compile(network)
         module.network = network
-    # The R-CNN family has no network alone: what it looks at second depends on what it found first.
+    # The R-CNN family has no network to measure alone: its second stage depends on the proposals of the first.
     two_stages = isinstance(module, (RCNN, FastRCNN, FasterRCNN))
     forward = None if two_stages else lambda x: network(module.preprocess(x))
     ours = row(name, module, module.predict, forward, images, options)

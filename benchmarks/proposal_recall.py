@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal_recall", description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint of RPN or FasterRCNN")
-    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
+    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or its parent")
     parser.add_argument("--data.proposals", required=True, help="the folder that python -m tools.proposals wrote")
     parser.add_argument("--data.val", nargs="+", help="image sets; default: the checkpoint's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
+    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or its parent")
     parser.add_argument("--data.val", nargs="+", default=["VOC2007/val"], help="image sets; default: %(default)s")
     parser.add_argument("--data.classes", nargs="+", help="default: VOC's")
     parser.add_argument("--top", type=int, default=2000, help="boxes per image; default: %(default)s")

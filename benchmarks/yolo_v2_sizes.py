@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.yolo_v2_sizes", description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint of YOLOv2")
-    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or the one that it lies in")
+    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or its parent")
     parser.add_argument("--data.val", nargs="+", default=["VOC2007/test"], help="image sets; default: %(default)s")
     parser.add_argument("--data.classes", nargs="+", help="default: the checkpoint's")
     parser.add_argument("--data.batch_size", type=int, default=16, help="for the average precision")

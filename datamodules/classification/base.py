@@ -216,7 +216,7 @@ class ClassificationData(VisionDataModule):
     def layout_error(self, problem: str, split: Split | None = None) -> DatasetError:
         """Return the error for unusable files, with the expected and the found layout.
 
-        If a split merely lacks images, the layouts are left out.
+        The layouts are omitted if a split only lacks images.
         """
         problem = f"{type(self).__name__}: {problem}"
         if split is not None and self.listing(split).missing:
