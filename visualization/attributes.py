@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visualization.base import PredictionView, Table
+from visualization.base import PredictionView, Scale, Size, Table
 from visualization.classification import top_classes, top_records
 from visualization.drawing import GREEN, INK, PAPER, RED, class_name, font_size, load_font, shorten, to_pil
 from visualization.samples import Sample
@@ -35,12 +35,7 @@ class AttributesView(PredictionView):
         return isinstance(prediction, dict) and "attributes" in prediction
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Any],
-        ground_truth: dict[str, Any],
-        names: Names,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         width = max(image.width, 256)
         text_size = font_size(width / 25)
@@ -74,7 +69,7 @@ class AttributesView(PredictionView):
                 draw.text((left, y), shorten(text, font, right - left - pad), fill=color, font=font, anchor="lm")
         return canvas
 
-    def record(self, prediction: dict[str, Any], names: Names, scale: tuple[float, float]) -> dict[str, Any]:
+    def record(self, prediction: dict[str, Any], names: Names, scale: Scale) -> dict[str, Any]:
         """Return the five most probable classes per attribute, and ingredients with a probability of at least 0.5."""
         attributes = prediction["attributes"].items()
         record: dict[str, Any] = {"attributes": {k: top_records(p, (names or {}).get(k)) for k, p in attributes}}

@@ -11,7 +11,9 @@ from torch import Tensor
 from visualization.drawing import fit_square, resize_long_side
 from visualization.samples import Sample
 
-Table = tuple[list[str], list[list[Any]]]
+Size = tuple[int, int]  # (width, height) in pixels
+Scale = tuple[float, float]  # factors of x and y
+Table = tuple[list[str], list[list[Any]]]  # columns and rows
 
 
 class PredictionView:
@@ -35,12 +37,7 @@ class PredictionView:
         raise NotImplementedError
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: Any,
-        ground_truth: dict[str, Any],
-        names: Any,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         """Draw the prediction on a copy of the image, and the ground truth if it is known.
 
@@ -53,7 +50,7 @@ class PredictionView:
         """
         raise NotImplementedError
 
-    def record(self, prediction: Any, names: Any, scale: tuple[float, float]) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return the JSON record.
 
         Args:
@@ -88,9 +85,7 @@ class PredictionView:
         resize = fit_square if self.square_tiles else resize_long_side
         return self.draw(resize(image, self.tile_size), prediction, ground_truth, names, image.size)
 
-    def annotate(
-        self, image: Image.Image, prediction: Any, names: Any, size: tuple[int, int], scale: tuple[float, float]
-    ) -> Image.Image:
+    def annotate(self, image: Image.Image, prediction: Any, names: Any, size: Size, scale: Scale) -> Image.Image:
         """Draw the prediction on the image file, whose ground truth is unknown.
 
         Args:
@@ -102,7 +97,7 @@ class PredictionView:
         """
         return self.draw(image, prediction, {}, names, size)
 
-    def to_original(self, prediction: Any, ground_truth: dict[str, Any], scale: tuple[float, float]) -> Any:
+    def to_original(self, prediction: Any, ground_truth: dict[str, Any], scale: Scale) -> Any:
         """Move coordinates to the pixels of the image file, for kinds whose input is a crop of it."""
         return prediction
 

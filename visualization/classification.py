@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visualization.base import PredictionView, Table
+from visualization.base import PredictionView, Scale, Size, Table
 from visualization.drawing import (
     BAR_BED,
     BLUE,
@@ -43,12 +43,7 @@ class ClassificationView(PredictionView):
         return isinstance(prediction, dict) and "probabilities" in prediction and "boxes" not in prediction
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Tensor],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         label = ground_truth.get("label")
         best = top_classes(prediction["probabilities"], names)
@@ -80,9 +75,7 @@ class ClassificationView(PredictionView):
             y += row
         return canvas
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         return {"predictions": top_records(prediction["probabilities"], names)}
 
     def columns(self, record: dict[str, Any]) -> list[str]:

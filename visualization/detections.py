@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from visualization.base import PredictionView, Table
+from visualization.base import PredictionView, Scale, Size, Table
 from visualization.drawing import (
     GREEN,
     INK,
@@ -48,12 +48,7 @@ class DetectionView(PredictionView):
         return isinstance(prediction, dict) and prediction.keys() >= KEYS and not any(k in prediction for k in extra)
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Any],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         scale = coordinate_scale(image, size)
         drawn = prediction["scores"] >= SCORE_THRESHOLD
@@ -88,9 +83,7 @@ class DetectionView(PredictionView):
         draw.text((text_size // 2, image.height + footer / 2), text, fill=INK, font=font, anchor="lm")
         return canvas
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return all detections, best first, with boxes in the pixels of the file; ``remark`` if there is none."""
         columns = (prediction[key].tolist() for key in ("boxes", "labels", "scores"))
         detections = [

@@ -6,13 +6,11 @@ The prediction of N faces is ``boxes`` float (N, 4), xyxy in pixels; ``probabili
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from visualization.base import PredictionView
+from visualization.base import PredictionView, Scale, Size
 from visualization.classification import TOP_COLUMNS, top_cells, top_classes, top_records
 from visualization.drawing import BLUE, PAPER, RED, font_size, load_font, shorten
 
@@ -29,12 +27,7 @@ class FacesView(PredictionView):
         return isinstance(prediction, dict) and {"boxes", "aligned", "probabilities"} <= prediction.keys()
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Tensor],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         text_size = font_size(image.width / 45, 12, 40)
         font, pad, line = load_font(text_size), round(text_size * 0.3), max(2, text_size // 8)
@@ -67,9 +60,7 @@ class FacesView(PredictionView):
                 draw.text((left + pad, top + height / 2), text, fill=PAPER, font=font, anchor="lm")
         return canvas
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return the faces from left to right; ``remark`` if there is none."""
         faces = [
             {

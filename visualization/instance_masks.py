@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.transforms import VOID
+from visualization.base import Size
 from visualization.detections import KEYS, SCORE_THRESHOLD, DetectionView
 from visualization.drawing import class_color
 
@@ -21,12 +21,7 @@ class InstanceMaskView(DetectionView):
         return isinstance(prediction, dict) and prediction.keys() >= KEYS | {"masks"}
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Any],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         drawn = prediction["scores"] >= SCORE_THRESHOLD
         return super().draw(overlay_masks(image, prediction["masks"][drawn]), prediction, ground_truth, names, size)

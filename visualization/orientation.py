@@ -6,14 +6,13 @@ The camera's axes are x right, y down, z away from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lightning_modules.pose.rotations import geodesic_distance, matrix_to_euler, matrix_to_quaternion
-from visualization.base import PredictionView
+from visualization.base import PredictionView, Scale, Size
 from visualization.drawing import BLUE, GREEN, INK, PAPER, RED, font_size, load_font, shorten
 
 AXES = ("x", RED), ("y", GREEN), ("z", BLUE)
@@ -36,12 +35,7 @@ class OrientationView(PredictionView):
         return isinstance(prediction, dict) and "rotation" in prediction
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Tensor],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         width = max(image.width, 224)
         text_size = font_size(width / 21, 11, 40)
@@ -66,9 +60,7 @@ class OrientationView(PredictionView):
         draw.text((pad, image.height + row / 2), text, fill=color, font=font, anchor="lm")
         return canvas
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return ``quaternion`` [w, x, y, z], w >= 0, and ``degrees`` {yaw, pitch, roll}, intrinsic ZYX."""
         quaternion = matrix_to_quaternion(prediction["rotation"].double()).tolist()
         return {

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visualization.base import Scale, Size
 from visualization.detections import KEYS, SCORE_THRESHOLD, DetectionView
 from visualization.poses import draw_skeleton, joint_records
 
@@ -22,18 +23,11 @@ class PeopleView(DetectionView):
         return isinstance(prediction, dict) and prediction.keys() >= KEYS | {"keypoints"}
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Tensor],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         return super().draw(draw_skeletons(image, prediction, names, size), prediction, ground_truth, PEOPLE, size)
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return the record of a detector; each person has ``keypoints`` too, in the pixels of the file."""
         record = super().record(prediction, PEOPLE, scale)
         points = (prediction["keypoints"].double() + 0.5) * torch.tensor(scale, dtype=torch.float64) - 0.5
@@ -46,7 +40,7 @@ def draw_skeletons(
     image: Image.Image,
     prediction: dict[str, Tensor],
     joint_names: Sequence[str] | None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> Image.Image:
     """Draw the skeletons of all people with a score of at least 0.3 on a copy of the image."""
     canvas = image.copy()

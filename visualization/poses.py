@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visualization.base import PredictionView
+from visualization.base import PredictionView, Scale, Size
 from visualization.drawing import (
     GAP,
     INK,
@@ -49,12 +49,7 @@ class PoseView(PredictionView):
         )
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Tensor],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         found = image.copy()
         keypoints = prediction["keypoints"]
@@ -65,9 +60,7 @@ class PoseView(PredictionView):
         draw_skeleton(true, ground_truth["keypoints"], ground_truth["labeled"], names, size)
         return titled_panels([("prediction", found), ("ground truth", true)], font_size(min(image.size) / 20))
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         return {"keypoints": joint_records(prediction["keypoints"], prediction["scores"], names)}
 
     def columns(self, record: dict[str, Any]) -> list[str]:
@@ -76,14 +69,12 @@ class PoseView(PredictionView):
     def rows(self, record: dict[str, Any]) -> list[list[Any]]:
         return [[item["joint"], *(repr(item[key]) for key in ("x", "y", "score"))] for item in record["keypoints"]]
 
-    def annotate(
-        self, image: Image.Image, prediction: Any, names: Any, size: tuple[int, int], scale: tuple[float, float]
-    ) -> Image.Image:
+    def annotate(self, image: Image.Image, prediction: Any, names: Any, size: Size, scale: Scale) -> Image.Image:
         """Draw keypoints that are in the pixels of the file (see `to_original`)."""
         return self.draw(image, prediction, {}, names, (round(size[0] * scale[0]), round(size[1] * scale[1])))
 
     def to_original(
-        self, prediction: dict[str, Tensor], ground_truth: dict[str, Any], scale: tuple[float, float]
+        self, prediction: dict[str, Tensor], ground_truth: dict[str, Any], scale: Scale
     ) -> dict[str, Tensor]:
         """Apply the affine matrix ``to_original`` (2, 3) of the batch; without one, the input is the resized file."""
         keypoints = prediction["keypoints"].double()
@@ -130,7 +121,7 @@ def draw_skeleton(
     keypoints: Tensor,
     visible: Tensor,
     joint_names: Sequence[str] | None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> None:
     """Draw a person's limbs and joints on the image, in place.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.transforms import VOID
 from datamodules.voc import voc_palette
-from visualization.base import PredictionView
+from visualization.base import PredictionView, Scale, Size
 from visualization.drawing import GAP, INK, PAPER, class_name, font_size, load_font, shorten
 
 OPACITY, VOID_OPACITY = 0.6, 0.9
@@ -32,12 +32,7 @@ class SegmentationView(PredictionView):
         return isinstance(prediction, Tensor) and prediction.ndim == 2 and not prediction.is_floating_point()
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: Tensor,
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         target = ground_truth.get("original_mask", ground_truth.get("mask"))
         maps = [resize_ids(ids, image.size) for ids in ([prediction] if target is None else [prediction, target])]
@@ -71,7 +66,7 @@ class SegmentationView(PredictionView):
                 draw.text((x + text_size + pad, middle), name, fill=INK, font=font, anchor="lm")
         return canvas
 
-    def record(self, prediction: Tensor, names: Sequence[str] | None, scale: tuple[float, float]) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return the predicted classes, largest first, with their share of the pixels."""
         counts = torch.bincount(prediction.flatten().long())
         order = [i for i in counts.argsort(descending=True, stable=True).tolist() if counts[i]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from visualization.base import PredictionView
+from visualization.base import PredictionView, Scale, Size
 from visualization.drawing import font_size, titled_panels, to_pil
 
 
@@ -22,12 +21,7 @@ class StyleView(PredictionView):
         return isinstance(prediction, dict) and "stylized" in prediction
 
     def draw(
-        self,
-        image: Image.Image,
-        prediction: dict[str, Tensor],
-        ground_truth: dict[str, Any],
-        names: Sequence[str] | None,
-        size: tuple[int, int] | None = None,
+        self, image: Image.Image, prediction: Any, ground_truth: dict[str, Any], names: Any, size: Size | None = None
     ) -> Image.Image:
         panels = [("content", image)]
         if "style" in ground_truth:
@@ -41,15 +35,11 @@ class StyleView(PredictionView):
         ]
         return titled_panels(resized, font_size(height / 20))
 
-    def annotate(
-        self, image: Image.Image, prediction: Any, names: Any, size: tuple[int, int], scale: tuple[float, float]
-    ) -> Image.Image:
+    def annotate(self, image: Image.Image, prediction: Any, names: Any, size: Size, scale: Scale) -> Image.Image:
         """Return the stylized image alone."""
         return to_pil(prediction["stylized"])
 
-    def record(
-        self, prediction: dict[str, Tensor], names: Sequence[str] | None, scale: tuple[float, float]
-    ) -> dict[str, Any]:
+    def record(self, prediction: Any, names: Any, scale: Scale) -> dict[str, Any]:
         """Return ``{"stylized": [width, height], "random_features": bool}``."""
         height, width = prediction["stylized"].shape[-2:]
         return {"stylized": [width, height], "random_features": is_random(prediction)}

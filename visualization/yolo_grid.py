@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.ops import box_iou
 
+from visualization.base import Size
 from visualization.detections import KEYS, MISSED, DetectionView, coordinate_scale, valid_box
 from visualization.drawing import GAP, INK, PAPER, class_color, load_font, resize_long_side
 
@@ -37,7 +38,7 @@ def draw_grid(
     image: Image.Image,
     prediction: dict[str, Any],
     ground_truth: dict[str, Any],
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> Image.Image:
     """Draw the grid as in the figure of the paper: the class of each cell, and all boxes as thick as their confidence.
 
