@@ -180,5 +180,5 @@ def test_a_run_resumed_in_mid_epoch_ends_in_the_same_bits(tmp_path: Path, monkey
     expected = outcome(whole)
     assert expected["file"] == "step=00000015.ckpt"
     assert any("val/median_error" in row for row in read_metrics(whole / "metrics.csv"))
-    assert list(whole.glob("pictures/val_step=*.png"))
+    assert list(whole.glob("figures/val_step=*.png"))
     assert differences(expected, outcome(kill_and_resume(whole, 7))) == []
