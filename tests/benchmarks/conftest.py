@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,16 @@ class Finished(NamedTuple):
     status: int
     out: str
     err: str
+
+    def ratios(self) -> list[float]:
+        """Return the ratios that were printed; fail if the benchmark failed."""
+        assert self.status == 0, self.err
+        return [float(number) for number in re.findall(r"ratio[^\d\n]*([\d.]+)", self.out)]
+
+    def is_user_error(self, name: str) -> bool:
+        """Whether the benchmark ended with one line for the user."""
+        lines = self.err.splitlines()
+        return self.status in (1, 2) and "Traceback" not in self.err and lines[0].startswith(("error: ", f"{name}: "))
 
 
 @pytest.fixture

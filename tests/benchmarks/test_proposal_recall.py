@@ -1,0 +1,12 @@
+"""Recall of proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def test_bad_input_is_one_line(run_benchmark: Callable[..., Any]) -> None:
+    assert run_benchmark(
+        "proposal_recall", "--ckpt_path", "missing.ckpt", "--data.root", "missing", "--data.proposals", "missing"
+    ).is_user_error("proposal_recall")
