@@ -7,6 +7,5 @@ from typing import Any
 
 
 def test_bad_input_is_one_line(run_benchmark: Callable[..., Any]) -> None:
-    assert run_benchmark(
-        "proposal_recall", "--ckpt_path", "missing.ckpt", "--data.root", "missing", "--data.proposals", "missing"
-    ).is_user_error("proposal_recall")
+    arguments = ["--ckpt_path", "missing.ckpt", "--data.root", "missing", "--data.proposals", "missing"]
+    assert run_benchmark("proposal_recall", *arguments).is_user_error("proposal_recall")
