@@ -7,7 +7,7 @@ The classifier slides over the image at several scales as a convolution; its las
 that windows are dense. For every window that shows an object, a regressor predicts the object's box. The boxes are
 merged rather than suppressed. Notation of the shapes:
 
-    N windows or images, K selected windows, C classes, G groups (one image and class each)
+    N windows or images, K selected windows, C classes
 """
 
 from __future__ import annotations
@@ -255,47 +255,39 @@ def match_score(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def merge_boxes(boxes: Tensor, scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Merge boxes greedily (section 4.3), in all groups at once.
+    """Merge the boxes of one class and image greedily (section 4.3).
 
-    Replace the two boxes of a group with the smallest `match_score` by one box with their mean edges and the sum of
-    their scores, until the smallest match score is above the threshold.
+    Replace the two boxes with the smallest `match_score` by one box with their mean edges and the sum of their scores,
+    until the smallest match score is above the threshold.
 
     Args:
-        boxes: float (G, N, 4), xyxy.
-        scores: float (G, N), positive, or 0 for padding.
+        boxes: float (M, 4), xyxy.
+        scores: float (M,).
         threshold: largest match score of merged boxes, t in the paper.
 
     Returns:
-        Boxes and scores of the same shapes; removed boxes have the score 0.
+        The remaining boxes, float (L, 4), and their scores, float (L,).
     """
-    groups, count = scores.shape
     boxes, scores = boxes.clone(), scores.clone()
-    group = torch.arange(groups, device=boxes.device)
-    absent = scores == 0
-    pairs = match_score(boxes[:, :, None], boxes[:, None])
-    diagonal = torch.eye(count, dtype=torch.bool, device=boxes.device)
-    pairs = pairs.masked_fill(absent[:, :, None] | absent[:, None] | diagonal, torch.inf)
-    while groups and count > 1:
-        smallest, index = pairs.flatten(1).min(1)
-        merged = smallest <= threshold
-        if not merged.any():
+    remaining = torch.ones_like(scores, dtype=torch.bool)
+    pairs = match_score(boxes[:, None], boxes).fill_diagonal_(torch.inf)
+    while remaining.sum() > 1:
+        a, b = divmod(int(pairs.argmin()), len(boxes))
+        if pairs[a, b] > threshold:
             break
-        a, b = index // count, index % count
-        boxes[group, a] = torch.where(merged[:, None], (boxes[group, a] + boxes[group, b]) / 2, boxes[group, a])
-        scores[group, a] += torch.where(merged, scores[group, b], 0)
-        scores[group, b] = torch.where(merged, 0, scores[group, b])
-        updated = match_score(boxes[group, a, None], boxes).masked_fill((scores == 0) | diagonal[a], torch.inf)
-        pairs[group, a] = torch.where(merged[:, None], updated, pairs[group, a])
-        pairs[group, :, a] = pairs[group, a]
-        pairs[group, b] = pairs[group, b].masked_fill(merged[:, None], torch.inf)
-        pairs[group, :, b] = pairs[group, b]
-    return boxes, scores
+        boxes[a] = (boxes[a] + boxes[b]) / 2
+        scores[a] += scores[b]
+        remaining[b] = False
+        pairs[b] = pairs[:, b] = torch.inf
+        pairs[a] = pairs[:, a] = match_score(boxes[a], boxes).where(remaining, torch.inf)
+        pairs[a, a] = torch.inf
+    return boxes[remaining], scores[remaining]
 
 
 def merge_detections(
     boxes: Tensor, scores: Tensor, labels: Tensor, image: Tensor, num_images: int, threshold: float, top_k: int
 ) -> list[dict[str, Tensor]]:
-    """Merge the boxes of each image and class.
+    """Merge the boxes of each image and class, on the CPU, because every merge depends on the one before.
 
     Args:
         boxes: candidates of all images, float (K, 4), xyxy.
@@ -309,20 +301,17 @@ def merge_detections(
     Returns:
         See `non_maximum_suppression`.
     """
+    device = boxes.device
     best = torch.argsort(scores, descending=True, stable=True)
-    boxes, scores, labels, image = (x[best] for x in (boxes, scores, labels, image))
-    keys, group = torch.unique(labels * num_images + image, return_inverse=True)
-    rank = rank_in_group(group)
-    row, column = group[rank < top_k], rank[rank < top_k]
-    padded_boxes = boxes.new_zeros(len(keys), top_k, 4).index_put((row, column), boxes[rank < top_k])
-    padded_scores = scores.new_zeros(len(keys), top_k).index_put((row, column), scores[rank < top_k])
-    padded_boxes, padded_scores = merge_boxes(padded_boxes, padded_scores, threshold)
-    row, column = (padded_scores > 0).nonzero(as_tuple=True)
-    labels, image = keys[row] // num_images, keys[row] % num_images
+    boxes, scores, group = (x[best].cpu() for x in (boxes, scores, labels * num_images + image))
+    merged = [(boxes[:0], scores[:0], group[:0])]
+    for key in group.unique():
+        index = (group == key).nonzero()[:top_k, 0]
+        group_boxes, group_scores = merge_boxes(boxes[index], scores[index], threshold)
+        merged.append((group_boxes, group_scores, key.expand(len(group_scores))))
+    boxes, scores, group = (torch.cat(part).to(device) for part in zip(*merged, strict=True))
     # No IoU exceeds 1: this only sorts the boxes.
-    return non_maximum_suppression(
-        padded_boxes[row, column], padded_scores[row, column], labels, image, num_images, nms_threshold=1
-    )
+    return non_maximum_suppression(boxes, scores, group // num_images, group % num_images, num_images, nms_threshold=1)
 
 
 # --- module -------------------------------------------------------------------------------------------------------
@@ -369,7 +358,8 @@ class OverFeat(Detector):
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.6, weight_decay=1e-5),
         **kwargs: Any,
     ) -> None:
-        super().__init__(score_threshold=score_threshold, optimizer=optimizer, **kwargs)
+        # Boxes are merged, not suppressed; given here, the threshold is not an option of the command line.
+        super().__init__(score_threshold=score_threshold, nms_threshold=1.0, optimizer=optimizer, **kwargs)
         self.scales, self.windows_per_image = list(scales), windows_per_image
         self.merge_threshold, self.top_k = merge_threshold, top_k
         self.network = OverFeatNetwork(

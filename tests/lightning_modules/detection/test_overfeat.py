@@ -170,13 +170,12 @@ def test_merging_is_the_papers_loop() -> None:
         low = rng.uniform(0, 30, (groups, most, 2))
         boxes = np.concatenate([low, low + rng.uniform(10, 40, (groups, most, 2))], 2)
         scores = rng.uniform(0.1, 1, (groups, most)) * (np.arange(most) < rng.integers(0, most + 1, (groups, 1)))
-        found_boxes, found = merge_boxes(torch.from_numpy(boxes), torch.from_numpy(scores), 0.7)
         for g in range(groups):
             valid = scores[g] > 0
             expected = merged_in_loops(boxes[g][valid].tolist(), scores[g][valid].tolist(), 0.7)
-            left = found[g] > 0
-            assert int(left.sum()) == len(expected)
-            for box, score, (e_box, e_score) in zip(found_boxes[g][left], found[g][left], expected, strict=True):
+            found_boxes, found = merge_boxes(torch.from_numpy(boxes[g][valid]), torch.from_numpy(scores[g][valid]), 0.7)
+            assert len(found) == len(expected)
+            for box, score, (e_box, e_score) in zip(found_boxes, found, expected, strict=True):
                 assert box.tolist() == pytest.approx(e_box)
                 assert score.item() == pytest.approx(e_score)
             merges += int(valid.sum()) - len(expected)
@@ -185,11 +184,10 @@ def test_merging_is_the_papers_loop() -> None:
 
 
 def test_two_that_agree_become_one_and_a_third_stays() -> None:
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]]])
-    merged, scores = merge_boxes(boxes, torch.tensor([[0.5, 0.25, 0.125]]), 0.5)
-    assert scores.tolist() == [[0.75, 0, 0.125]]
-    assert merged[0, 0].tolist() == [0.5, 0, 10.5, 10]
-    assert merged[0, 2].tolist() == [40, 40, 50, 50]
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]])
+    merged, scores = merge_boxes(boxes, torch.tensor([0.5, 0.25, 0.125]), 0.5)
+    assert scores.tolist() == [0.75, 0.125]
+    assert merged.tolist() == [[0.5, 0, 10.5, 10], [40, 40, 50, 50]]
 
 
 def test_the_match_score() -> None:
@@ -198,6 +196,12 @@ def test_the_match_score() -> None:
     beside = torch.tensor([30.0, 0, 60, 40])
     assert match_score(box, beside).item() == pytest.approx(30 / 50 + 1)
     assert match_score(10 * box, 10 * beside).item() == pytest.approx(30 / 50 + 1)
+
+
+def test_nothing_to_merge() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    found = merge_detections(torch.zeros(0, 4), torch.zeros(0), none, none, 2, 0.5, top_k=10)
+    assert [len(entry["boxes"]) for entry in found] == [0, 0]
 
 
 def test_classes_and_images_merge_apart() -> None:
@@ -316,3 +320,8 @@ def test_it_learns(tmp_path: Any) -> None:
 
 def test_nothing_is_padded_in_the_small_network() -> None:
     assert all(isinstance(layer, int) or layer[3] == 0 for layer in ARCHITECTURES["small"].features)
+
+
+def test_suppression_is_not_an_option() -> None:
+    with pytest.raises(TypeError, match="nms_threshold"):
+        small(nms_threshold=0.5)
