@@ -42,8 +42,8 @@ from datamodules.synthetic.style_images import write_style_images
 from datamodules.transforms import EvalTransform
 from lightning_modules.components.features import Features
 from lightning_modules.style.adain import AdaIN
-from lightning_modules.style.base import limit_step
 from lightning_modules.style.fast_style import FastStyle
+from lightning_modules.style.image_optimization import limit_step
 from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.style_prediction import StylePrediction
 
@@ -236,14 +236,19 @@ def curve(options: argparse.Namespace) -> int:
     for path in list_images(options.held_out)[: options.num_images]:
         content = read(path)[None].to(device())
         content_float = content.float() / 255
+        assert module.features is not None
         with torch.no_grad():
+            targets = {
+                "content": module.features(content_float)[module.content_layer],
+                "grams": module.style_targets({"image": content}),
+            }
             stylized_loss, content_loss = (
-                float(sum(module.image_losses(x, content_float).values()))
+                float(torch.stack(list(module.image_losses(x, **targets).values())).sum())
                 for x in (module.stylize(content).clamp(0, 1), content_float)
             )
         noise = torch.rand(content_float.shape, generator=torch.Generator().manual_seed(0)).to(content_float.device)
         # Each loss is computed before its step, so one more step gives the last loss.
-        steps_down = descend(partial(module.image_losses, content=content_float), noise)
+        steps_down = descend(partial(module.image_losses, **targets), noise)
         losses = torch.stack(list(islice(steps_down, options.steps + 1))).flatten().tolist()
         reached = next((step for step, loss in enumerate(losses) if loss <= stylized_loss), None)
         steps.append(reached)

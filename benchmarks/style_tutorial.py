@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.style_figures import lbfgs
 from lightning_modules.components.features import Features
-from lightning_modules.style.base import limit_step
+from lightning_modules.components.unsaved import Constant
+from lightning_modules.style.image_optimization import limit_step
 from lightning_modules.style.neural_style import CONTENT_LAYERS, STYLE_LAYERS
 
 Mode = Literal["pass", "store", "measure"]
@@ -40,10 +41,10 @@ class Normalization(nn.Module):
 
     def __init__(self, features: Features) -> None:
         super().__init__()
-        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in features.normalization)
+        self.mean, self.std = (Constant(torch.tensor(values).view(-1, 1, 1)) for values in features.normalization)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+        return (x - self.mean()) / self.std()
 
 
 def gram_of_single_image(x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class Tutorial:
                 channels = next(p for p in reversed(list(nn.Sequential(*network).parameters()))).shape[0]
                 self.style_losses.append(LossModule(gram_of_single_image, 1000 / channels**2))
                 network.append(self.style_losses[-1])
-        self.network = nn.Sequential(*network).requires_grad_(not freeze)
+        self.network = nn.Sequential(*network).to(content.device).requires_grad_(not freeze)
         self._store_targets(self.content_losses, content)
         self._store_targets(self.style_losses, style)
         self.image = nn.Parameter(init.clone())

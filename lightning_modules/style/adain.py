@@ -19,12 +19,14 @@ from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.components.features import Features
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.initialization import he_normal
+from lightning_modules.components.unsaved import Constant
 from lightning_modules.style.losses import divide_by_mean_square, feature_distance, moments, moments_distance
 from lightning_modules.style.stylization import (
     content_and_style,
     normalize_interpolation_weights,
     pad_replicate,
     read_style_image,
+    read_styles,
     require_fraction,
     require_non_negative,
     stylization_metrics,
@@ -141,7 +143,7 @@ class AdaIN(VisionModule):
         # A checkpoint contains the encoder: its weights are dropped from the hyperparameters, and None loads none.
         self.encoder = Features(LAYERS, backbone, weights or "random", padding="reflect")
         self.decoder = AdaINDecoder()
-        self._style_features: list[Tensor] = []
+        self.style_features = nn.ModuleList()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.decoder.parameters())}]
@@ -191,12 +193,11 @@ class AdaIN(VisionModule):
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """Stylize images with the option ``styles``."""
-        if not self.styles:
-            raise UserError("styles: expected paths of style images, found none; set --model.styles '[IMAGE]'")
-        if not self._style_features:
-            for path in self.styles:
-                self._style_features.append(self._encode(read_style_image(path, self.style_size).to(self.device)))
-        return self._stylize(require_equal_size(images), self._style_features, self.interpolation_weights)
+        if not len(self.style_features):
+            styles = read_styles(self.styles, self.style_size)
+            self.style_features.extend(Constant(self._encode(style.to(self.device))) for style in styles)
+        features = [constant() for constant in self.style_features]
+        return self._stylize(require_equal_size(images), features, self.interpolation_weights)
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Stylize images with the styles of the batch, or else with the option ``styles``."""

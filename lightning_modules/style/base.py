@@ -1,9 +1,7 @@
-"""Base class of the systems that optimize the pixels of an image: feature inversion, textures, neural style."""
+"""Base classes of style: images that are optimized, and style-transfer networks with a perceptual loss."""
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,15 +13,25 @@ from torchmetrics import MeanMetric, MetricCollection
 from errors import UserError
 from lightning_modules.base import IMAGENET_MEAN, OptimizerFactory, ScheduleFactory, VisionModule
 from lightning_modules.components.features import RANDOM, FeatureBackbone, Features
+from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.unsaved import FrozenNetwork
-from lightning_modules.style.stylization import stylized_prediction, to_uint8
+from lightning_modules.style.image_optimization import estimate_memory, free_memory, limit_step
+from lightning_modules.style.losses import divide_by_mean_square, feature_distance, gram_style_loss, total_variation
+from lightning_modules.style.stylization import (
+    require_non_negative,
+    stylization_metrics,
+    stylized_prediction,
+    to_uint8,
+    update_stylization_metrics,
+)
 
 NOISE_STD = 0.27  # standard deviation of the pixels of natural images about ImageNet's mean, in 0..1
 NOISE_SEED = 1
 MAX_MEMORY_FRACTION = 0.8  # of the free memory
-MAX_PIXEL_STEP = 0.25  # largest change of a pixel in 0..1 per step of L-BFGS
 
 Init = Literal["noise", "content"]
+
+# --- optimized images -------------------------------------------------------------------------------------------------
 
 
 class OptimizedImage(VisionModule):
@@ -204,61 +212,115 @@ class OptimizedImage(VisionModule):
             self.image = nn.Parameter(torch.zeros_like(checkpoint["state_dict"]["image"]))
 
 
-@torch.no_grad()
-def limit_step(
-    optimizer: torch.optim.Optimizer, image: Tensor, previous: Tensor, low: Tensor | None, high: Tensor | None
-) -> None:
-    """Limit a step of L-BFGS and clamp the pixels, both in place.
+# --- networks with a perceptual loss ----------------------------------------------------------------------------------
 
-    L-BFGS without a line search can take steps that are a hundred times too long while its estimate of the curvature is
-    poor; then all pixels end at the bounds. The step is therefore scaled so that no pixel changes by more than
-    `MAX_PIXEL_STEP`. The optimizer's state is set to the actual step, from which it estimates the curvature.
+
+class PerceptualStyleTransfer(VisionModule):
+    """Base class of the style-transfer networks that are trained with a perceptual loss (Johnson et al. 2016).
+
+    A subclass implements ``style_targets(batch)`` and ``stylize_batch(batch)``. Loss: ``content``, `feature_distance`;
+    ``style``, `gram_style_loss`; ``tv``, the total variation per pixel value. Metrics: the terms, ``val/loss``, and
+    ``val/style_ratio``, the style loss relative to that of the content images. The loss network is used in training and
+    evaluation only and is not in checkpoints.
 
     Args:
-        optimizer: optimizer that took the step; steps of other optimizers are not scaled.
-        image: image after the step, float (1, 3, H, W).
-        previous: image before the step.
-        low: lower bound of the pixels; None does not clamp.
-        high: upper bound of the pixels; None does not clamp.
-    """
-    is_lbfgs = isinstance(optimizer, torch.optim.LBFGS)
-    if is_lbfgs:
-        step = image - previous
-        image.copy_(previous + step * (MAX_PIXEL_STEP / step.abs().max().clamp(min=MAX_PIXEL_STEP)))
-    if low is not None:
-        image.clamp_(low, high)
-    if is_lbfgs:
-        state = optimizer.state[optimizer.param_groups[0]["params"][0]]
-        if "d" in state:
-            state["d"] = (image - previous).flatten() / state["t"]
-
-
-def estimate_memory(features: nn.Module, height: int, width: int) -> int:
-    """Return the bytes of activations, their gradients and weights for one image of height x width pixels.
+        content_layer: layer of the content loss: relu2_2 in the paper, relu3_3 in the authors' released models.
+        style_layers: layers of the style loss.
+        content_weight: weight of the content loss, as in the authors' code; other features need other weights.
+        style_weight: weight of the style loss, as in the authors' code.
+        tv_weight: weight of the total variation per pixel value, for pixels in 0..1.
+        normalize_distances: divide the distance of each layer by the mean square of its target, so that the weights do
+            not depend on the scale of the features; recommended for random ones.
+        backbone: loss network, see `Features`.
+        weights: weights of the loss network, see `Features`.
+        kwargs: see `VisionModule`.
 
     Raises:
-        RuntimeError: the image is too small for the layers.
+        UserError: a weight is negative.
     """
-    sizes: list[int] = []
-    meta = copy.deepcopy(features).to("meta")
-    hooks = [
-        layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
-        for layer in meta.layers.values()  # type: ignore[operator,union-attr]
-    ]
-    with torch.no_grad():
-        meta(torch.empty(1, 3, height, width, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return 4 * (2 * sum(sizes) + sum(p.numel() for p in features.parameters()))
 
+    monitor = ("val/loss", "min")
+    #: Pooling of the loss network.
+    pooling: Literal["max", "average"] = "max"
+    #: Constant factor of the total variation.
+    tv_factor = 1.0
 
-def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of the device, or None if they are unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    def __init__(
+        self,
+        content_layer: str = "relu2_2",
+        style_layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
+        content_weight: float = 1.0,
+        style_weight: float = 5.0,
+        tv_weight: float = 0.0,
+        normalize_distances: bool = False,
+        backbone: FeatureBackbone = "vgg16",
+        weights: str = "DEFAULT",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_non_negative(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
+        self.content_layer, self.style_layers = content_layer, list(style_layers)
+        self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
+        self.normalize_distances, self.backbone, self.weights = normalize_distances, backbone, weights
+        self.features: FrozenNetwork | None = None
+
+    def style_targets(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the Gram matrices of the style by layer, float32 (B, C, C) or (1, C, C)."""
+        raise NotImplementedError
+
+    def stylize_batch(self, batch: dict[str, Any]) -> Tensor:
+        """Return the stylized images of a batch, float32 (B, 3, H, W) in about 0..1."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage != "predict" and self.features is None:
+            layers = list(dict.fromkeys([self.content_layer, *self.style_layers]))
+            features = FrozenNetwork(Features(layers, self.backbone, self.weights, self.pooling))
+            self.features = features.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            grams = self.style_targets(batch)
+            content = self._content_features(batch)[self.content_layer]
+        return {
+            name: term.mean() for name, term in self.image_losses(self.stylize_batch(batch), content, grams).items()
+        }
+
+    def image_losses(self, stylized: Tensor, content: Tensor, grams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss terms of each image.
+
+        Args:
+            stylized: stylized images, float (B, 3, H, W) in 0..1.
+            content: features of the content images in ``content_layer``.
+            grams: Gram matrices of the style by layer, float32 (B, C, C) or (1, C, C).
+
+        Returns:
+            float32 (B,) by name.
+        """
+        assert self.features is not None
+        features = self.features(stylized)
+        distance = feature_distance(features[self.content_layer], content)
+        if self.normalize_distances:
+            distance = divide_by_mean_square(distance, content)
+        style = gram_style_loss(features, grams, self.normalize_distances)
+        terms = {"content": self.content_weight * distance, "style": self.style_weight * style}
+        if self.tv_weight:
+            terms["tv"] = self.tv_factor * self.tv_weight * total_variation(stylized) / stylized[0].numel()
+        return terms
+
+    def build_metrics(self) -> MetricCollection:
+        return stylization_metrics("content", "style", *(["tv"] if self.tv_weight else []))
+
+    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
+        grams, content = self.style_targets(batch), self._content_features(batch)
+        terms = self.image_losses(predictions["stylized"].float() / 255, content[self.content_layer], grams)
+        content_style_loss = self.style_weight * gram_style_loss(content, grams, self.normalize_distances)
+        update_stylization_metrics(metrics, terms, content_style_loss)
+
+    def _content_features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert self.features is not None
+        return self.features(require_equal_size(batch["image"]).float() / 255)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the name of the loss network's weights, which are not in the checkpoint."""

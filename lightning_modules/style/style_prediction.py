@@ -15,32 +15,22 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
-from errors import UserError
-from lightning_modules.base import OptimizerFactory, VisionModule
-from lightning_modules.components.features import RANDOM, FeatureBackbone, Features
+from lightning_modules.base import OptimizerFactory
+from lightning_modules.components.features import RANDOM
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.pretrained import find_weights, load_weights
-from lightning_modules.components.unsaved import FrozenNetwork
-from lightning_modules.style.losses import (
-    divide_by_mean_square,
-    feature_distance,
-    gram_matrix,
-    gram_style_loss,
-    total_variation,
-)
+from lightning_modules.components.unsaved import Constant
+from lightning_modules.style.base import PerceptualStyleTransfer
+from lightning_modules.style.losses import gram_matrix
 from lightning_modules.style.stylization import (
     content_and_style,
     normalize_interpolation_weights,
     pad_replicate,
-    read_style_image,
+    read_styles,
     require_fraction,
-    require_non_negative,
-    stylization_metrics,
     stylized_prediction,
     to_uint8,
-    update_stylization_metrics,
 )
 
 MIN_STYLE_SIDE = 75  # pixels, the smallest input of Inception-v3
@@ -135,87 +125,65 @@ class StyleTransferNetwork(nn.Module):
 # --- module -----------------------------------------------------------------------------------------------------------
 
 
-class StylePrediction(VisionModule):
+class StylePrediction(PerceptualStyleTransfer):
     """Style prediction: arbitrary style transfer in one pass from a predicted style embedding.
 
     Batch: ``image`` and ``style``, uint8 (B, 3, H, W). Prediction: ``stylized`` uint8 (B, 3, H, W), and ``random`` bool
     (B,), whether the loss network has random weights.
 
-    Loss: ``content``; ``style``, the mean squared difference of Gram matrices, summed over layers; ``tv``, half the
-    mean squared difference of neighboring pixels. Metrics: the terms, ``val/loss`` and ``val/style_ratio``, the style
-    loss relative to that of the content images. The loss network is not in checkpoints.
+    Loss and metrics: see `PerceptualStyleTransfer`; ``tv`` is half the total variation per pixel value, and the loss
+    network has average pooling. The default loss weights are the authors', for VGG-16 with Caffe's weights.
 
     Args:
         content_layer: layer of the content loss.
-        style_layers: layers of the style loss.
-        content_weight: weight of the content loss; the three weights are the authors', for VGG-16 with Caffe's weights.
         style_weight: weight of the style loss.
-        tv_weight: weight of the total variation.
-        normalize_distances: divide the distance of each layer by the mean square of its target, so that the weights do
-            not depend on the scale of the features.
+        tv_weight: weight of half the total variation per pixel value, for pixels in 0..1.
         alpha: weight of the style embedding in prediction; the content image's own embedding has the weight 1 - alpha.
         styles: paths of the style images of prediction.
         style_interpolation_weights: one weight per style, for a mean of their embeddings; None: equal weights.
         style_size: maximum of the longer side of ``styles`` in pixels; None does not resize.
         predictor_weights: weights of Inception-v3, see `find_weights`; None trains from scratch.
-        backbone: loss network, see `Features`; its pooling is average pooling.
-        weights: weights of the loss network, see `Features`.
         optimizer: see `VisionModule`; the default is the authors'.
-        kwargs: schedule and channels_last of `VisionModule`.
+        kwargs: further options of `PerceptualStyleTransfer`.
 
     Raises:
         UserError: an option is out of range.
     """
 
-    monitor = ("val/loss", "min")
+    pooling = "average"
+    tv_factor = 0.5
 
     def __init__(
         self,
         content_layer: str = "relu3_3",
-        style_layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
-        content_weight: float = 1.0,
         style_weight: float = 5e-4,
         tv_weight: float = 1e4,
-        normalize_distances: bool = False,
         alpha: float = 1.0,
         styles: Sequence[str] | None = None,
         style_interpolation_weights: Sequence[float] | None = None,
         style_size: int | None = 256,
         predictor_weights: str | None = None,
-        backbone: FeatureBackbone = "vgg16",
-        weights: str = "DEFAULT",
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-5),
         **kwargs: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, **kwargs)
+        super().__init__(
+            content_layer=content_layer, style_weight=style_weight, tv_weight=tv_weight, optimizer=optimizer, **kwargs
+        )
         require_fraction(alpha=alpha)
-        require_non_negative(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight)
-        self.content_layer, self.style_layers = content_layer, list(style_layers)
-        self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
-        self.normalize_distances, self.alpha = normalize_distances, alpha
-        self.styles, self.style_size = list(styles or ()), style_size
+        self.alpha, self.styles, self.style_size = alpha, list(styles or ()), style_size
         self.interpolation_weights = normalize_interpolation_weights(style_interpolation_weights, len(self.styles))
-        self.backbone, self.weights = backbone, weights
         self.predictor, self.transformer = StylePredictor(predictor_weights), StyleTransferNetwork()
-        self.features: FrozenNetwork | None = None
-        self._embedding: Tensor | None = None
+        self.embedding: Constant | None = None
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage != "predict" and self.features is None:
-            layers = list(dict.fromkeys([self.content_layer, *self.style_layers]))
-            features = FrozenNetwork(Features(layers, self.backbone, self.weights, pooling="average"))
-            self.features = features.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-
-    # --- loss ---------------------------------------------------------------------------------------------------------
-
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        content, style = content_and_style(batch)
+    def style_targets(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        _, style = content_and_style(batch)
         assert self.features is not None
-        with torch.no_grad():
-            content_target, style_features = self.features(content)[self.content_layer], self.features(style)
-        stylized = self.stylize(content, self.embed(style))
-        return {name: term.mean() for name, term in self.image_losses(stylized, content_target, style_features).items()}
+        features = self.features(style)
+        return {name: gram_matrix(features[name]) for name in self.style_layers}
+
+    def stylize_batch(self, batch: dict[str, Any]) -> Tensor:
+        content, style = content_and_style(batch)
+        return self.stylize(content, self.embed(style))
 
     def embed(self, styles: Tensor) -> Tensor:
         """Predict embeddings (B, 100) of style images, float (B, 3, H, W) in 0..1; small images are upsampled."""
@@ -228,46 +196,15 @@ class StylePrediction(VisionModule):
         """Stylize images, float (B, 3, H, W) in 0..1, with embeddings (B, 100); returns float32 in 0..1."""
         return self.transformer(images.contiguous(memory_format=self.memory_format), embeddings).float()
 
-    def image_losses(self, stylized: Tensor, content: Tensor, style: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the loss terms of each image.
-
-        Args:
-            stylized: stylized images, float (B, 3, H, W) in 0..1.
-            content: features of the content images in ``content_layer``.
-            style: features of the style images by layer.
-
-        Returns:
-            float32 (B,) by name.
-        """
-        assert self.features is not None
-        features = self.features(stylized)
-        distance = feature_distance(features[self.content_layer], content)
-        if self.normalize_distances:
-            distance = divide_by_mean_square(distance, content)
-        terms = {
-            "content": self.content_weight * distance,
-            "style": self.style_weight * self.style_loss(features, style),
-        }
-        if self.tv_weight:
-            terms["tv"] = self.tv_weight * total_variation(stylized) / 2 / stylized[0].numel()
-        return terms
-
-    def style_loss(self, features: dict[str, Tensor], style: dict[str, Tensor]) -> Tensor:
-        """Return the unweighted style loss of each image, float32 (B,), from features by layer."""
-        targets = {name: gram_matrix(style[name]) for name in self.style_layers}
-        return gram_style_loss(features, targets, self.normalize_distances)
-
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor]:
         """Stylize images with the option ``styles``."""
-        if not self.styles:
-            raise UserError("styles: expected paths of style images, found none; set --model.styles '[IMAGE]'")
-        if self._embedding is None:
-            styles = [read_style_image(path, self.style_size).to(self.device) for path in self.styles]
+        if self.embedding is None:
+            styles = [style.to(self.device) for style in read_styles(self.styles, self.style_size)]
             embeddings = [w * self.embed(style) for w, style in zip(self.interpolation_weights, styles, strict=True)]
-            self._embedding = torch.stack(embeddings).sum(0)
-        return self._stylize(require_equal_size(images), self._embedding)
+            self.embedding = Constant(torch.stack(embeddings).sum(0))
+        return self._stylize(require_equal_size(images), self.embedding())
 
     def predict_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Stylize images with the styles of the batch, or else with the option ``styles``."""
@@ -282,15 +219,6 @@ class StylePrediction(VisionModule):
         if self.alpha < 1:
             embedding = self.alpha * embedding + (1 - self.alpha) * self.embed(content)
         return stylized_prediction(to_uint8(self.stylize(content, embedding)), self.weights == RANDOM)
-
-    def build_metrics(self) -> MetricCollection:
-        return stylization_metrics("content", "style", *(["tv"] if self.tv_weight else []))
-
-    def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        assert self.features is not None
-        content, style = (self.features(images) for images in content_and_style(batch))
-        terms = self.image_losses(predictions["stylized"].float() / 255, content[self.content_layer], style)
-        update_stylization_metrics(metrics, terms, self.style_weight * self.style_loss(content, style))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop the predictor's initial weights; keep the loss network's, which are not in the checkpoint."""

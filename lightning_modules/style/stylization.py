@@ -49,6 +49,17 @@ def read_style_image(path: str, max_size: int | None) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
+def read_styles(paths: Sequence[str], max_size: int | None) -> list[Tensor]:
+    """Read the images of the option ``styles``, see `read_style_image`.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    if not paths:
+        raise UserError("styles: expected paths of style images, found none; set --model.styles '[IMAGE]'")
+    return [read_style_image(path, max_size) for path in paths]
+
+
 def content_and_style(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the content and the style images of a batch, float (B, 3, H, W) in 0..1.
 

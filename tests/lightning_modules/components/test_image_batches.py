@@ -12,6 +12,7 @@ from lightning_modules.components.image_batches import (
     pad_to_multiple,
     require_equal_size,
     require_size,
+    require_square,
     resize_images,
     stack_images,
 )
@@ -41,6 +42,13 @@ def test_require_size() -> None:
         require_size([image(4, 7)], is_multiple_of_4, "multiples of 4", 16)
     with pytest.raises(UserError, match="images of one size"):
         require_size([image(4, 8), image(8, 4)], is_multiple_of_4, "multiples of 4", 16)
+
+
+def test_require_square() -> None:
+    assert require_square([image(4, 4), image(4, 4)], 4).shape == (2, 3, 4, 4)
+    for wrong in (image(4, 5), image(5, 5)):
+        with pytest.raises(UserError, match=r"expected 4x4 pixels, found 5x\d; set --data.image_size 4"):
+            require_square([wrong], 4)
 
 
 def test_stack_images() -> None:

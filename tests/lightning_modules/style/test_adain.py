@@ -122,11 +122,11 @@ def test_content_loss_compares_with_the_decoded_features(module: AdaIN) -> None:
 
 
 def test_content_as_style_changes_nothing_before_the_decoder(module: AdaIN) -> None:
-    picture = images(1, 48, 40)
-    maps = module.encoder(pad_replicate(picture.float() / 255, STRIDE))["relu4_1"]
+    content = images(1, 48, 40)
+    features = module.encoder(pad_replicate(content.float() / 255, STRIDE))["relu4_1"]
     with torch.no_grad():
-        plain = (module.decode(maps)[..., :48, :40].clamp(0, 1) * 255).round()
-        found = module.predict_batch({"image": picture, "style": picture})["stylized"]
+        plain = (module.decode(features)[..., :48, :40].clamp(0, 1) * 255).round()
+        found = module.predict_batch({"image": content, "style": content})["stylized"]
     assert (found.float() - plain).abs().max() <= 1
 
 
@@ -171,11 +171,20 @@ def test_masks(module: AdaIN, root: Path, tmp_path: Path) -> None:
         large = images(1, 128, 128)
         both = with_styles(module, root, mask=str(tmp_path / "mask.png")).predict(large)["stylized"].float()
         one, other = (
-            with_styles(module, root, style_interpolation_weights=mix).predict(large)["stylized"].float()
-            for mix in ([1, 0], [0, 1])
+            with_styles(module, root, style_interpolation_weights=weights).predict(large)["stylized"].float()
+            for weights in ([1, 0], [0, 1])
         )
     assert (both - one)[..., :24].abs().max() <= 1
     assert (both - other)[..., -24:].abs().max() <= 1
+
+
+def test_encoded_styles_follow_the_module(module: AdaIN, root: Path) -> None:
+    """The encoded styles are kept after the first prediction; they are not part of the state."""
+    other = with_styles(module, root)
+    with torch.no_grad():
+        other.predict(images())
+    assert list(other.state_dict()) == list(module.state_dict())
+    assert [features().device.type for features in other.to("meta").style_features] == ["meta", "meta"]
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

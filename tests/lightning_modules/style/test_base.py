@@ -1,21 +1,16 @@
-"""Optimized images: they improve and resume exactly; memory estimate, limited steps of L-BFGS."""
+"""Optimized images: they improve, resume exactly, and fit into memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 import cli.parser
 from callbacks.metrics_file import read_metrics
-from lightning_modules.components.features import Features
 from lightning_modules.style import base
-from lightning_modules.style.base import MAX_PIXEL_STEP, estimate_memory, limit_step
 from lightning_modules.style.neural_style import NeuralStyle
 from tests.lightning_modules.style.optimized_image import prepare
 from tests.small_system import differences, kill_and_resume, outcome
@@ -70,13 +65,7 @@ def test_a_run_and_its_resume(
     assert [frame.read_bytes() for frame in frames[0]] == [frame.read_bytes() for frame in frames[1]]
 
 
-# --- memory and steps ------------------------------------------------------------------------------------------------
-
-
-def test_memory_estimate() -> None:
-    features = Features(["relu1_2"], "vgg16", "random")
-    weights = sum(p.numel() for p in features.parameters())
-    assert estimate_memory(features, 50, 40) == 4 * (2 * 4 * 64 * 50 * 40 + weights)
+# --- image sizes ----------------------------------------------------------------------------------------------------
 
 
 def test_an_image_that_does_not_fit_into_memory_is_refused(
@@ -90,34 +79,3 @@ def test_an_image_that_does_not_fit_into_memory_is_refused(
 def test_an_image_that_is_too_small_is_refused(image_paths: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="image_size: expected an image large enough for relu5_1, found 8x"):
         prepare(NeuralStyle(backbone="vgg16", weights="random"), image_paths, 8)
-
-
-@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
-def test_long_steps_of_lbfgs_are_limited_and_its_state_follows(bounds: Any) -> None:
-    image = torch.nn.Parameter(torch.full((1, 3, 4, 4), 0.5))
-    optimizer = torch.optim.LBFGS([image], lr=1.0, max_iter=1)
-    slope = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (image * slope).sum() + 1e-3 * image.square().sum()
-        loss.backward()
-        return loss
-
-    low, high = (None, None) if bounds is None else (torch.tensor(bound) for bound in bounds)
-    for _ in range(6):
-        before = image.detach().clone()
-        optimizer.step(closure)  # type: ignore[arg-type]
-        limit_step(optimizer, image, before, low, high)
-        moved = (image - before).detach()
-        assert moved.abs().max() <= MAX_PIXEL_STEP + 1e-6
-        state = optimizer.state[image]
-        torch.testing.assert_close(state["d"] * state["t"], moved.flatten())
-    if bounds is None:
-        assert image.abs().max() > 1, "pixels are not clamped without bounds"
-    else:
-        assert image.min() >= 0
-        assert image.max() <= 1
-    plain = torch.nn.Parameter(torch.zeros(1, 3, 4, 4))
-    limit_step(torch.optim.SGD([plain], 1.0), plain, plain.detach() - 9, None, None)
-    assert (plain == 0).all(), "steps of other optimizers are not limited"

@@ -24,7 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(layer: Any, switches: bool = True, size: int = 32, **options: Any) -> InversionNetwork:
+def build(layer: Any, switches: bool = True, size: int = 32, **options: Any) -> InversionNetwork:
     torch.manual_seed(0)
     module = InversionNetwork(layer, switches, weights="random", image_size=size, **options)
     module.setup("fit")
@@ -51,7 +51,7 @@ def test_the_decoder_mirrors_the_encoder(backbone: Any) -> None:
 @pytest.mark.parametrize("switches", [False, True])
 @pytest.mark.parametrize(("layer", "size"), [("pool1", (33, 47)), ("pool3", (45, 61)), ("pool2", (2, 90))])
 def test_images_of_odd_sizes_come_back_as_large(layer: str, size: tuple[int, int], switches: bool) -> None:
-    module = made(layer, switches)
+    module = build(layer, switches)
     if min(size) < 4:
         with pytest.raises(RuntimeError):
             module.predict(images(1, 1, 1))
@@ -62,7 +62,7 @@ def test_images_of_odd_sizes_come_back_as_large(layer: str, size: tuple[int, int
 
 def test_switches_add_no_parameter() -> None:
     for layer in ("pool2", "fc6", "fc8"):
-        counts = {sum(p.numel() for p in made(layer, switches).parameters()) for switches in (False, True)}
+        counts = {sum(p.numel() for p in build(layer, switches).parameters()) for switches in (False, True)}
         assert len(counts) == 1
 
 
@@ -71,8 +71,8 @@ def test_unpooling_with_and_without_switches() -> None:
     decoder = InversionDecoder("vgg16", 1)
     decoder.blocks[0] = torch.nn.Identity()
     x = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
-    values, places = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
-    (found,) = decoder(values, [places], [(6, 8)])
+    values, switches = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+    (found,) = decoder(values, [switches], [(6, 8)])
     assert ((found == x) | (found == 0)).all()
     assert (found > 0).sum() == values.numel()
     (fixed,) = decoder(values, None, [(6, 8)])
@@ -81,18 +81,20 @@ def test_unpooling_with_and_without_switches() -> None:
 
 
 def test_the_loss_is_of_pixels_and_of_the_levels_between() -> None:
-    module = made("pool3", intermediate_weight=0.5)
-    levels, pooled = module.decode(images())
+    module = build("pool3", intermediate_weight=0.5)
+    outputs, pooled = module.decode(images())
     terms = module.losses({"image": images()})
-    true = module.preprocess(images()).double().numpy()
-    assert terms["image"].item() == pytest.approx(((levels[-1].detach().double().numpy() - true) ** 2).mean(), rel=1e-4)
+    pixels = module.preprocess(images()).double().numpy()
+    assert terms["image"].item() == pytest.approx(
+        ((outputs[-1].detach().double().numpy() - pixels) ** 2).mean(), rel=1e-4
+    )
     total = 0.0
-    for level, maps in ((levels[0], pooled[1]), (levels[1], pooled[0])):
-        assert level.shape == maps.shape
-        found, wanted = (x.detach().double().numpy() for x in (level, maps))
-        total += np.mean([((f - w) ** 2).mean() / (w**2).mean() for f, w in zip(found, wanted, strict=True)])
+    for output, target in ((outputs[0], pooled[1]), (outputs[1], pooled[0])):
+        assert output.shape == target.shape
+        found, expected = (x.detach().double().numpy() for x in (output, target))
+        total += np.mean([((f - e) ** 2).mean() / (e**2).mean() for f, e in zip(found, expected, strict=True)])
     assert terms["features"].item() == pytest.approx(0.5 * total, rel=1e-3)
-    assert list(made("pool3").losses({"image": images()})) == ["image"]
+    assert list(build("pool3").losses({"image": images()})) == ["image"]
 
 
 def test_psnr_is_of_all_pixels_together() -> None:
@@ -131,7 +133,7 @@ def test_switches_reduce_the_loss() -> None:
     """After the same steps on the same images, the loss is lower with switches."""
     found = {}
     for switches in (False, True):
-        module = made("pool2", switches)
+        module = build("pool2", switches)
         optimizer = torch.optim.Adam(module.parameters(), 2e-3)
         for _ in range(40):
             optimizer.zero_grad()
@@ -152,4 +154,4 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match=message):
             InversionNetwork(weights="random", **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected images of 32 pixels for fc7, found 64x64"):
-        made("fc7").losses({"image": images(1, 64, 64)})
+        build("fc7").losses({"image": images(1, 64, 64)})

@@ -10,9 +10,11 @@ import torch
 
 from lightning_modules.style.losses import (
     alpha_norm,
+    divide_by_mean_square,
     feature_distance,
     gram_distance,
     gram_matrix,
+    gram_style_loss,
     moments,
     moments_distance,
     texture_energy,
@@ -71,6 +73,22 @@ def test_moments_by_loops(seed: int) -> None:
         expected.append(total / 5)
     found = moments_distance(torch.from_numpy(one), torch.from_numpy(other))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_normalized_distance_by_hand() -> None:
+    """The mean squares of the targets are (1 + 9) / 2 and (4 + 4) / 2; one target may serve all images."""
+    distance, target = torch.tensor([10.0, 2.0]), torch.tensor([[1.0, 3.0], [2.0, -2.0]])
+    assert divide_by_mean_square(distance, target).tolist() == [2, 0.5]
+    assert divide_by_mean_square(distance, target[:1]).tolist() == pytest.approx([2, 0.4])
+    assert divide_by_mean_square(distance, torch.zeros(2, 2)).isfinite().all()
+
+
+def test_style_loss_sums_the_layers_of_the_targets() -> None:
+    """Constant maps x of one channel have the Gram matrix x^2: (4 - 1)^2 + (9 - 2)^2, relative 9 / 1 + 49 / 4."""
+    features = {name: torch.full((2, 1, 3, 3), value) for name, value in (("a", 2.0), ("b", 3.0), ("c", 5.0))}
+    targets = {"a": torch.full((1, 1, 1), 1.0), "b": torch.full((1, 1, 1), 2.0)}
+    assert gram_style_loss(features, targets, normalize=False).tolist() == [58, 58]
+    assert gram_style_loss(features, targets, normalize=True).tolist() == [21.25, 21.25]
 
 
 def test_moments_of_a_flat_map_are_finite() -> None:

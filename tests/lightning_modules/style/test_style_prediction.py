@@ -13,6 +13,7 @@ from torch import Tensor
 import cli.parser
 from callbacks.metrics_file import read_metrics
 from datamodules.synthetic.style_images import write_style_images
+from lightning_modules.style.losses import gram_matrix
 from lightning_modules.style.style_prediction import StylePrediction, StylePredictor, StyleTransferNetwork
 from tests.small_system import differences, kill_and_resume, outcome
 
@@ -43,7 +44,7 @@ def state() -> dict[str, Tensor]:
     return module.state_dict()
 
 
-def made(state: dict[str, Tensor], root: Path, count: int = 0, **options: Any) -> StylePrediction:
+def build(state: dict[str, Tensor], root: Path, count: int = 0, **options: Any) -> StylePrediction:
     styles = [str(path) for path in sorted((root / "style").iterdir())[:count]]
     module = StylePrediction(**{**LAYERS, "styles": styles or None, **options})
     module.load_state_dict(state)
@@ -66,17 +67,20 @@ def test_the_papers_numbers_of_parameters() -> None:
 
 
 def test_the_loss_is_the_papers(state: dict[str, Tensor], root: Path) -> None:
-    module = made(state, root, content_weight=2.0, style_weight=3.0, tv_weight=5.0)
+    module = build(state, root, content_weight=2.0, style_weight=3.0, tv_weight=5.0)
     stylized, content, style = (torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    found, true, wanted = (module.features(x) for x in (stylized, content, style))
-    terms = {k: v.item() for k, v in module.image_losses(stylized, true["relu1_2"], wanted).items()}
+    found, target, source = (module.features(x) for x in (stylized, content, style))
+    grams = {name: gram_matrix(source[name]) for name in module.style_layers}
+    terms = {k: v.item() for k, v in module.image_losses(stylized, target["relu1_2"], grams).items()}
     energy = 0.0
     for name in ("relu1_1", "relu1_2"):
-        flat = [x[name][0].double().flatten(1).numpy() for x in (found, wanted)]
+        flat = [x[name][0].double().flatten(1).numpy() for x in (found, source)]
         energy += ((flat[0] @ flat[0].T / 576 - flat[1] @ flat[1].T / 576) ** 2).mean()
     x = stylized[0].double().numpy()
     assert terms["style"] == pytest.approx(3 * energy, rel=1e-3)
-    assert terms["content"] == pytest.approx(2 * (found["relu1_2"] - true["relu1_2"]).square().mean().item(), rel=1e-4)
+    assert terms["content"] == pytest.approx(
+        2 * (found["relu1_2"] - target["relu1_2"]).square().mean().item(), rel=1e-4
+    )
     squares = (np.diff(x, axis=1) ** 2).sum() + (np.diff(x, axis=2) ** 2).sum()
     assert terms["tv"] == pytest.approx(5 * squares / 2 / x.size, rel=1e-4)
 
@@ -84,7 +88,7 @@ def test_the_loss_is_the_papers(state: dict[str, Tensor], root: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
 def test_images_of_any_size_keep_theirs(state: dict[str, Tensor], root: Path, size: tuple[int, int]) -> None:
     with torch.no_grad():
-        assert made(state, root, 1).predict(images(1, *size))["stylized"].shape == (1, 3, *size)
+        assert build(state, root, 1).predict(images(1, *size))["stylized"].shape == (1, 3, *size)
 
 
 def test_a_flat_image_stays_flat() -> None:
@@ -101,20 +105,29 @@ def stylized(module: StylePrediction) -> Tensor:
 
 def test_interpolation_of_styles(state: dict[str, Tensor], root: Path) -> None:
     first, second, middle = (
-        stylized(made(state, root, 2, style_interpolation_weights=mix)) for mix in ([1, 0], [0, 2], None)
+        stylized(build(state, root, 2, style_interpolation_weights=weights)) for weights in ([1, 0], [0, 2], None)
     )
-    assert torch.equal(first, stylized(made(state, root, 1)))
+    assert torch.equal(first, stylized(build(state, root, 1)))
     assert (first - second).square().mean() > 1
     assert (first - middle).square().mean() < (first - second).square().mean()
 
 
 def test_alpha(state: dict[str, Tensor], root: Path) -> None:
     """With alpha 0 an image keeps its own style."""
-    none, full = (stylized(made(state, root, 1, alpha=alpha)) for alpha in (0.0, 1.0))
+    none, full = (stylized(build(state, root, 1, alpha=alpha)) for alpha in (0.0, 1.0))
     with torch.no_grad():
-        own = made(state, root).predict_batch({"image": images(1, 48, 48), "style": images(1, 48, 48)})["stylized"]
-    assert (none - own.float()).abs().max() <= 1
+        alone = build(state, root).predict_batch({"image": images(1, 48, 48), "style": images(1, 48, 48)})["stylized"]
+    assert (none - alone.float()).abs().max() <= 1
     assert not torch.equal(none, full)
+
+
+def test_the_embedding_follows_the_module(state: dict[str, Tensor], root: Path) -> None:
+    """The embedding is kept after the first prediction; it is not part of the state."""
+    module = build(state, root, 1)
+    stylized(module)
+    assert list(module.state_dict()) == list(state)
+    assert module.embedding is not None
+    assert module.to("meta").embedding().device.type == "meta"
 
 
 def test_a_run_and_its_resume(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
