@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cli.command import command, names_or_file
 from datamodules.detection.voc import VOCDetection
 from datamodules.images import image_size
 from errors import DatasetError, UserError
 from lightning_modules.detection.yolo_v2 import STRIDE
-from tools.command import command, names_or_file
 
 RESTARTS = 5  # of k-means
 MAX_ITERATIONS = 300  # k-means may cycle, since the mean of a cluster does not minimize the distance 1 - IoU

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from cli.command import command
 from cli.messages import FriendlyParser
 from datamodules import import_all
 from datamodules.classification.base import ClassificationData
@@ -21,7 +22,6 @@ from datamodules.detection.voc import VOCDetection
 from datamodules.pose.base import PoseData
 from datamodules.segmentation.base import VOCMaskData
 from datamodules.style.style_images import StyleImages
-from tools.command import command
 from tools.dataset_checks.classification import check_classes
 from tools.dataset_checks.pose import check_people
 from tools.dataset_checks.report import Report

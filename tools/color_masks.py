@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cli.command import command, make_folder
 from datamodules.folders import list_images
 from datamodules.images import read_image
 from datamodules.segmentation.masks import save_ids
 from datamodules.voc import voc_palette
 from errors import DatasetError
-from tools.command import command, make_folder
 
 
 def read_colors(path: str | None) -> np.ndarray:

@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from cli.command import command, make_folder, names_or_file, require_positive
 from datamodules.detection.voc import DetectionAnnotations, VOCDetection
 from datamodules.images import read_image
 from datamodules.proposals import overlaps_any, proposal_path, read_image_proposals, read_proposals, write_proposals
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.components.selective_search import selective_search
-from tools.command import command, make_folder, names_or_file
 from visualization.region_hierarchy import draw_region_hierarchy
 
 Job = tuple[str, str, int]  # image, file of its proposals, maximum number of boxes
@@ -152,9 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sbd", help="with --masks: the folder benchmark_RELEASE; default: beside VOCdevkit")
     parser.add_argument("--figure", help="PNG file for the regions of the first image while they are merged")
     options = parser.parse_args(arguments)
-    for name in ("top_n", "workers"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name}: expected at least 1, found {getattr(options, name)}")
+    require_positive(options, "top_n", "workers")
     annotations: DetectionAnnotations | None = None
     if options.masks:
         segmentation = VOCSegmentation(options.root, train=options.sets, sbd=options.sbd)

@@ -1,7 +1,8 @@
-"""Shared behavior of the commands in this folder."""
+"""Shared behavior of the commands in ``tools/`` and ``benchmarks/``."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +50,18 @@ def make_folder(option: str, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"{option}: expected a folder that can be created, found {error}") from None
+
+
+def require_positive(options: argparse.Namespace, *names: str) -> None:
+    """Require each of these options to be at least 1; None and a list of such numbers are accepted.
+
+    Raises:
+        UserError: an option is smaller.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and min(value if isinstance(value, (list, tuple)) else [value]) < 1:
+            raise UserError(f"{name}: expected at least 1, found {value}")
 
 
 def names_or_file(classes: list[str] | None) -> list[str] | str | None:

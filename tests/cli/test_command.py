@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from cli.command import command, make_folder, names_or_file, require_positive
 from errors import DatasetError, UserError
-from tools.command import command, make_folder, names_or_file
 
 
 def test_a_user_error_is_one_line_and_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,3 +44,11 @@ def test_options(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
     with pytest.raises(UserError, match="out: expected a folder that can be created"):
         make_folder("out", str(file))
+
+
+def test_positive_options() -> None:
+    options = argparse.Namespace(one=1, none=None, sizes=[32, 64], zero=0, mixed=[3, -1])
+    require_positive(options, "one", "none", "sizes")
+    for name, found in (("zero", "0"), ("mixed", r"\[3, -1\]")):
+        with pytest.raises(UserError, match=f"{name}: expected at least 1, found {found}"):
+            require_positive(options, name)
