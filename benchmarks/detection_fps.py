@@ -38,8 +38,8 @@ from lightning_modules.detection.ssd import SSD
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "YOLOv1": ("lightning_modules.detection.yolo_v1.YOLOv1", {}, 448),
     "YOLOv2": ("lightning_modules.detection.yolo_v2.YOLOv2", {}, 416),
-    "SSD300": ("lightning_modules.detection.ssd.SSD", {"size": 300}, 300),
-    "SSD512": ("lightning_modules.detection.ssd.SSD", {"size": 512}, 512),
+    "SSD300": ("lightning_modules.detection.ssd.SSD", {"variant": "ssd300"}, 300),
+    "SSD512": ("lightning_modules.detection.ssd.SSD", {"variant": "ssd512"}, 512),
     "FasterRCNN": ("lightning_modules.detection.faster_rcnn.FasterRCNN", {}, 600),
 }
 #: As the lecture has it: mean average precision on VOC2007's test set after training on 07+12, and frames a second.
