@@ -226,7 +226,7 @@ def encode(target: list[dict[str, Tensor]], priors: Tensor, match_threshold: flo
     priors = box_convert(priors, "cxcywh", "xyxy")
     iou = batched_box_iou(boxes, priors)
     best, matched = iou.max(1)
-    owner = match_objects_batched(iou)  # computes what `match_objects` does
+    owner = match_objects_batched(iou)  # the fast form of `match_objects`
     is_owned = owner < labels.shape[1]
     matched = torch.where(is_owned, owner, matched)
     positive = is_owned | (best >= match_threshold)
@@ -239,7 +239,7 @@ def match_objects(iou: Tensor) -> Tensor:
     """Assign each object a prior of its own: the authors' algorithm (bbox_util.cpp: MatchBBox).
 
     Take the pair with the highest IoU, then the best pair of the remaining objects and priors, until every object that
-    overlaps a prior has one. Training uses the batched form, `match_objects_batched`.
+    overlaps a prior has one. Training uses `match_objects_batched`, the fast form.
 
     Args:
         iou: float (B, M, P).

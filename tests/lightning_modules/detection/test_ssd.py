@@ -1,7 +1,4 @@
-"""SSD: the authors' priors, the network against torchvision's, matching and loss against the authors' rules in loops.
-
-What a network of full size costs is paid once.
-"""
+"""SSD: priors, the network against torchvision's, matching and loss against the authors' rules in loops."""
 
 from __future__ import annotations
 
@@ -84,7 +81,7 @@ def test_the_papers_networks(name: str, parameters: int, priors: int) -> None:
     assert make_priors(variant).shape == (priors, 4)
 
 
-def test_the_maps_are_as_large_as_their_priors_think() -> None:
+def test_feature_maps_have_one_cell_per_group_of_priors() -> None:
     found: list[int] = []
     for variant in VARIANTS.values():
         size = variant.image_size
@@ -97,7 +94,7 @@ def test_the_maps_are_as_large_as_their_priors_think() -> None:
 
 
 def test_the_network_and_the_boxes_are_torchvisions(full: SSD) -> None:
-    """The same weights in torchvision's SSD300 give the same numbers, and the same boxes before the suppression."""
+    """Torchvision's SSD300 with the same weights gives the same outputs and the same boxes before suppression."""
     module, theirs = full, torchvisions_ssd(full).eval()
     image = torch.randint(0, 256, (1, 3, 300, 300), dtype=torch.uint8)
     with torch.inference_mode():
@@ -127,31 +124,31 @@ def test_biases_learn_at_twice_the_rate_and_only_weights_decay() -> None:
 
 
 def test_weights_of_a_vgg16(full: SSD, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the authors' reduced network, of torchvision's whole one, and of its file of features alone."""
+    """Load the authors' reduced network, torchvision's VGG-16, and its feature layers alone."""
     reduced = full.network.features.state_dict()
     torch.save(reduced, tmp_path / "reduced.pth")
     features = SSD(weights=str(tmp_path / "reduced.pth")).network.features.state_dict()
     assert all(torch.equal(features[key], value) for key, value in reduced.items())
     assert "newly initialized: norm.scale" in capsys.readouterr().out
 
-    whole = {f"features.{k}": v for k, v in reduced.items() if int(k.split(".")[0]) < 30}
-    # Each number says where it comes from.
+    vgg16 = {f"features.{k}": v for k, v in reduced.items() if int(k.split(".")[0]) < 30}
+    # Each value encodes its source index.
     unit = torch.arange(4096.0)
-    place = torch.arange(49.0).view(1, 1, 49).expand(4096, 512, 49) + unit[:, None, None] * 100
-    whole["classifier.0.weight"] = place.reshape(4096, 25088)
-    whole["classifier.0.bias"] = whole["classifier.3.bias"] = unit
-    whole["classifier.3.weight"] = unit[:, None] * 1000 + unit
-    converted = reduce_vgg16_weights(whole, 31, 33)
+    taps = torch.arange(49.0).view(1, 1, 49).expand(4096, 512, 49) + unit[:, None, None] * 100
+    vgg16["classifier.0.weight"] = taps.reshape(4096, 25088)
+    vgg16["classifier.0.bias"] = vgg16["classifier.3.bias"] = unit
+    vgg16["classifier.3.weight"] = unit[:, None] * 1000 + unit
+    converted = reduce_vgg16_weights(vgg16, 31, 33)
     assert converted["features.31.weight"].shape == (1024, 512, 3, 3)
     assert converted["features.31.weight"][2, 5].tolist() == [[800, 803, 806], [821, 824, 827], [842, 845, 848]]
     assert converted["features.33.weight"][1, :3, 0, 0].tolist() == [4000, 4004, 4008]
     assert not any(key.startswith("classifier") for key in converted)
-    whole["classifier.0.weight"] = torch.full((1, 1), torch.nan)
-    assert set(reduce_vgg16_weights(whole, 31, 33)) == {key for key in whole if key.startswith("features")}
+    vgg16["classifier.0.weight"] = torch.full((1, 1), torch.nan)
+    assert set(reduce_vgg16_weights(vgg16, 31, 33)) == {key for key in vgg16 if key.startswith("features")}
 
 
 def test_a_batch_of_one_trains_with_batch_normalization() -> None:
-    """The last map has one cell: its layer alone has no statistics, and no normalization."""
+    """The last feature map has one cell and thus no batch statistics: its layer is not normalized."""
     for variant in VARIANTS.values():
         size = variant.image_size
         with torch.device("meta"):
@@ -178,7 +175,7 @@ def test_images_of_another_size_are_refused() -> None:
 
 
 def test_priors_are_options() -> None:
-    """A larger smallest prior, and square priors alone on the first map."""
+    """Change the smallest prior, and use only square priors on the first feature map."""
     sizes, ratios = [35, 60, 111, 162, 213, 264, 315], [[], [2, 3], [2, 3], [2, 3], [2], [2]]
     module = small(prior_sizes=sizes, aspect_ratios=ratios, top_k=7, keep_top_k=5)
     assert module.priors.value.shape == (8732 - 2 * 38 * 38, 4)
@@ -187,6 +184,16 @@ def test_priors_are_options() -> None:
     assert len(found["boxes"]) <= 5
     with pytest.raises(ValueError, match="prior_sizes: expected 7 entries for ssd300, found 2"):
         small(prior_sizes=[30, 60])
+    with pytest.raises(ValueError, match="aspect_ratios: expected 7 entries for ssd512, found 6"):
+        small(variant="ssd512", aspect_ratios=ratios)
+
+
+def test_top_k_is_per_class_and_keep_top_k_per_image() -> None:
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 300, 300), dtype=torch.uint8)
+    for options, count in (({"top_k": 1}, 3), ({"top_k": 1, "keep_top_k": 2}, 2), ({"keep_top_k": 5}, 5)):
+        (found,) = small(**options).eval().predict(image)
+        assert len(found["boxes"]) == count
 
 
 # --- priors -----------------------------------------------------------------------------------------------------------
@@ -226,7 +233,7 @@ def test_priors_are_torchvisions_with_the_papers_scales() -> None:
 
 
 def the_authors_matching(overlap: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """MatchBBox for overlaps (M,P): which object each prior has, -1 for none."""
+    """MatchBBox for IoUs (M, P): the object of each prior, -1 for none."""
     objects, priors = overlap.shape
     match = np.full(priors, -1)
     pool = list(range(objects))
@@ -250,40 +257,40 @@ def the_formula(
     location: np.ndarray, confidence: np.ndarray, priors: np.ndarray, target: list[dict[str, Any]], match: np.ndarray
 ) -> tuple[float, float]:
     """Equations 1 to 3, image by image and prior by prior."""
-    positives, where_they_are, what_they_are = 0, 0.0, 0.0
+    positives, location_loss, confidence_loss = 0, 0.0, 0.0
     for b, entry in enumerate(target):
-        loss_of_background = []
-        mine = 0
+        background_losses = []
+        image_positives = 0
         for i in range(len(priors)):
             logits = confidence[b, i]
             log_softmax = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
             if match[b, i] == -1:
-                loss_of_background.append(-log_softmax[0])
+                background_losses.append(-log_softmax[0])
                 continue
-            mine += 1
+            image_positives += 1
             left, top, right, bottom = entry["boxes"][match[b, i]].double().numpy()
             cx, cy, w, h = priors[i]
-            goal = [
+            delta = [
                 ((left + right) / 2 - cx) / w / 0.1,
                 ((top + bottom) / 2 - cy) / h / 0.1,
                 math.log((right - left) / w) / 0.2,
                 math.log((bottom - top) / h) / 0.2,
             ]
-            for found, wanted in zip(location[b, i], goal, strict=True):
-                d = abs(found - wanted)
-                where_they_are += 0.5 * d * d if d < 1 else d - 0.5
-            what_they_are -= log_softmax[1 + int(entry["labels"][match[b, i]])]
-        what_they_are += sum(sorted(loss_of_background, reverse=True)[: 3 * mine])
-        positives += mine
+            for found, expected in zip(location[b, i], delta, strict=True):
+                d = abs(found - expected)
+                location_loss += 0.5 * d * d if d < 1 else d - 0.5
+            confidence_loss -= log_softmax[1 + int(entry["labels"][match[b, i]])]
+        confidence_loss += sum(sorted(background_losses, reverse=True)[: 3 * image_positives])
+        positives += image_positives
     if positives == 0:
         return 0.0, 0.0
-    return where_they_are / positives, what_they_are / positives
+    return location_loss / positives, confidence_loss / positives
 
 
 def a_case(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """A few priors, and objects: none, many in one place, the same box twice, and apart from all priors."""
+    """Return priors and objects: none, crowds, duplicate boxes, and objects that overlap no prior."""
     rng = np.random.default_rng(seed)
-    # Of different sizes, since an object inside of two equal priors overlaps them alike, and either is right.
+    # Priors of different sizes: an object within two priors of one size has the same IoU with both.
     priors = np.concatenate([rng.uniform(10, 90, (40, 2)), rng.uniform(8, 70, (40, 2))], 1)
     target = []
     for _ in range(int(rng.integers(1, 4))):
@@ -328,11 +335,11 @@ def test_matching_and_loss_are_the_authors() -> None:
         assert found["location"].item() == pytest.approx(expected[0], rel=1e-4, abs=1e-6), seed
         assert found["confidence"].item() == pytest.approx(expected[1], rel=1e-4, abs=1e-6), seed
         empty += not any((m >= 0).any() for m in match)
-    assert min(contested, empty, twice, apart) > 10  # the cases that matter did occur
+    assert min(contested, empty, twice, apart) > 10  # each special case occurred
 
 
 def test_matching_on_the_real_priors() -> None:
-    """Objects that are close together, each has a prior of its own, among SSD300's."""
+    """Each of several close objects has its own prior."""
     rng = np.random.default_rng(0)
     priors = make_priors(VARIANTS["ssd300"])
     for _ in range(10):
@@ -349,19 +356,19 @@ def test_matching_on_the_real_priors() -> None:
 
 
 def test_two_objects_with_one_best_prior() -> None:
-    """The one that overlaps it more has it; the other has its next best, though the first overlaps that more too."""
+    """The object with the higher IoU gets the prior; the other gets its next best."""
     overlap = torch.tensor([[[0.4, 0.3, 0.0], [0.45, 0.35, 0.2]]])
     assert match_objects_batched(overlap).tolist() == [[1, 0, 2]]
-    # A third one pushes the second on, and that the first.
+    # A third object displaces the second, which displaces the first.
     overlap = torch.tensor([[[0.4, 0.3, 0.1], [0.45, 0.35, 0.2], [0.6, 0.0, 0.0]]])
     assert match_objects_batched(overlap).tolist() == [[2, 1, 0]]
-    # Equal objects: the first comes first. An object that overlaps nothing has nothing.
+    # Of equal objects, the first wins. An object that overlaps no prior has none.
     overlap = torch.tensor([[[0.4, 0.3, 0.0], [0.4, 0.3, 0.0], [0.0, 0.0, 0.0]]])
     assert match_objects_batched(overlap).tolist() == [[0, 1, 3]]
 
 
 def test_the_batched_matching_equals_the_plain_one() -> None:
-    """Without ties, and with at most `ROUNDS` objects in one place; objects without overlap included."""
+    """Random IoUs without ties, at most `ROUNDS` competing objects; some objects overlap no prior."""
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         iou = torch.rand(3, 1 + seed % ROUNDS, 50, generator=generator)
@@ -369,8 +376,25 @@ def test_the_batched_matching_equals_the_plain_one() -> None:
         assert torch.equal(match_objects(iou), match_objects_batched(iou)), seed
 
 
-def test_crowds_beyond_the_rounds_lose_no_one_else() -> None:
-    """More equal objects than rounds: the first ones have priors, no prior has two, and no one else is disturbed."""
+@pytest.mark.parametrize("objects", [1, 8, 12, 40])
+def test_the_batched_matching_differs_from_the_plain_one_only_by_ties(objects: int) -> None:
+    """On SSD300's priors, objects may take another prior of equal IoU; without ties the results are equal."""
+    generator = torch.Generator().manual_seed(objects)
+    corner = 200 * torch.rand(4, objects, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 20 + 80 * torch.rand(4, objects, 2, generator=generator)], 2)
+    iou = batched_box_iou(boxes, box_convert(make_priors(VARIANTS["ssd300"]), "cxcywh", "xyxy")).double()
+    jittered = iou * (1 + 1e-6 * torch.rand(iou.shape, generator=generator, dtype=torch.float64))
+    assert torch.equal(match_objects(jittered), match_objects_batched(jittered))
+    plain, batched = match_objects(iou), match_objects_batched(iou)
+    assert [owner.bincount()[:-1].tolist() for owner in batched] == [[1] * objects] * 4
+    for overlap, a, b in zip(iou, plain, batched, strict=True):
+        assert [overlap[i, a == i].item() for i in range(objects)] == [
+            overlap[i, b == i].item() for i in range(objects)
+        ]
+
+
+def test_crowds_beyond_the_rounds_disturb_no_other_object() -> None:
+    """With more equal objects than rounds, the first ones have one prior each; other objects keep theirs."""
     torch.manual_seed(0)
     overlap = torch.rand(1, 1, 30).sort(descending=True).values.expand(1, ROUNDS + 5, 30).clone()
     overlap[0, -1] = 0
@@ -382,7 +406,7 @@ def test_crowds_beyond_the_rounds_lose_no_one_else() -> None:
 
 
 def test_three_hard_negatives_for_a_positive_in_each_image() -> None:
-    """Gradients reach 3 negatives of the image with one positive, those with the highest loss, none of the others."""
+    """Gradients reach three negatives per positive, those with the highest loss, and no others."""
     priors = make_priors(VARIANTS["ssd300"])
     exact = box_convert(priors[4000:4001], "cxcywh", "xyxy")
     target = [{"boxes": exact, "labels": torch.tensor([1])}, NOTHING]
@@ -401,7 +425,7 @@ def test_three_hard_negatives_for_a_positive_in_each_image() -> None:
     left = background[~touched[0]]
     assert background[negatives].min() >= left.max()
     assert not location.grad[~targets.positive].any()
-    # An image without objects, if asked to, learns background; by the hardest of its priors.
+    # With `empty_negatives`, an image without objects trains its hardest priors as background.
     confidence.grad = None
     multibox_loss(location, confidence, targets, empty_negatives=7)["confidence"].backward()
     assert int((confidence.grad[1].abs().sum(-1) > 0).sum()) == 7
@@ -409,7 +433,7 @@ def test_three_hard_negatives_for_a_positive_in_each_image() -> None:
 
 @pytest.mark.parametrize("empty_negatives", [0, 3])
 def test_a_batch_without_objects_trains_as_background(empty_negatives: int) -> None:
-    """With none of its negatives taken, as with the authors, it is no loss at all; in neither case there is a nan."""
+    """Without negatives, as in the authors' code, the loss is 0; no gradient is nan."""
     module = small(empty_negatives=empty_negatives)
     batch = {"image": torch.zeros(2, 3, 300, 300, dtype=torch.uint8), "target": [NOTHING, NOTHING]}
     terms = module.losses(batch)
@@ -435,7 +459,7 @@ def test_the_loss_is_of_single_precision_under_autocast() -> None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_encoded_is_decoded() -> None:
+def test_decode_inverts_encode() -> None:
     rng = np.random.default_rng(0)
     priors = make_priors(VARIANTS["ssd300"])
     for _ in range(10):
@@ -453,11 +477,11 @@ def test_what_was_encoded_is_decoded() -> None:
         assert multibox_loss(targets.deltas, confidence, targets)["location"] < 1e-8
     priors = box_convert(priors, "cxcywh", "xyxy")
     random = box_convert(torch.from_numpy(rng.uniform(4, 200, (len(priors), 4))).float(), "cxcywh", "xyxy")
-    there = decode_boxes(encode_boxes(random, priors, BOX_STD), priors, BOX_STD)
-    torch.testing.assert_close(there, random, atol=1e-2, rtol=1e-4)
+    decoded = decode_boxes(encode_boxes(random, priors, BOX_STD), priors, BOX_STD)
+    torch.testing.assert_close(decoded, random, atol=1e-2, rtol=1e-4)
 
 
-def test_at_most_200_boxes_and_none_beyond_the_picture() -> None:
+def test_at_most_200_boxes_all_within_the_image() -> None:
     torch.manual_seed(0)
     priors = make_priors(VARIANTS["ssd300"])
     location = torch.randn(1, len(priors), 4) * 3
@@ -479,7 +503,7 @@ def test_at_most_200_boxes_and_none_beyond_the_picture() -> None:
 
 @pytest.mark.slow
 def test_it_learns_to_find_squares() -> None:
-    """Bright squares on noise, two classes by color: most are found after some dozen steps, from scratch."""
+    """Detect bright squares of two colors on noise after 80 steps from scratch."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
 
