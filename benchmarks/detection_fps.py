@@ -1,16 +1,15 @@
-"""Frames per second of the detectors with one image at a time: ``python -m benchmarks.detection_fps``.
+"""Frames per second of the detectors, one image at a time: ``python -m benchmarks.detection_fps``.
 
-Measure from the resized uint8 tensor on the device to the final boxes, non-maximum suppression included, and the
-network alone with its normalization. Untrained weights predict unusual boxes, so the table lists how many enter the
-suppression. SSD300 is compared with torchvision's ssd300_vgg16, which gets the same weights and predicts the same
-boxes. The papers' figures have a table of their own: another machine and other software. ``python -m
-benchmarks.two_stage_speed`` measures the parts of the R-CNN family.
+Measure from the resized uint8 tensor on the device to the final boxes, non-maximum suppression (NMS) included, and the
+network alone with its normalization. Untrained weights predict unusual boxes, so the table lists how many enter NMS.
+The ratios compare each system with the first one, and SSD300 with torchvision's ssd300_vgg16, which gets the same
+weights and predicts the same boxes. The papers' figures are in a separate table: other machines and other software.
+``python -m benchmarks.two_stage_speed`` measures the parts of the R-CNN family.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,26 +22,31 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
-from benchmarks.yolo_v2_sizes import frames_a_second
+from benchmarks.checkpoints import load_system
+from benchmarks.timing import describe_device, find_device, frames_per_second
+from cli.command import command, require_positive
 from datamodules.box_transforms import BoxTransform
 from datamodules.folders import list_images
 from datamodules.image_dataset import ImageDataset
-from errors import BrokenImageError, DatasetError, UserError
+from errors import CheckpointError
 from lightning_modules.base import VisionModule
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.rcnn import RCNN
 from lightning_modules.detection.ssd import SSD
+from lightning_modules.detection.yolo_v1 import YOLOv1
+from lightning_modules.detection.yolo_v2 import YOLOv2
 
-#: Class, its arguments and the side of its images, by name.
-MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "YOLOv1": ("lightning_modules.detection.yolo_v1.YOLOv1", {}, 448),
-    "YOLOv2": ("lightning_modules.detection.yolo_v2.YOLOv2", {}, 416),
-    "SSD300": ("lightning_modules.detection.ssd.SSD", {"variant": "ssd300"}, 300),
-    "SSD512": ("lightning_modules.detection.ssd.SSD", {"variant": "ssd512"}, 512),
-    "FasterRCNN": ("lightning_modules.detection.faster_rcnn.FasterRCNN", {}, 600),
+MAX_IMAGES = 50  # of a folder
+#: Class, its arguments and the side of its images in pixels, by name.
+MODELS: dict[str, tuple[Callable[..., VisionModule], dict[str, Any], int]] = {
+    "YOLOv1": (YOLOv1, {}, 448),
+    "YOLOv2": (YOLOv2, {}, 416),
+    "SSD300": (SSD, {"variant": "ssd300"}, 300),
+    "SSD512": (SSD, {"variant": "ssd512"}, 512),
+    "FasterRCNN": (FasterRCNN, {}, 600),
 }
-#: As the lecture has it: mean average precision on VOC2007's test set after training on 07+12, and frames a second.
+#: The lecture's table: mAP on VOC 2007 test in percent after training on 07+12, and frames per second.
 PAPERS = (
     ("Fast R-CNN", 70.0, 0.5),
     ("Faster R-CNN VGG16", 73.2, 7),
@@ -58,33 +62,27 @@ PAPERS = (
 )
 
 
-def build(path: str, options: dict[str, Any]) -> VisionModule:
-    """Build the class at ``path`` with ``options``."""
-    module, name = path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(**options)
-
-
-def system_of(path: str) -> tuple[Any, dict[str, Any]]:
-    """Return the class of a checkpoint of ``train.py``, and the arguments of its training data."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    class_path = checkpoint.get("hyper_parameters", {}).get("_class_path")
-    if class_path is None:
-        raise UserError(f"{path}: expected a checkpoint that train.py wrote, found no class in it")
-    module, name = class_path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name), checkpoint.get("datamodule_hyper_parameters", {})
-
-
-def from_checkpoint(path: str) -> tuple[str, VisionModule, int]:
-    """Return name, module and image size of a checkpoint of ``train.py``."""
-    system, data = system_of(path)
+def load_detector(path: str) -> tuple[str, VisionModule, int]:
+    """Return the name, the system and the image size of a checkpoint of ``train.py``."""
+    module, data = load_system(path)
     size = data.get("eval_image_size") or data.get("image_size")
     if not isinstance(size, int):
-        raise UserError(f"{path}: expected a detector of square images, found the size {size}")
-    return system.__name__, system.load_from_checkpoint(path, map_location="cpu", weights_only=True), size
+        raise CheckpointError(f"{path}: expected a detector of square images, found the size {size}")
+    return type(module).__name__, module, size
 
 
-def peer_of(ours: SSD) -> Any:
-    """Return torchvision's SSD300 with the weights of a module, in its own order of layers, and the paper's priors."""
+def is_ssd300_of_the_paper(module: VisionModule) -> bool:
+    """Whether torchvision's SSD300 has the same layers."""
+    return (
+        isinstance(module, SSD)
+        and module.image_size == 300
+        and len(module.network.features) == 35
+        and len(module.network.norm.scale) == 512
+    )
+
+
+def torchvision_ssd300(ours: SSD) -> Any:
+    """Return torchvision's SSD300 with the weights of ours and the paper's priors."""
     theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=ours.num_classes + 1)
     scales = [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]
     aspects = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
@@ -93,19 +91,19 @@ def peer_of(ours: SSD) -> Any:
     backbone: Any = theirs.backbone
     head: Any = theirs.head
     backbone.scale_weight.data.copy_(network.norm.scale)
-    for source, destination in (
+    for sources, destinations in (
         ([network.features, network.extras], [backbone.features, backbone.extra]),
         ([network.location], [head.regression_head]),
         ([network.confidence], [head.classification_head]),
     ):
-        values, places = ([p for part in parts for p in part.parameters()] for parts in (source, destination))
-        for value, place in zip(values, places, strict=True):
-            place.data.copy_(value)
+        source, destination = ([p for m in modules for p in m.parameters()] for modules in (sources, destinations))
+        for ours_parameter, theirs_parameter in zip(source, destination, strict=True):
+            theirs_parameter.data.copy_(ours_parameter)
     return theirs
 
 
 @contextmanager
-def counted() -> Iterator[list[int]]:
+def count_nms_boxes() -> Iterator[list[int]]:
     """Count the boxes of each call of torchvision's NMS, by our code and by its own."""
     counts: list[int] = []
     nms = torchvision.ops.batched_nms
@@ -121,118 +119,125 @@ def counted() -> Iterator[list[int]]:
         yield counts
 
 
-def row(
+def print_row(
     name: str,
     module: nn.Module,
-    whole: Callable[[Tensor], object],
+    detect: Callable[[Tensor], object],
     forward: Callable[[Tensor], object] | None,
     images: Sequence[Tensor],
     options: argparse.Namespace,
 ) -> float:
-    """Print a line of the table; return the frames per second to the final boxes."""
-    with counted() as counts:
+    """Print a row of the table.
+
+    Args:
+        name: first column.
+        module: its parameters are counted.
+        detect: computes the final boxes of an image.
+        forward: computes the network's output of an image; None omits the column.
+        images: uint8 (1, 3, S, S) on the device.
+        options: ``warm_up`` and ``timed`` are numbers of images.
+
+    Returns:
+        Frames per second to the final boxes.
+    """
+    with count_nms_boxes() as counts:
         for image in images:
-            whole(image)
-    speeds = [
-        frames_a_second(function, images, options.warm_up, options.timed, images[0].device)
-        for function in (whole, forward)
-        if function is not None
-    ]
+            detect(image)
+    functions = [detect] if forward is None else [detect, forward]
+    speeds = [frames_per_second(function, images, options.warm_up, options.timed) for function in functions]
     parameters = sum(p.numel() for p in module.parameters())
-    boxes = sum(counts) / len(images)
-    line = f"{name:26s} {images[0].shape[-1]:5d} {parameters:12,d} {boxes:8.0f}"
-    print(line + "".join(f" {speed:8.1f}" for speed in speeds), flush=True)
+    row = f"{name:26s} {images[0].shape[-1]:5d} {parameters:12,d} {sum(counts) / len(images):8.0f}"
+    print(row + "".join(f" {speed:8.1f}" for speed in speeds), flush=True)
     return speeds[0]
 
 
-def pictures(folder: str | None, size: int, device: torch.device) -> list[Tensor]:
-    """Return up to 50 images of a folder, or one of noise: uint8 (1, 3, S, S) on the device."""
+def load_images(folder: str | None, size: int, device: torch.device) -> list[Tensor]:
+    """Return the first images of a folder, or one of noise: uint8 (1, 3, S, S) on the device."""
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         return [torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=generator).to(device)]
-    dataset = ImageDataset(list_images(folder)[:50], BoxTransform(size).image_only)
+    dataset = ImageDataset(list_images(folder)[:MAX_IMAGES], BoxTransform(size).image_only)
     return [dataset[i]["image"][None].to(device) for i in range(len(dataset))]
 
 
-def measure(name: str, module: VisionModule, size: int, options: argparse.Namespace, device: torch.device) -> None:
-    """Print a line for one of our systems, and for its peer."""
+def measure_system(
+    name: str, module: VisionModule, size: int, options: argparse.Namespace, device: torch.device
+) -> float:
+    """Print a row for a system, and one for its peer; return the system's frames per second to the final boxes."""
     module.eval().to(device=device, memory_format=module.memory_format)  # type: ignore[call-overload]
-    images = pictures(options.images, size, device)
+    images = load_images(options.images, size, device)
     network: Any = module.network
-    peer = peer_of(module) if isinstance(module, SSD) and _is_the_papers(module) else None
+    peer = torchvision_ssd300(module) if isinstance(module, SSD) and is_ssd300_of_the_paper(module) else None
     if options.compile:
         network = torch.compile(network)
         module.network = network
-    # The R-CNN family has no network to measure alone: its second stage depends on the proposals of the first.
+    # The second stage of the R-CNN family depends on the proposals of the first: there is no network to measure alone.
     two_stages = isinstance(module, (RCNN, FastRCNN, FasterRCNN))
     forward = None if two_stages else lambda x: network(module.preprocess(x))
-    ours = row(name, module, module.predict, forward, images, options)
+    ours = print_row(name, module, module.predict, forward, images, options)
     if peer is None:
-        return
+        return ours
     peer.eval().to(device=device, memory_format=module.memory_format)  # type: ignore[call-overload]
 
-    def whole(image: Tensor) -> object:
+    def detect(image: Tensor) -> object:
         return peer([image[0].float() / 255])
 
-    def their_forward(image: Tensor) -> object:
+    def peer_forward(image: Tensor) -> object:
         batch, _ = peer.transform([image[0].float() / 255])
         return peer.head(list(peer.backbone(batch.tensors).values()))
 
     if options.compile:
         peer.backbone, peer.head = torch.compile(peer.backbone), torch.compile(peer.head)
-    theirs = row("torchvision ssd300_vgg16", peer, whole, their_forward, images, options)
-    print(f"  ratio ours / theirs: {ours / theirs:.2f}, to the final boxes")
+    theirs = print_row("torchvision ssd300_vgg16", peer, detect, peer_forward, images, options)
+    print(f"  ratio {ours / theirs:.2f}: frames per second, {name} / torchvision ssd300_vgg16")
+    return ours
 
 
-def _is_the_papers(module: SSD) -> bool:
-    return module.image_size == 300 and len(module.network.features) == 35 and len(module.network.norm.scale) == 512
+def load_systems(options: argparse.Namespace) -> Iterator[tuple[str, VisionModule, int]]:
+    """Yield the name, the system and the image size of each system to measure."""
+    if options.ckpt_path:
+        yield from map(load_detector, options.ckpt_path)
+        return
+    for name in options.model:
+        system, arguments, size = MODELS[name]
+        yield f"{name}, untrained", system(num_classes=options.num_classes, **arguments), size
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; return the exit status."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.detection_fps", description=__doc__.split("\n")[0])
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="untrained; default: all")
-    what.add_argument("--ckpt_path", nargs="+", help="checkpoints to measure instead")
-    parser.add_argument("--num_classes", type=int, default=20, help="classes of untrained models")
-    parser.add_argument("--images", help="a folder of images; default: noise")
-    parser.add_argument("--warm_up", type=int, default=50 if cuda else 2, help="images; default: %(default)s")
-    parser.add_argument("--timed", type=int, default=200 if cuda else 10, help="images; default: %(default)s")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detection_fps", description=__doc__)
+    systems = parser.add_mutually_exclusive_group()
+    systems.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="untrained; default: all")
+    systems.add_argument("--ckpt_path", nargs="+", help="checkpoints to measure instead")
+    parser.add_argument("--num_classes", type=int, default=20, help="classes of untrained models; default: %(default)s")
+    parser.add_argument("--images", help="folder of images; default: noise")
+    parser.add_argument("--warm_up", type=int, default=50 if cuda else 2, help="untimed images; default: %(default)s")
+    parser.add_argument("--timed", type=int, default=200 if cuda else 10, help="timed images; default: %(default)s")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 by autocast")
     parser.add_argument("--compile", action="store_true", help="compile the networks with torch.compile")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    gpu = device.type == "cuda"
-    machine = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print("measured here, batch of 1, frames per second")
+    require_positive(options, "num_classes", "timed")
+    device = find_device(options.device)
+    print("measured here, batch size 1, frames per second")
     print(
-        f"{machine}, {options.dtype}, {'compiled' if options.compile else 'not compiled'}, torch {torch.__version__}, "
-        f"{options.warm_up} images to warm up and {options.timed} timed"
+        f"{describe_device(device)}, {options.dtype}, {'compiled' if options.compile else 'not compiled'}, "
+        f"{options.warm_up} warm-up images, {options.timed} timed images"
     )
     print(f"{'':26s} {'size':>5s} {'parameters':>12s} {'to NMS':>8s} {'to boxes':>8s} {'network':>8s}")
     torch.manual_seed(0)
-    try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"),
-        ):
-            if options.ckpt_path:
-                for path in options.ckpt_path:
-                    measure(*from_checkpoint(path), options, device)
-            else:
-                for name in options.model:
-                    path, arguments_of, size = MODELS[name]
-                    module = build(path, {"num_classes": options.num_classes, **arguments_of})
-                    measure(f"{name}, untrained", module, size, options, device)
-    except (BrokenImageError, DatasetError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\nfrom the papers, not measured here: VOC2007's test set, trained on 07+12, Titan X")
+    speeds: list[tuple[str, float]] = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+        for name, module, size in load_systems(options):
+            speeds.append((name, measure_system(name, module, size, options, device)))
+    for name, speed in speeds[1:]:
+        print(f"ratio {speed / speeds[0][1]:.2f}: frames per second, {name} / {speeds[0][0]}")
+    print("\nfrom the papers, not measured here: VOC 2007 test, trained on 07+12, Titan X")
     print(f"{'':26s} {'mAP':>5s} {'FPS':>5s}")
-    for name, precision, speed in PAPERS:
-        print(f"{name:26s} {precision:5.1f} {speed:5g}")
+    for name, mean_ap, speed in PAPERS:
+        print(f"{name:26s} {mean_ap:5.1f} {speed:5g}")
     return 0
 
 

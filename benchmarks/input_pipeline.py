@@ -1,8 +1,8 @@
-"""Images per second of the training input against torchvision's reference: ``make bench``.
+"""Training input against torchvision's reference: ``python -m benchmarks.input_pipeline FOLDER``.
 
 Both read the file, decode it, resize a random crop to 224x224 and flip it. The reference (torchvision's ImageNet
 recipe) then converts to float and normalizes. Ours delivers uint8, a quarter of the bytes, and the module normalizes on
-the device.
+the device. Without a folder, the images are drawn in the size of ImageNet's.
 
 Three measurements:
 
@@ -19,8 +19,10 @@ import os
 import random
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -29,42 +31,31 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.timing import measure, paired_ratio
+from cli.command import command, require_positive
 from datamodules import images
 from datamodules.folders import list_images
 from datamodules.images import EncodedImage, image_size
 from datamodules.loading import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
+from datamodules.synthetic.imagenet import write_imagenet
 from datamodules.transforms import TrainTransform, random_resized_box, to_tensor
-from errors import DatasetError
 
-DEFAULT = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "data", "imagenet_sample")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224
-BATCH = 64
-BATCHES = 10
+BATCH_SIZE = 64
+Seconds = dict[str, list[float]]
 
 
-def seconds(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
-    """Return the processor time of one pass, which excludes other work on the machine."""
-    random.seed(0)
-    torch.manual_seed(0)
-    start = time.process_time()
-    for item in inputs:
-        function(item)
-    return time.process_time() - start
+def all_rows(function: Callable[[str], object], path: str) -> object:
+    """Call the function without the fast path that skips rows below the crop."""
+    original, images.decode_jpeg_rows = images.decode_jpeg_rows, lambda *_: None
+    try:
+        return function(path)
+    finally:
+        images.decode_jpeg_rows = original
 
 
-def measure(functions: dict[str, Callable[[Any], object]], inputs: Sequence[Any], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds per image of each function; passes alternate, so that disturbances affect all."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            elapsed = seconds(function, inputs)
-            if repeat:  # the first pass fills the caches
-                times[name].append(elapsed / len(inputs) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def pipelines() -> dict[str, Callable[[str], object]]:
+def pipelines() -> dict[str, Callable[[str], Any]]:
     """Return the pipelines, each from a path to a tensor."""
     recipe = transforms.Compose(
         [
@@ -85,111 +76,139 @@ def pipelines() -> dict[str, Callable[[str], object]]:
     def normalized(path: str) -> object:
         return ours(path).float().sub_(mean).div_(std)
 
-    return {"reference": reference, "ours": ours, "ours, normalized": normalized, "ours, all rows": all_rows(ours)}
-
-
-def all_rows(function: Callable[[str], object]) -> Callable[[str], object]:
-    """Return the function without the fast path that skips rows below the crop."""
-
-    def decode_all(path: str) -> object:
-        original, images.decode_jpeg_rows = images.decode_jpeg_rows, lambda *_: None
-        try:
-            return function(path)
-        finally:
-            images.decode_jpeg_rows = original
-
-    return decode_all
+    return {
+        "reference": reference,
+        "ours": ours,
+        "ours, normalized": normalized,
+        "ours, all rows": partial(all_rows, ours),
+    }
 
 
 class RepeatedImages(Dataset):
-    """``BATCHES`` times ``BATCH`` images, cycling through the paths, each transformed by ``function``."""
+    """Images that are repeated as needed.
 
-    def __init__(self, paths: list[str], function: Callable[[str], Any]) -> None:
-        self.paths, self.function = paths, function
+    Args:
+        paths: files of the images.
+        transform: called with a path.
+        count: number of samples.
+    """
+
+    def __init__(self, paths: list[str], transform: Callable[[str], Any], count: int) -> None:
+        self.paths, self.transform, self.count = paths, transform, count
 
     def __len__(self) -> int:
-        return BATCH * BATCHES
+        return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.function(self.paths[index % len(self.paths)]), "label": index}
+        return {"image": self.transform(self.paths[index % len(self.paths)]), "label": index}
 
 
-def one_thread(worker_id: int) -> None:
+def use_one_thread(worker_id: int) -> None:
     """Limit a worker of the reference to one thread, as ours is."""
     torch.set_num_threads(1)
 
 
-def batches(paths: list[str], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds per image if batches arrive from one worker process."""
-    functions = pipelines()
-    theirs = RepeatedImages(paths, functions["reference"])
-    ours = SeededDataset(RepeatedImages(paths, functions["ours"]), seed=0, replace=True)
+def exhaust(loader: Iterable[object]) -> None:
+    """Load all batches."""
+    for _ in loader:
+        pass
+
+
+def measure_batches(paths: list[str], batches: int, repeats: int) -> Seconds:
+    """Return the wall-clock seconds of each pass over all batches from one worker process."""
+    count, functions = batches * BATCH_SIZE, pipelines()
+    theirs = RepeatedImages(paths, functions["reference"], count)
+    ours = SeededDataset(RepeatedImages(paths, functions["ours"], count), seed=0, replace=True)
     sampler = EpochSampler(len(ours), seed=0, shuffle=True, pad=True)
-    common: dict[str, Any] = {"batch_size": BATCH, "num_workers": 1, "persistent_workers": True}
+    common: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 1, "persistent_workers": True}
     loaders = {
-        "reference": DataLoader(theirs, shuffle=True, worker_init_fn=one_thread, **common),
+        "reference": DataLoader(theirs, shuffle=True, worker_init_fn=use_one_thread, **common),
         "ours": ResumingLoader(ours, sampler=sampler, collate_fn=collate, worker_init_fn=init_worker, **common),
     }
-    times: dict[str, list[float]] = {name: [] for name in loaders}
-    for repeat in range(repeats + 1):
-        for name, loader in loaders.items():
-            start = time.perf_counter()
-            count = sum(len(batch["image"]) for batch in loader)
-            if repeat:  # the first pass starts the workers
-                times[name].append((time.perf_counter() - start) / count * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+    # The untimed pass of `measure` starts the workers.
+    return measure({name: partial(exhaust, loader) for name, loader in loaders.items()}, repeats)
 
 
-def stages(paths: list[str], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds per image of each stage of ours, from differences of growing pipelines."""
+def process(function: Callable[[str], object], paths: list[str]) -> None:
+    """Process all images; every pass draws the same random numbers."""
+    random.seed(0)
+    torch.manual_seed(0)
+    for path in paths:
+        function(path)
+
+
+def measure_images(functions: Mapping[str, Callable[[str], object]], paths: list[str], repeats: int) -> Seconds:
+    """Return the processor seconds of each pass over all images."""
+    passes = {name: partial(process, function, paths) for name, function in functions.items()}
+    return measure(passes, repeats, time.process_time)
+
+
+def growing_pipelines(paths: list[str]) -> dict[str, Callable[[str], object]]:
+    """Return ours up to each of its stages."""
     box = {path: random_resized_box(*image_size(path), (0.08, 1.0), (3 / 4, 4 / 3)) for path in paths}
 
     def crop(path: str) -> Any:
         return EncodedImage(path).crop(box[path], (SIZE, SIZE))
 
-    growing: dict[str, Callable[[str], object]] = {
+    return {
         "read file and header": EncodedImage,
         "decode, crop and resize": crop,
         "flip and to tensor": lambda path: to_tensor(cv2.flip(crop(path), 1)),
     }
-    totals = measure(growing, paths, repeats)
-    before = [0.0, *list(totals.values())[:-1]]
-    return {name: total - earlier for (name, total), earlier in zip(totals.items(), before, strict=True)}
 
 
-def show(result: dict[str, float]) -> None:
-    """Print one line per pipeline."""
-    for name, milliseconds in result.items():
-        print(f"  {name:24s} {milliseconds:6.3f} ms  {1e3 / milliseconds:6.0f} images/s")
+def print_times(seconds: Seconds, count: int) -> None:
+    """Print the median time per image of each pipeline, from passes over this number of images."""
+    for name, values in seconds.items():
+        median = statistics.median(values) / count
+        print(f"  {name:24s} {1e3 * median:6.3f} ms  {1 / median:6.0f} images/s")
 
 
+def compare(paths: list[str], options: argparse.Namespace) -> None:
+    """Print the three measurements, and the time of each stage of ours."""
+    repeats = options.repeats
+    seconds = measure_batches(paths, options.batches, repeats)
+    print(f"batches of {BATCH_SIZE} from one worker process, median wall-clock time of {repeats} passes")
+    print_times(seconds, options.batches * BATCH_SIZE)
+    print(f"ratio {paired_ratio(seconds['reference'], seconds['ours']):.2f}: reference / ours, batches")
+    seconds = measure_images(pipelines(), paths, repeats)
+    print(f"one image at a time in the main process, median processor time of {repeats} passes")
+    print_times(seconds, len(paths))
+    for numerator, denominator in (
+        ("reference", "ours"),
+        ("reference", "ours, normalized"),
+        ("ours, all rows", "ours"),
+    ):
+        print(f"ratio {paired_ratio(seconds[numerator], seconds[denominator]):.2f}: {numerator} / {denominator}")
+    print("ours by stage:")
+    previous = 0.0
+    for name, values in measure_images(growing_pipelines(paths), paths, repeats).items():
+        median = statistics.median(values)
+        print(f"  {name:24s} {1e3 * (median - previous) / len(paths):6.3f} ms")
+        previous = median
+
+
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__)
-    parser.add_argument("folder", nargs="?", default=DEFAULT, help="images; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=7, help="timed passes over all images")
+    """Run the benchmark; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.input_pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", nargs="?", help="folder of images; default: drawn images")
+    parser.add_argument("--batches", type=int, default=10, help="batches per pass; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=7, help="timed passes over all images; default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
-        paths = list_images(options.folder)
-    except DatasetError as error:
-        print(f"skipped: input_pipeline needs photographs: {error}")
-        return 0
+    require_positive(options, "batches", "repeats")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    print(f"{len(paths)} images of {os.path.normpath(options.folder)}")
-    result = batches(paths, options.repeats)
-    print(f"batches of {BATCH} from one worker process, median wall-clock time of {options.repeats} passes")
-    show(result)
-    print(f"ratio {result['reference'] / result['ours']:.2f}")
-    result = measure(pipelines(), paths, options.repeats)
-    print(f"one image at a time in the main process, median processor time of {options.repeats} passes")
-    show(result)
-    print(f"ratio {result['reference'] / result['ours']:.2f}: ours delivers uint8, the device normalizes")
-    print(f"ratio {result['reference'] / result['ours, normalized']:.2f}: with normalization on the CPU")
-    print(f"ratio {result['ours, all rows'] / result['ours']:.2f}: rows below the crop skipped")
-    print("ours by stage:")
-    for name, milliseconds in stages(paths, options.repeats).items():
-        print(f"  {name:24s} {milliseconds:6.3f} ms")
+    with tempfile.TemporaryDirectory() as drawn:
+        if options.folder is None:
+            write_imagenet(drawn, classes=10, train=9, val=1, size=375)
+        paths = list_images(options.folder or drawn)
+        print(f"{len(paths)} {f'images of {os.path.normpath(options.folder)}' if options.folder else 'drawn images'}")
+        compare(paths, options)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Recall of the first proposals: ``python -m benchmarks.proposal_recall --ckpt_path RPN``.
 
-The comparison of Ren et al. 2015, "Analysis of Recall-to-IoU": the region proposal network and Selective Search on the
-same images. The checkpoint is an `RPN`'s or a `FasterRCNN`'s; the boxes of Selective Search are those that ``python -m
-tools.proposals`` wrote.
+Compare a region proposal network with Selective Search on the same images, as in Ren et al. 2015, "Analysis of
+Recall-to-IoU". The checkpoint is that of an `RPN` or a `FasterRCNN`; ``python -m tools.proposals`` writes the boxes of
+Selective Search.
 """
 
 from __future__ import annotations
@@ -12,68 +12,71 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from benchmarks.detection_fps import system_of
+from benchmarks.checkpoints import load_system
+from benchmarks.timing import find_device
+from cli.command import command
 from datamodules.detection.voc import VOCDetection
-from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.metrics import ProposalRecall
 from lightning_modules.detection.rpn import RPN
 
+METHODS = ("region proposal network", "Selective Search")
 
-def measure(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) -> dict[str, ProposalRecall]:
-    """Compute the recall of both methods on the validation images."""
-    recalls = {"proposal network": ProposalRecall().to(device), "Selective Search": ProposalRecall().to(device)}
+
+def compute_recalls(module: RPN | FasterRCNN, data: VOCDetection, device: torch.device) -> dict[str, Tensor]:
+    """Compute the recall of both methods on the validation images, in 0..1 by number and IoU, float32 (3, 10)."""
+    network, search = (ProposalRecall().to(device) for _ in METHODS)
     for batch in data.val_dataloader():
         target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
         images = batch["image"]
-        images = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
+        images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
         maps, sizes = module.extract_features(images)
-        proposals = module.propose(module.network.rpn(maps), sizes, 6000, max(ProposalRecall.counts))
+        top_n = module.rpn_pre_nms_top_n_test, max(ProposalRecall.counts)
+        proposals = module.propose(module.network.rpn(maps), sizes, *top_n)
         boxes = [b[valid] for b, valid in zip(proposals.boxes, proposals.valid, strict=True)]
-        recalls["proposal network"].update([{"boxes": b} for b in boxes], target)
-        recalls["Selective Search"].update([{"boxes": b.to(device)} for b in batch["proposals"]], target)
-    return recalls
+        network.update([{"boxes": b} for b in boxes], target)
+        search.update([{"boxes": b.to(device)} for b in batch["proposals"]], target)
+    return {name: metric.compute()["recall"] for name, metric in zip(METHODS, (network, search), strict=True)}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal_recall", description=__doc__.split("\n")[0])
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint of RPN or FasterRCNN")
-    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit, or its parent")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal_recall", description=__doc__)
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of RPN or FasterRCNN")
+    parser.add_argument("--data.root", required=True, help="the folder VOCdevkit or its parent")
     parser.add_argument("--data.proposals", required=True, help="the folder that python -m tools.proposals wrote")
     parser.add_argument("--data.val", nargs="+", help="image sets; default: the checkpoint's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    try:
-        system, given = system_of(options.ckpt_path)
-        if system not in (RPN, FasterRCNN):
-            raise UserError(f"{options.ckpt_path}: expected a checkpoint of RPN or FasterRCNN, found {system.__name__}")
-        sets = getattr(options, "data.val") or given["val"]
-        data = VOCDetection(
-            getattr(options, "data.root"),
-            train=sets,
-            val=sets,
-            classes=given.get("classes"),
-            image_size=given.get("eval_image_size") or given["image_size"],
-            proposals=getattr(options, "data.proposals"),
-            batch_size=8,
-            num_workers=0,
-        )
-        module = system.load_from_checkpoint(options.ckpt_path, map_location=device, weights_only=True).eval()
-        module.to(memory_format=module.memory_format)  # type: ignore[call-overload]
-        with torch.inference_mode():
-            recalls = measure(module, data, device)
-    except (BrokenImageError, DatasetError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.ckpt_path} on {', '.join(sets)}: recall in % of the first N proposals, at IoUs of 0.5 and 0.7,")
-    print("and the mean over 0.5, 0.55 to 0.95")
-    print(f"{'':20s}" + "".join(f"{f'{n} at {at}':>13}" for n in ProposalRecall.counts for at in (".5", ".7", "all")))
-    for name, metric in recalls.items():
-        recall = 100 * metric.compute()["recall"]
-        print(f"{name:20s}" + "".join(f"{v:13.1f}" for row in recall for v in (row[0], row[4], row.mean())))
+    device = find_device(options.device)
+    module, arguments_of_data = load_system(options.ckpt_path, (RPN, FasterRCNN), device)
+    image_sets = getattr(options, "data.val") or arguments_of_data["val"]
+    data = VOCDetection(
+        getattr(options, "data.root"),
+        train=image_sets,
+        val=image_sets,
+        classes=arguments_of_data.get("classes"),
+        image_size=arguments_of_data.get("eval_image_size") or arguments_of_data["image_size"],
+        proposals=getattr(options, "data.proposals"),
+        batch_size=8,
+        num_workers=0,
+    )
+    with torch.inference_mode():
+        recalls = compute_recalls(module, data, device)
+    counts = ProposalRecall.counts
+    print(f"{options.ckpt_path} on {', '.join(image_sets)}: recall in percent of the first N proposals,")
+    print("at IoUs of 0.5 and 0.7, and the mean over 0.5, 0.55 to 0.95")
+    print(f"{'':24s}" + "".join(f"{f'{n} at {iou}':>13}" for n in counts for iou in ("0.5", "0.7", "all")))
+    for name, recall in recalls.items():
+        values = [100 * value for row in recall for value in (row[0], row[4], row.mean())]
+        print(f"{name:24s}" + "".join(f"{value:13.1f}" for value in values))
+    network, search = (recalls[name] for name in METHODS)
+    for i, count in enumerate(counts):
+        ratio = float(network[i].mean() / search[i].mean())
+        print(f"ratio {ratio:.2f}: mean recall of the first {count}, {METHODS[0]} / {METHODS[1]}")
     return 0
 
 
