@@ -1,4 +1,4 @@
-"""OverFeat: parameter counts, the dense evaluation, both losses, and merging against its description in loops."""
+"""OverFeat: parameter counts, dense evaluation, both losses, and merging against the paper's steps in loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_papers_networks(variant: Any, window: int, parameters: int, kernel:
     images = torch.zeros(2, 3, window, window, device="meta")
     assert network(images).shape == (2, 1000)
     assert network.pooled(images).shape == (2, channels, kernel, kernel)
-    # A larger window would show the same: the smallest image that the classifier can see at all.
+    # The window is the smallest input: with one stride less, no window fits.
     with pytest.raises(RuntimeError):
         network(images[..., : -network.stride])
 
@@ -60,14 +60,14 @@ def test_the_regressor() -> None:
     assert torch.equal(untrained, torch.tensor([0.0, 0, 1, 1] * 2).expand(5, -1))
 
 
-@pytest.mark.parametrize(("sides", "places"), [((245, 245), (3, 3)), ((281, 317), (6, 9)), ((317, 389), (9, 15))])
-def test_the_papers_map_sizes(sides: tuple[int, int], places: tuple[int, int]) -> None:
-    """Table 5: places of the classifier at the first three scales, three by three offsets of 1x1, 2x3 and 3x5."""
+@pytest.mark.parametrize(("sides", "shape"), [((245, 245), (3, 3)), ((281, 317), (6, 9)), ((317, 389), (9, 15))])
+def test_the_papers_map_sizes(sides: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Table 5: output maps of the first three scales, at 3x3 offsets of 1x1, 2x3 and 3x5 cells."""
     with torch.device("meta"):
         network = OverFeatNetwork("accurate", 10, width_multiplier=0.1)
         features = network.features(torch.zeros(1, 3, *sides, device="meta"))
         found = apply_at_every_offset(features, network.pool_size, network.kernel_size, network.classifier)
-    assert found.shape == (1, 10, *places)
+    assert found.shape == (1, 10, *shape)
 
 
 # --- dense evaluation -------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_every_offset_gives_what_each_window_gives(extra: tuple[int, int]) -> No
 
 
 def test_offsets_are_a_dilated_convolution() -> None:
-    """Pooled at every place, and the head looks at every third of them: the same by other means."""
+    """Pooling with stride 1 and a head dilated by the pooling size compute the same map."""
     torch.manual_seed(0)
     head, features = nn.Conv2d(4, 5, 2), torch.randn(2, 4, 13, 11)
     dilated = F.conv2d(F.max_pool2d(features, 3, 1), head.weight, head.bias, dilation=3)
@@ -117,19 +117,19 @@ def test_offsets_are_a_dilated_convolution() -> None:
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("specific", [True, False])
-def test_the_box_loss_is_the_formula(specific: bool) -> None:
+@pytest.mark.parametrize("class_specific", [True, False])
+def test_the_box_loss_is_the_formula(class_specific: bool) -> None:
     rng = np.random.default_rng(0)
     empty = 0
     for _ in range(200):
         count = int(rng.integers(1, 8))
-        boxes = rng.normal(0.5, 1, (count, C if specific else 1, 4))
+        boxes = rng.normal(0.5, 1, (count, C if class_specific else 1, 4))
         label = rng.choice([0, 1, 2, C, IGNORE_LABEL], count)
         target = rng.normal(0.5, 1, (count, 4))
         terms = []
         for box, y, gt_box in zip(boxes, label, target, strict=True):
             if y not in (C, IGNORE_LABEL):
-                terms.append(sum((box[y if specific else 0][k] - gt_box[k]) ** 2 for k in range(4)))
+                terms.append(sum((box[y if class_specific else 0][k] - gt_box[k]) ** 2 for k in range(4)))
         empty += not terms
         found = box_loss(*(torch.from_numpy(x) for x in (boxes, label, target)), C)
         assert found.item() == pytest.approx(sum(terms) / max(1, len(terms)), rel=1e-4, abs=1e-7)
@@ -140,7 +140,7 @@ def test_the_box_loss_is_the_formula(specific: bool) -> None:
 
 
 def score_of(a: Any, b: Any) -> float:
-    """`match_score` in words."""
+    """Compute `match_score` in scalars."""
     width, height = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
     areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
     diagonals = [math.hypot(x[2] - x[0], x[3] - x[1]) for x in (a, b)]
@@ -166,10 +166,12 @@ def test_merging_is_the_papers_loop() -> None:
     rng = np.random.default_rng(0)
     merges = kept = 0
     for _ in range(60):
-        groups, most = int(rng.integers(1, 4)), int(rng.integers(1, 9))
-        low = rng.uniform(0, 30, (groups, most, 2))
-        boxes = np.concatenate([low, low + rng.uniform(10, 40, (groups, most, 2))], 2)
-        scores = rng.uniform(0.1, 1, (groups, most)) * (np.arange(most) < rng.integers(0, most + 1, (groups, 1)))
+        groups, max_boxes = int(rng.integers(1, 4)), int(rng.integers(1, 9))
+        low = rng.uniform(0, 30, (groups, max_boxes, 2))
+        boxes = np.concatenate([low, low + rng.uniform(10, 40, (groups, max_boxes, 2))], 2)
+        scores = rng.uniform(0.1, 1, (groups, max_boxes)) * (
+            np.arange(max_boxes) < rng.integers(0, max_boxes + 1, (groups, 1))
+        )
         for g in range(groups):
             valid = scores[g] > 0
             expected = merged_in_loops(boxes[g][valid].tolist(), scores[g][valid].tolist(), 0.7)
@@ -232,9 +234,9 @@ def small(**options: Any) -> OverFeat:
 
 def a_batch() -> dict[str, Any]:
     boxes, labels = torch.tensor([[10.0, 10, 40, 45]]), torch.tensor([1])
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    no_objects = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    return {"image": images, "target": [{"boxes": boxes, "labels": labels}, nothing]}
+    return {"image": images, "target": [{"boxes": boxes, "labels": labels}, no_objects]}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_stages(stage: Any, terms: set[str], learns: set[str]) -> None:
     module = small(train=stage, scales=[64, 130])
     before = {key: value.clone() for key, value in module.state_dict().items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for _ in range(2):  # the regressor's first step moves its last layer alone, which begins as 0
+    for _ in range(2):  # the first step changes only the last layer of the regressor, whose weights start at 0
         losses = module.losses(a_batch())
         assert set(losses) == terms
         sum(losses.values()).backward()
@@ -272,10 +274,10 @@ def test_the_second_stage_begins_with_the_first(tmp_path: Any, capsys: pytest.Ca
 
 
 def test_boxes_are_the_windows_until_the_regressor_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = small(scales=[75], score_threshold=0.9)  # 32 pixels become 75, 4 places a side
-    shown = torch.zeros(1, C + 1, 4, 4)
-    shown[:, C], shown[0, 2, 1, 3] = 20, 40
-    monkeypatch.setattr("lightning_modules.detection.overfeat.apply_at_every_offset", lambda *_: shown)
+    module = small(scales=[75], score_threshold=0.9)  # 32 pixels become 75: 4x4 windows
+    logits = torch.zeros(1, C + 1, 4, 4)
+    logits[:, C], logits[0, 2, 1, 3] = 20, 40
+    monkeypatch.setattr("lightning_modules.detection.overfeat.apply_at_every_offset", lambda *_: logits)
     module.eval()
     (found,) = module.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     expected = torch.tensor([[12.0, 4, 75, 67]]) * 32 / 75

@@ -1,4 +1,4 @@
-"""Sliding window: dense logits against the loop, the loss, positions of the boxes, and learning."""
+"""Sliding window: dense logits against the loop, the loss, box coordinates, and learning."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_one_pass_gives_what_the_loop_gives(window: int, extra: tuple[int, int])
     image = torch.randn(3, window + 3 * STRIDE + extra[0], window + 4 * STRIDE + extra[1])
     with torch.inference_mode():
         dense = network.dense(image[None])[0]
-        naive = classify_each_window(network, image, window, STRIDE)
-    assert naive.shape == (4, 4, 5)
-    assert naive.std(dim=(1, 2)).min() > 1e-3  # the windows differ
-    torch.testing.assert_close(dense, naive, atol=1e-5, rtol=1e-5)
+        plain = classify_each_window(network, image, window, STRIDE)
+    assert plain.shape == (4, 4, 5)
+    assert plain.std(dim=(1, 2)).min() > 1e-3  # the windows differ
+    torch.testing.assert_close(dense, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_a_window_that_does_not_fit_is_refused() -> None:
@@ -104,7 +104,7 @@ def small(**options: Any) -> SlidingWindow:
 
 
 def test_boxes_lie_where_the_windows_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that detects one window of the map; windows of 24 * 0.5 by 24 / 0.5 pixels, a third of a side apart."""
+    """Detect one window of 12x48 pixels; neighboring windows are a third of a side apart."""
     module = small(window_sizes=[24], aspect_ratios=[0.25])
 
     def dense(x: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,8 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
 def test_images_without_objects_train_as_background(as_list: bool) -> None:
     module = small()
     images: Any = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    batch = {"image": [images[0], images[1, :, :50]] if as_list else images, "target": [nothing, nothing]}
+    no_objects = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    batch = {"image": [images[0], images[1, :, :50]] if as_list else images, "target": [no_objects, no_objects]}
     loss = sum(module.losses(batch).values())
     loss.backward()
     assert torch.isfinite(loss)

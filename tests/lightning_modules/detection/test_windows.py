@@ -77,8 +77,11 @@ def test_an_isolated_object_gives_as_many_positives_as_asked_for() -> None:
 
 
 def test_an_image_without_objects_gives_only_background() -> None:
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    for target in ([nothing], [nothing, {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([2])}]):
+    no_objects = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    for target in (
+        [no_objects],
+        [no_objects, {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([2])}],
+    ):
         windows = sample(target, torch.full((len(target), 2), 90.0))
         assert (windows.labels[0] == C).all()
         assert torch.isfinite(windows.box_targets).all()
