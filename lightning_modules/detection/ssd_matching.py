@@ -1,8 +1,7 @@
 """Batched form of `match_objects` in `ssd.py`, whose number of steps does not grow with the number of objects.
 
-``python -m benchmarks.ssd_matching`` measures the ratio plain / batched on SSD300's priors and 32 images: about 1 with 4
-objects per image (0.7 to 1.6 in ten runs), 4 to 5 with 12, 20 with 40 (one CPU core). M is the largest number of
-objects in the batch.
+``python -m benchmarks.ssd_matching`` measures the ratio plain / batched on SSD300's priors and 32 images (one core):
+about 1 with 4 objects per image (0.7 to 1.6 in ten runs), 4 to 5 with 12, 20 with 40.
 """
 
 from __future__ import annotations
