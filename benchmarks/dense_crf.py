@@ -134,8 +134,8 @@ def run_peer(python: str, crf: DenseCRF, unary: np.ndarray, image: np.ndarray) -
         return float(done.stdout), np.load(result)
 
 
-def compare(crf: DenseCRF, unary: np.ndarray, image: np.ndarray, options: argparse.Namespace) -> None:
-    """Print the times and ratios of one image; see `run_peer` for the arguments."""
+def compare(name: str, crf: DenseCRF, unary: np.ndarray, image: np.ndarray, options: argparse.Namespace) -> None:
+    """Print the times and ratios of an image with this name; see `run_peer` for the other arguments."""
     arrays = torch.from_numpy(unary), torch.from_numpy(image)
     crf.infer(*arrays)  # warm up
     ours: list[float] = []
@@ -154,12 +154,12 @@ def compare(crf: DenseCRF, unary: np.ndarray, image: np.ndarray, options: argpar
     }
     plain, fused = measure(functions, options.repeats, time.process_time).values()
     points = " and ".join(str(lattice.splat.rows) for lattice in lattices)
-    print(f"  {points} lattice points, ours {statistics.median(ours):.3f} s")
-    print(f"  ratio {paired_ratio(plain, fused):.2f}: seconds, mean_field / lattice_mean_field")
+    print(f"{name}: {points} lattice points, ours {statistics.median(ours):.3f} s")
+    print(f"  ratio {paired_ratio(plain, fused):.2f}: seconds, mean_field / lattice_mean_field, {name}")
     if options.peer:
         difference = np.abs(found.numpy() - expected).max()
         print(f"  pydensecrf2 {statistics.median(theirs):.3f} s, largest difference {difference:.1e}")
-        print(f"  ratio {paired_ratio(theirs, ours):.2f}: seconds, pydensecrf2 / ours")
+        print(f"  ratio {paired_ratio(theirs, ours):.2f}: seconds, pydensecrf2 / ours, {name}")
 
 
 @command
@@ -187,8 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unary = -(3 * draw_fields(generator, options.classes, height, width, 8, 0.5)).log_softmax(0).numpy()
     print(f"{height}x{width} pixels, {options.classes} classes, one core, median of {options.repeats} runs; {crf}")
     for name, image in load_images(options, generator).items():
-        print(name)
-        compare(crf, unary, image, options)
+        compare(name, crf, unary, image, options)
     return 0
 
 

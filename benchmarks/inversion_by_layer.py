@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageDraw
 from rich.progress import Progress
 
-from cli.messages import FriendlyParser
+from benchmarks.timing import find_device
+from cli.command import command, require_positive
 from datamodules.style.style_images import StyleImages
 from lightning_modules.style.inversion_network import PSNR, InversionNetwork
 from visualization.drawing import INK, PAPER, load_font, to_pil
@@ -83,8 +84,10 @@ def draw_reconstructions(
     return canvas
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = FriendlyParser(prog="python -m benchmarks.inversion_by_layer", description=__doc__.splitlines()[0])
+    """Print the table and draw the figure; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inversion_by_layer", description=__doc__)
     parser.add_argument("--content", required=True, help="folder of images; one in ten is held out")
     parser.add_argument(
         "--layers", nargs="+", default=list(LAYERS), choices=LAYERS, metavar="LAYER", help="layers to invert"
@@ -98,29 +101,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--figure", default="inversion_by_layer.png", help="file of the figure")
     options = parser.parse_args(arguments)
+    require_positive(options, "steps", "batch_size", "size")
+    find_device(options.device)
     warnings.filterwarnings("ignore", message=".*none is held out")
-    try:
-        size = {"image_size": options.size, "batch_size": options.batch_size}
-        data = StyleImages(content=options.content, with_style=False, num_workers=0, seed=0, **size)
-        original = to_pil(next(iter(data.val_dataloader()))["image"][0])
-        rows: dict[str, list[Image.Image]] = {"SAE": [], "SWWAE": []}
-        print(f"PSNR in dB after {options.steps} steps", flush=True)
-        print(f"{'layer':6} {'parameters':>12} {'SAE':>7} {'SWWAE':>7} {'gain':>7}", flush=True)
-        with Progress(transient=True) as progress:
-            task = progress.add_task("training", total=2 * len(options.layers) * options.steps)
-            for layer in options.layers:
-                psnr = []
-                for name, switches in (("SAE", False), ("SWWAE", True)):
-                    module = train(layer, switches, data, options, lambda: progress.advance(task))
-                    value, image = measure(module, data, options.device)
-                    psnr.append(value)
-                    rows[name].append(image)
-                count = sum(p.numel() for p in module.parameters())
-                print(f"{layer:6} {count:12,} {psnr[0]:7.2f} {psnr[1]:7.2f} {psnr[1] - psnr[0]:+7.2f}", flush=True)
-        draw_reconstructions(original, rows, options.layers).save(options.figure)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    size = {"image_size": options.size, "batch_size": options.batch_size}
+    data = StyleImages(content=options.content, with_style=False, num_workers=0, seed=0, **size)
+    original = to_pil(next(iter(data.val_dataloader()))["image"][0])
+    rows: dict[str, list[Image.Image]] = {"SAE": [], "SWWAE": []}
+    print(f"PSNR in dB after {options.steps} steps", flush=True)
+    print(f"{'layer':6} {'parameters':>12} {'SAE':>7} {'SWWAE':>7} {'gain':>7}", flush=True)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("training", total=2 * len(options.layers) * options.steps)
+        for layer in options.layers:
+            psnr = []
+            for name, switches in (("SAE", False), ("SWWAE", True)):
+                module = train(layer, switches, data, options, lambda: progress.advance(task))
+                value, image = measure(module, data, options.device)
+                psnr.append(value)
+                rows[name].append(image)
+            count = sum(p.numel() for p in module.parameters())
+            print(f"{layer:6} {count:12,} {psnr[0]:7.2f} {psnr[1]:7.2f} {psnr[1] - psnr[0]:+7.2f}", flush=True)
+    draw_reconstructions(original, rows, options.layers).save(options.figure)
     print(f"figure: {options.figure}")
     return 0
 

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = measure(functions, options.repeats)
         plain, batched = (1e3 * statistics.median(values) for values in seconds.values())
         print(f"{objects} objects per image: plain {plain:.1f} ms, batched {batched:.1f} ms")
-        print(f"ratio {paired_ratio(seconds['plain'], seconds['batched']):.2f}: seconds, plain / batched")
+        ratio = paired_ratio(seconds["plain"], seconds["batched"])
+        print(f"ratio {ratio:.2f}: seconds, plain / batched, {objects} objects")
     return 0
 
 

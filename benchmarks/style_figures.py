@@ -11,17 +11,16 @@ Synthetic images are used by default. All figures take half an hour at 128 pixel
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.image_optimization import BACKBONES, lbfgs, silence_trainer
+from cli.command import command, make_folder, require_positive
 from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from lightning_modules.style.base import OptimizedImage
@@ -30,7 +29,6 @@ from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.texture_synthesis import LAYERS, TextureSynthesis
 from visualization.drawing import INK, PAPER, fit_square, load_font, shorten, to_pil
 
-BACKBONES = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 INVERTED_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1", "pool5", "logprob")
 STYLE_WEIGHTS = (0.01, 0.1, 1.0, 10.0, 100.0)
 TILE = 192  # pixels, side of an image in a figure
@@ -119,11 +117,6 @@ def source_image(data: ImagePair, key: str) -> Image.Image:
     return to_pil(data.dataset("val")[0][key])
 
 
-def lbfgs(params: object) -> torch.optim.Optimizer:
-    """Return L-BFGS with one iteration per step, which is much faster than the authors' gradient descent."""
-    return torch.optim.LBFGS(params, lr=1.0, max_iter=1, history_size=20)  # type: ignore[arg-type]
-
-
 def draw_figure(rows: list[list[Titled]], caption: str) -> Image.Image:
     """Draw rows of tiles with titles, below a caption."""
     gap, line, font = 8, 26, load_font(14)
@@ -142,6 +135,7 @@ def draw_figure(rows: list[list[Titled]], caption: str) -> Image.Image:
 FIGURES = {"inversion": figure_inversion, "textures": figure_textures, "row": figure_row, "styles": figure_styles}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figures and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.style_figures", description=__doc__)
@@ -158,25 +152,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=128, help="longer side in pixels; default: %(default)s")
     parser.add_argument("--steps", type=int, default=100, help="steps of L-BFGS per image; default: %(default)s")
     options = parser.parse_args(arguments)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if options.content is None or options.style is None:
-            folder = options.out / "synthetic"
-            write_style_images(str(folder), contents=1, styles=4, size=options.size)
-            options.content = options.content or str(min((folder / "content").iterdir()))
-            options.style = options.style or sorted(str(path) for path in (folder / "style").iterdir())
-        for name in options.figures:
-            print(f"{name}:", flush=True)
-            rows = FIGURES[name](options)
-            random = ", random features" if options.weights == "random" else ""
-            caption = f"{name}: {options.backbone}{random}, {options.steps} steps of L-BFGS"
-            draw_figure(rows, caption).save(options.out / f"{name}.png")
-            print(f"  {options.out / name}.png", flush=True)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"style_figures: {error}", file=sys.stderr)
-        return 2
+    require_positive(options, "size", "steps")
+    silence_trainer()
+    make_folder("out", str(options.out))
+    if options.content is None or options.style is None:
+        folder = options.out / "synthetic"
+        write_style_images(str(folder), contents=1, styles=4, size=options.size)
+        options.content = options.content or str(min((folder / "content").iterdir()))
+        options.style = options.style or sorted(str(path) for path in (folder / "style").iterdir())
+    for name in options.figures:
+        print(f"{name}:", flush=True)
+        rows = FIGURES[name](options)
+        random = ", random features" if options.weights == "random" else ""
+        caption = f"{name}: {options.backbone}{random}, {options.steps} steps of L-BFGS"
+        draw_figure(rows, caption).save(options.out / f"{name}.png")
+        print(f"  {options.out / name}.png", flush=True)
     return 0
 
 

@@ -19,11 +19,8 @@ network, on images that were not trained on (Johnson et al. 2016, figure 5).
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -34,12 +31,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from benchmarks.style_figures import BACKBONES, lbfgs
+from benchmarks.checkpoints import load_system
+from benchmarks.image_optimization import BACKBONES, lbfgs, silence_trainer
 from benchmarks.style_tutorial import Tutorial
+from benchmarks.timing import now
+from cli.command import command, require_positive
 from datamodules.folders import list_images
 from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.transforms import EvalTransform
+from errors import UserError
 from lightning_modules.components.features import Features
 from lightning_modules.style.adain import AdaIN
 from lightning_modules.style.fast_style import FastStyle
@@ -79,7 +80,7 @@ class Alternate(pl.Callback):
             content, style = batch["image"].float() / 255, batch["style"].float() / 255
             init = pl_module.image.detach()
             self.peers = {name: Tutorial(features, content, style, init, *options) for name, options in PEERS.items()}
-            self._since = now()
+            self._since = now(device())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,16 +89,9 @@ class Alternate(pl.Callback):
         for name in self.seconds:
             if name != "ours":
                 self.peers[name].step()
-            start, self._since = self._since, now()
+            start, self._since = self._since, now(device())
             if batch_idx >= WARM_UP_STEPS:
                 self.seconds[name] += self._since - start
-
-
-def now() -> float:
-    """Return the time in seconds after synchronizing with the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def neural_style(options: argparse.Namespace) -> int:
@@ -126,23 +120,28 @@ def neural_style(options: argparse.Namespace) -> int:
     for name, seconds in alternate.seconds.items():
         print(f"  {name:20s} {1e3 * seconds / timed_steps:8.1f} ms per step, loss {losses[name]:.5g}")
     for name in PEERS:
-        print(f"ratio {alternate.seconds[name] / alternate.seconds['ours']:.2f}: {name}, against ours")
+        print(f"ratio {alternate.seconds[name] / alternate.seconds['ours']:.2f}: seconds, {name} / ours")
     difference = max(abs(loss / losses["ours"] - 1) for loss in losses.values())
     print(f"largest relative difference of the losses: {100 * difference:.2g} %")
     if not difference <= MAX_LOSS_DIFFERENCE:
-        print("the losses differ")
+        print("error: the losses differ", file=sys.stderr)
         return 1
     return 0
+
+
+def device() -> torch.device:
+    """Return the device that the Trainer selects."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
 def seconds_per_image(predict: Callable[[], Any], repeats: int) -> float:
     """Return the mean of ``repeats`` calls after a warm-up."""
     predict()
-    start = now()
+    start = now(device())
     for _ in range(repeats):
         predict()
-    return (now() - start) / repeats
+    return (now(device()) - start) / repeats
 
 
 def neural_style_seconds(size: int, options: argparse.Namespace) -> float:
@@ -155,9 +154,9 @@ def neural_style_seconds(size: int, options: argparse.Namespace) -> float:
     steps = descend(module.image_losses, content)
     for step in range(WARM_UP_STEPS + options.repeats):
         if step == WARM_UP_STEPS:
-            start = now()
+            start = now(device())
         next(steps)
-    return 500 * (now() - start) / options.repeats
+    return 500 * (now(device()) - start) / options.repeats
 
 
 def descend(image_losses: Callable[[Tensor], dict[str, Tensor]], init: Tensor) -> Iterator[Tensor]:
@@ -213,10 +212,9 @@ def one_pass(options: argparse.Namespace) -> int:
         reported = ", ".join(f"{1e3 * paper[size]:g} ({size})" for size in options.sizes if size in paper) or "none"
         print(f"{name:26}" + "".join(f"{1e3 * seconds[size]:12.1f}" for size in options.sizes) + f"    {reported}")
     for name in modules:
-        ratios = ", ".join(
-            f"{optimization[size] / seconds_by_name[name][size]:.0f} at {size}" for size in options.sizes
-        )
-        print(f"ratio of neural style's 500 steps to {name}: {ratios}")
+        for size in options.sizes:
+            ratio = optimization[size] / seconds_by_name[name][size]
+            print(f"ratio {ratio:.0f}: seconds, neural style, 500 steps / {name}, {size} px")
     print("Johnson et al. 2016, table 1: 1060 at 256, 1026 at 512, 1042 at 1024")
     return 0
 
@@ -227,9 +225,9 @@ def curve(options: argparse.Namespace) -> int:
         print("curve: skipped; set --fast_style CHECKPOINT and --held_out FOLDER")
         return 0
     given = {} if options.style is None else {"style": options.style}
-    module = FastStyle.load_from_checkpoint(options.fast_style, weights=options.weights, map_location="cpu", **given)
+    module, _ = load_system(options.fast_style, (FastStyle,), weights=options.weights, **given)
     module.setup("fit")
-    module.eval().to(device()).requires_grad_(False)
+    module.to(device()).requires_grad_(False)
     read = EvalTransform(options.size, options.size)
     lines: list[tuple[list[float], float, float]] = []
     steps = []
@@ -286,10 +284,6 @@ def draw_curves(lines: list[tuple[list[float], float, float]], path: str) -> Non
     figure.savefig(path)
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 PARTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "neural_style": neural_style,
     "one_pass": one_pass,
@@ -297,6 +291,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.style_speed", description=__doc__)
@@ -321,16 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--figure", default="style_curve.png", help="file of the curves; default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; default: %(default)s")
     options = parser.parse_args(arguments)
+    require_positive(options, "size", "sizes", "repeats", "num_images", "threads")
     if options.steps <= WARM_UP_STEPS:
-        parser.error(f"--steps: expected more than {WARM_UP_STEPS} (the warm-up), found {options.steps}")
+        raise UserError(f"steps: expected more than {WARM_UP_STEPS} (the warm-up), found {options.steps}")
     torch.set_num_threads(options.threads)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    try:
-        return max(PARTS[name](options) for name in options.parts)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"style_speed: {error}", file=sys.stderr)
-        return 2
+    silence_trainer()
+    return max(PARTS[name](options) for name in options.parts)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.style_figures import lbfgs
+from benchmarks.image_optimization import lbfgs
 from lightning_modules.components.features import Features
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.style.image_optimization import limit_step
