@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
-import torch
+from typing import Any
 
 from datamodules.synthetic.voc import write_voc
+from lightning_modules.detection.rpn import RPN
 from lightning_modules.detection.yolo_v2 import YOLOv2
 
 
 def test_the_table_of_sizes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_benchmark: Callable[..., Any], write_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_voc(str(tmp_path), classes=3, train=1, val=1, size=48)
     anchors = [(0.5, 0.6), (1.5, 1.0), (2.0, 2.5)]
-    module = YOLOv2(num_classes=3, width_multiplier=0.05, anchors=anchors, compute_coco_ap=False)
-    path = tmp_path / "best.ckpt"
-    checkpoint = {
-        "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
-        "pytorch-lightning_version": "2.6",
-    }
-    torch.save(checkpoint, path)
+    path = write_checkpoint(YOLOv2(num_classes=3, width_multiplier=0.05, anchors=anchors, compute_coco_ap=False))
 
-    def run(*sizes: str) -> object:
-        monkeypatch.setattr(sys, "argv", [
-            "yolo_v2_sizes", "--ckpt_path", str(path), "--data.root", str(tmp_path), "--data.val", "VOC2007/val",
-            "--data.classes", "aeroplane", "bicycle", "bird", "--device", "cpu", "--warm_up", "1", "--timed", "2",
-            "--sizes", *sizes,
-        ])  # fmt: skip
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module("benchmarks.yolo_v2_sizes", run_name="__main__")
-        return stop.value.code
+    def run(*arguments: object, classes: tuple[str, ...] = ("aeroplane", "bicycle", "bird")) -> Any:
+        return run_benchmark(
+            "yolo_v2_sizes", "--ckpt_path", path, "--data.root", tmp_path, "--data.val", "VOC2007/val",
+            "--data.classes", *classes, "--device", "cpu", "--warm_up", 1, "--timed", 2, *arguments,
+        )  # fmt: skip
 
-    assert run("64", "288") == 0
-    *_, small, large = capsys.readouterr().out.splitlines()
+    finished = run("--sizes", 64, 288)
+    assert finished.ratios().keys() == {"frames per second, 64 / 288 pixels"}
+    *_, small, large, _ = finished.out.splitlines()
     measured, paper = small.split("|")
     assert measured.split()[0] == "64"
     assert all(float(number) >= 0 for number in measured.split())
     assert paper.split() == ["-", "-"]
     assert large.split("|")[1].split() == ["69.0", "91"]
-    assert run("100") == 1
-    assert "multiples of 32 pixels, found 100x100" in capsys.readouterr().err
+    assert "multiples of 32 pixels, found 100x100" in run("--sizes", 100).user_error()
+    message = run("--sizes", 64, classes=("aeroplane", "bicycle")).user_error()
+    assert message == "data.classes: expected the checkpoint's 3 classes, found 2"
+
+
+def test_the_checkpoint_must_be_of_yolo_v2(
+    run_benchmark: Callable[..., Any], write_checkpoint: Callable[..., Path]
+) -> None:
+    path = write_checkpoint(RPN(width_multiplier=0.05))
+    message = run_benchmark("yolo_v2_sizes", "--ckpt_path", path, "--data.root", "missing").user_error()
+    assert message == f"{path}: expected a checkpoint of YOLOv2, found RPN"
