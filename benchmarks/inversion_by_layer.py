@@ -8,6 +8,7 @@ its reconstructions.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 from rich.progress import Progress
 
 from benchmarks.timing import find_device
-from cli.command import command, require_positive
+from cli.command import command, make_folder, require_positive
 from datamodules.style.style_images import StyleImages
 from lightning_modules.style.inversion_network import PSNR, InversionNetwork
 from visualization.drawing import INK, PAPER, load_font, to_pil
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     require_positive(options, "steps", "batch_size", "size")
     find_device(options.device)
+    make_folder("figure", os.path.dirname(options.figure) or ".")
     warnings.filterwarnings("ignore", message=".*none is held out")
     size = {"image_size": options.size, "batch_size": options.batch_size}
     data = StyleImages(content=options.content, with_style=False, num_workers=0, seed=0, **size)

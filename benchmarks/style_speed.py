@@ -19,6 +19,7 @@ network, on images that were not trained on (Johnson et al. 2016, figure 5).
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from benchmarks.checkpoints import load_system
 from benchmarks.image_optimization import BACKBONES, lbfgs, silence_trainer
 from benchmarks.style_tutorial import Tutorial
 from benchmarks.timing import now
-from cli.command import command, require_positive
+from cli.command import command, make_folder, require_positive
 from datamodules.folders import list_images
 from datamodules.style.style_images import ImagePair
 from datamodules.synthetic.style_images import write_style_images
@@ -49,6 +50,7 @@ from lightning_modules.style.neural_style import NeuralStyle
 from lightning_modules.style.style_prediction import StylePrediction
 
 WARM_UP_STEPS = 2  # not timed
+MIN_SIZE = 32  # pixels, of one_pass; VGG halves the size five times
 MAX_LOSS_DIFFERENCE = 0.05  # relative; rounding errors grow with the steps
 PEERS = {"targets recomputed": (True, False), "tutorial": (False, False), "tutorial, frozen": (False, True)}
 #: Seconds per image on a Titan X at 256, 512 and 1024 pixels, from the papers.
@@ -228,6 +230,7 @@ def curve(options: argparse.Namespace) -> int:
     module, _ = load_system(options.fast_style, (FastStyle,), weights=options.weights, **given)
     module.setup("fit")
     module.to(device()).requires_grad_(False)
+    make_folder("figure", os.path.dirname(options.figure) or ".")
     read = EvalTransform(options.size, options.size)
     lines: list[tuple[list[float], float, float]] = []
     steps = []
@@ -319,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_positive(options, "size", "sizes", "repeats", "num_images", "threads")
     if options.steps <= WARM_UP_STEPS:
         raise UserError(f"steps: expected more than {WARM_UP_STEPS} (the warm-up), found {options.steps}")
+    if min(options.sizes) < MIN_SIZE:
+        raise UserError(f"sizes: expected at least {MIN_SIZE} pixels, found {min(options.sizes)}")
     torch.set_num_threads(options.threads)
     silence_trainer()
     return max(PARTS[name](options) for name in options.parts)

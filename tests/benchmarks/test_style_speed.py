@@ -65,3 +65,4 @@ def test_bad_input_is_one_line(run_benchmark: Callable[..., Any], tmp_path: Path
     assert run_benchmark("style_speed", *arguments).user_error() == "no.ckpt: no such checkpoint"
     message = run_benchmark("style_speed", "--steps", "2").user_error()
     assert message == "steps: expected more than 2 (the warm-up), found 2"
+    assert run_benchmark("style_speed", "--sizes", "8").user_error() == "sizes: expected at least 32 pixels, found 8"
