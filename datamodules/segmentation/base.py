@@ -75,6 +75,8 @@ class VOCMaskData(VOCData):
 
     image_set_folder = "Segmentation"
     needs_object_masks = False
+    #: Whether the first class is the background.
+    classes_include_background = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class VOCInstance(VOCMaskData):
 
     annotation_files = "{SegmentationClass,SegmentationObject}/<id>.png"
     needs_object_masks = True
+    classes_include_background = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from PIL import Image
 from datamodules.classification.image_folder import ImageFolder
 from datamodules.detection.voc import VOCDetection
 from datamodules.pose.mpii import MPII
+from datamodules.segmentation.instance_crops import VOCInstanceCrops
 from datamodules.segmentation.voc_instance import VOCInstance
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
@@ -142,6 +143,12 @@ def test_pixels_and_objects_are_counted_and_wrong_masks_named(
     count = sum(len(np.setdiff1d(np.unique(mask), (0, 255))) for mask in objects)
     notes = check(VOCInstance(str(tmp_path))).notes
     assert any(line.startswith(f"VOC2012/train: 12 images, {count} objects") for line in notes)
+    bicycles = sum(
+        len(np.setdiff1d(np.unique(ids[mask == 2]), (0, 255))) for ids, mask in zip(objects, masks, strict=True)
+    )
+    assert f"  bicycle: {bicycles}" in notes
+    # The classes of VOCInstanceCrops start with the background, which has no objects.
+    assert check(VOCInstanceCrops(str(tmp_path))).notes[1:] == notes[1:]
 
     shutil.copy(top / f"JPEGImages/{train[0]}.jpg", top / f"JPEGImages/{val[0]}.jpg")
     shutil.copy(top / f"SegmentationClass/{train[0]}.png", top / f"SegmentationClass/{val[0]}.png")

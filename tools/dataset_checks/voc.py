@@ -62,7 +62,13 @@ class MaskFacts(NamedTuple):
 
 
 def read_mask_facts(files: MaskFiles, root: str, num_classes: int) -> MaskFacts:
-    """Read the masks of one image. `Report.read_images` reports an image that cannot be read."""
+    """Read the masks of one image. `Report.read_images` reports an image that cannot be read.
+
+    Args:
+        files: paths of the image and its masks, relative to ``root``.
+        root: the folder ``VOCdevkit``.
+        num_classes: number of class ids, with the background; of object classes, without it, if there are object masks.
+    """
     image, class_mask, object_mask = (os.path.join(root, name) if name else "" for name in files)
     nothing = np.zeros(256, np.int64)
     try:
@@ -80,8 +86,10 @@ def read_mask_facts(files: MaskFiles, root: str, num_classes: int) -> MaskFacts:
 
 def check_masks(data: VOCMaskData, report: Report) -> None:
     """Count pixels or objects per class, and report invalid masks."""
+    report.notes.append(f"{len(data.class_names)} classes")
     names = data.class_names
-    report.notes.append(f"{len(names)} classes")
+    if data.needs_object_masks and data.classes_include_background:
+        names = names[1:]  # the background has no objects
     for title, split in _distinct_splits(data):
         try:
             files = data.files(split)
