@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,41 @@ from lightning_modules.components.networks import build_network
 from tests.command import CELLS, QUICK, ROOT
 from tests.datamodules.pose.test_lsp import write as write_lsp
 
-# The networks that refuse 64 pixels, and the least that they take.
+SHORT = [
+    "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+    "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1",
+    "--trainer.enable_checkpointing", "false",
+]  # fmt: skip
+
+
+def configs(case_study: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "configs" / case_study).glob("*.yaml"))
+
+
+def read_config(case_study: str, config: str) -> dict[str, Any]:
+    text: dict[str, Any] = yaml.safe_load((ROOT / "configs" / case_study / f"{config}.yaml").read_text())
+    assert text["experiment"] == config
+    return text
+
+
+def train(case_study: str, config: str, *options: str) -> tuple[Path, list[dict[str, float]], list[float]]:
+    """Train a config for two steps; return the run's folder, the rows of its metrics.csv and the losses."""
+    path = ROOT / "configs" / case_study / f"{config}.yaml"
+    cli.parser.run(["fit", "--config", str(path), *QUICK, *SHORT, *options])
+    (run,) = Path("runs", config).iterdir()
+    rows = read_metrics(run / "metrics.csv")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert all(loss == loss for loss in losses)
+    return run, rows, losses
+
+
+# Networks that refuse 64 pixels, and their smallest side.
 SMALL_INPUTS = {"inception_v3_imagenet": "299", "alexnet2012_imagenet": "227", "inception_v3_food101": "299"}
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "classification").glob("*.yaml")))
+@pytest.mark.parametrize("config", configs("classification"))
 def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Path], tmp_path: Path) -> None:
-    text = yaml.safe_load((ROOT / "configs" / "classification" / f"{config}.yaml").read_text())
-    assert text["experiment"] == config
+    text = read_config("classification", config)
     own_size = "cifar" in config or "fer2013" in config or config == "demo"
     side = SMALL_INPUTS.get(config, "64")
     size = [] if own_size else ["--data.image_size", side, "--data.eval_crop_size", side, "--data.resize", "320"]
@@ -33,21 +61,14 @@ def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Pat
     if text["model"]["init_args"].get("weights"):  # in place of torchvision's: the same network, for 1000 classes
         weights = ["--model.weights", str(tmp_path / "weights.pth")]
         torch.save(build_network(text["model"]["init_args"]["backbone"], 1000).state_dict(), weights[1])
-    cli.parser.run([
-        "fit", "--config", str(ROOT / "configs" / "classification" / f"{config}.yaml"), *QUICK, *size, *weights,
-        "--data.root", str(roots[text["data"]["class_path"]]), "--data.batch_size", "4",
-        "--data.eval_batch_size", "4", "--trainer.max_epochs", "1",
-        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
-        "--trainer.log_every_n_steps", "1", "--trainer.enable_checkpointing", "false",
-    ])  # fmt: skip
-    (run,) = Path("runs", config).iterdir()
-    rows = read_metrics(run / "metrics.csv")
-    assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
+    _, rows, _ = train(
+        "classification", config, *size, *weights, "--data.root", str(roots[text["data"]["class_path"]]),
+        "--data.batch_size", "4", "--data.eval_batch_size", "4",
+    )  # fmt: skip
     assert any(("val/mean_macro_f1" if "yummly" in config else "val/top1") in row for row in rows)
 
 
-# What makes the full networks small; a narrow variant for real data is small as it is.
-SMALL_PICTURES = ["--data.image_size", "[96, 160]"]
+SMALL_IMAGES = ["--data.image_size", "[96, 160]"]
 
 
 FEW_TEST_PROPOSALS = ["--model.rpn_pre_nms_top_n_test", "200", "--model.rpn_post_nms_top_n_test", "20"]
@@ -63,36 +84,25 @@ SMALL_DETECTORS = {
     "overfeat_voc": ["--model.top_k", "20"],
     "sliding_window_bccd": ["--model.detections_per_image", "20"],
     **{
-        f"faster_rcnn_{name}": [*SMALL_PICTURES, *FEW_PROPOSALS, "--model.rois_per_image", "8"]
+        f"faster_rcnn_{name}": [*SMALL_IMAGES, *FEW_PROPOSALS, "--model.rois_per_image", "8"]
         for name in ("voc", "resnet101_voc", "fpn_voc")
     },
-    "fast_rcnn_voc": [*SMALL_PICTURES, "--model.rois_per_image", "8"],
+    "fast_rcnn_voc": [*SMALL_IMAGES, "--model.rois_per_image", "8"],
 }
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "detection").glob("*.yaml")))
+@pytest.mark.parametrize("config", configs("detection"))
 def test_every_detector_trains_on_generated_data(config: str, devkit: Path, request: pytest.FixtureRequest) -> None:
-    path = ROOT / "configs" / "detection" / f"{config}.yaml"
-    text = yaml.safe_load(path.read_text())
-    assert text["experiment"] == config
+    text = read_config("detection", config)
     narrow = ["--model.width_multiplier", "0.1", *CELLS] if config.endswith("_voc") else []
     weights = ["--model.weights", "null"] if text["model"]["init_args"].get("weights") else []
     if config.startswith(("fast_rcnn", "rcnn")):
         narrow += ["--data.proposals", request.getfixturevalue("proposals")]
-    cli.parser.run([
-        "fit", "--config", str(path), *QUICK, *narrow, *SMALL_DETECTORS.get(config, []), *weights,
-        "--data.root", str(devkit), "--data.batch_size", "4", "--data.eval_batch_size", "4",
-        "--trainer.max_epochs", "1",
-        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0",
-        "--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1",
-        "--trainer.accumulate_grad_batches", "1",
-        "--trainer.enable_checkpointing", "false",
-    ])  # fmt: skip
-    (run,) = Path("runs", config).iterdir()
-    rows = read_metrics(run / "metrics.csv")
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    run, rows, losses = train(
+        "detection", config, *narrow, *SMALL_DETECTORS.get(config, []), *weights, "--data.root", str(devkit),
+        "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.accumulate_grad_batches", "1",
+    )  # fmt: skip
     assert len(losses) == 2
-    assert all(loss == loss for loss in losses)
     assert list(run.glob("figures/val_step=*.png"))
     if text["model"]["class_path"] == "RPN":
         assert any("val/recall_300" in row for row in rows)
@@ -134,29 +144,20 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "segmentation").glob("*.yaml")))
+@pytest.mark.parametrize("config", configs("segmentation"))
 def test_every_segmentation_config_trains_on_generated_data(config: str, masks: Path) -> None:
-    path = ROOT / "configs" / "segmentation" / f"{config}.yaml"
-    text = yaml.safe_load(path.read_text())
-    assert text["experiment"] == config
+    text = read_config("segmentation", config)
     instances = text["data"]["class_path"] == "VOCInstance"
     options = SMALL_SEGMENTERS.get(config, [])
     if instances:
         options = [*options, "--data.classes", "[disc, square, triangle]"]
     else:
         options = ["--data.crop_size", "64", *options, "--data.classes", str(masks / "classes.txt")]
-    cli.parser.run([
-        "fit", "--config", str(path), *QUICK, *options, "--data.root", str(masks / "VOCdevkit"),
+    run, rows, losses = train(
+        "segmentation", config, *options, "--data.root", str(masks / "VOCdevkit"),
         "--data.train", "[VOC2012/train]", "--data.batch_size", "4", "--data.eval_batch_size", "4",
-        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
-        "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
-        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_checkpointing", "false",
-    ])  # fmt: skip
-    (run,) = Path("runs", config).iterdir()
-    rows = read_metrics(run / "metrics.csv")
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    )  # fmt: skip
     assert len(losses) == 2
-    assert all(loss == loss for loss in losses)
     assert any(("val/apr_50" if instances else "val/miou") in row for row in rows)
     assert list(run.glob("figures/val_step=*.png"))
     table = "per_class_ap_val.csv" if instances else "per_class_iou_val.csv"
@@ -190,26 +191,15 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "pose").glob("*.yaml")))
+@pytest.mark.parametrize("config", configs("pose"))
 def test_every_pose_config_trains_on_generated_data(config: str, people: Path) -> None:
-    path = ROOT / "configs" / "pose" / f"{config}.yaml"
-    text = yaml.safe_load(path.read_text())
-    assert text["experiment"] == config
-    options = ["--trainer.max_epochs", "1", *SMALL_POSES.get(config, []), "--data.batch_size", "4"]
+    text = read_config("pose", config)
+    options = [*SMALL_POSES.get(config, []), "--data.batch_size", "4"]
     if text["data"]["class_path"] != "RenderedSolids":
         options += ["--data.root", str(people)]
-    cli.parser.run([
-        "fit", "--config", str(path), *QUICK, *options, "--data.eval_batch_size", "4",
-        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
-        "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
-        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_checkpointing", "false",
-    ])  # fmt: skip
-    (run,) = Path("runs", config).iterdir()
-    rows = read_metrics(run / "metrics.csv")
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    run, rows, losses = train("pose", config, *options, "--data.eval_batch_size", "4")
     stages = len(text["model"]["init_args"].get("stage_epochs", [1]))
     assert len(losses) == 2 * stages
-    assert all(loss == loss for loss in losses)
     metric = text["model"]["init_args"].get("metric", "pckh")
     of = "val/median_error" if config.startswith("orientation") else f"val/{metric}/total"
     assert any(of in row for row in rows)
@@ -224,11 +214,9 @@ def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "style").glob("*.yaml")))
+@pytest.mark.parametrize("config", configs("style"))
 def test_every_style_config_trains_on_generated_data(config: str, styles: Path) -> None:
-    path = ROOT / "configs" / "style" / f"{config}.yaml"
-    text = yaml.safe_load(path.read_text())
-    assert text["experiment"] == config
+    text = read_config("style", config)
     content, style = (str(min((styles / name).iterdir())) for name in ("content", "style"))
     folders = text["data"]["class_path"] == "StyleImages"
     options = ["--data.content", str(styles / "content") if folders else content, "--data.image_size", "96"]
@@ -244,16 +232,7 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     elif config.startswith("fast_style"):
         options += ["--model.style", style, "--model.width_multiplier", "0.1"]
         options += ["--data.batch_size", "2", "--data.resize", "null"]
-    cli.parser.run([
-        "fit", "--config", str(path), *QUICK, "--model.weights", "random", *options, "--trainer.max_epochs", "1",
-        "--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1",
-        "--trainer.check_val_every_n_epoch", "1", "--trainer.num_sanity_val_steps", "0",
-        "--trainer.enable_checkpointing", "false",
-    ])  # fmt: skip
-    (run,) = Path("runs", config).iterdir()
-    rows = read_metrics(run / "metrics.csv")
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    run, rows, losses = train("style", config, "--model.weights", "random", *options)
     assert len(losses) == 2
-    assert all(loss == loss for loss in losses)
     assert any("val/loss" in row or "val/psnr" in row for row in rows)
     assert list(run.glob("figures/val_step=*.png"))

@@ -7,19 +7,16 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from datamodules.detection.voc import VOCDetection
 from datamodules.proposals import read_image_proposals, read_proposals
 from datamodules.synthetic.voc import write_voc
 from errors import DatasetError, UserError
+from tests.datamodules.test_proposals import SETS, data, files
 from tools import proposals as command
 from tools.proposals import compute, main
-
-SETS = ["VOC2007/train", "VOC2007/val"]
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +43,6 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def run(root: str, out: Path, *more: str) -> int:
     return main(["--root", root, "--sets", *SETS, "--out", str(out), "--workers", "1", *more])
-
-
-def files(out: Path) -> list[Path]:
-    return sorted(path for path in out.rglob("*") if path.is_file())
-
-
-def data(root: str, **options: Any) -> VOCDetection:
-    return VOCDetection(
-        root,
-        **{
-            "train": SETS[:1],
-            "val": SETS[1:],
-            "image_size": 64,
-            "num_workers": 0,
-            "batch_size": 3,
-            "seed": 1,
-            **options,
-        },
-    )
 
 
 # --- command ----------------------------------------------------------------------------------------------------------
