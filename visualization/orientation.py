@@ -23,8 +23,9 @@ CORRECT = 10.0  # degrees; larger errors are red
 class OrientationView(PredictionView):
     """The projected axes of the body from the image's center, and a line with the angles below the image.
 
-    x is red, y green, z blue; the axis that points towards the camera is drawn last. With a ``rotation`` in the ground
-    truth, its axes are pale and wide, and the line has the angular error, on green up to 10 degrees, else on red.
+    x is red, y green, z blue; the axis that points towards the camera is drawn last. If the ground truth has a
+    ``rotation``, its axes are pale and wide, and the line has the angular error, on green up to 10 degrees, else on
+    red.
     """
 
     key = "orientation"

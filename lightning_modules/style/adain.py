@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory, VisionModule
+from lightning_modules.base import OptimizerFactory, ScheduleFactory, VisionModule
 from lightning_modules.components.features import Features
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.initialization import he_normal
@@ -107,7 +107,8 @@ class AdaIN(VisionModule):
         backbone: encoder; for vgg19_bn the batch normalization is fused into the convolutions.
         weights: weights of the encoder, see `Features`.
         optimizer: see `VisionModule`; the paper combines it with the schedule ``InverseTime(decay=5e-5)``.
-        kwargs: schedule and channels_last of `VisionModule`.
+        schedule: see `VisionModule`.
+        channels_last: see `VisionModule`.
 
     Raises:
         UserError: an option is out of range.
@@ -128,9 +129,10 @@ class AdaIN(VisionModule):
         backbone: Literal["vgg19", "vgg19_bn"] = "vgg19",
         weights: str | None = "DEFAULT",
         optimizer: OptimizerFactory = lambda params: torch.optim.Adam(params, lr=1e-4),
-        **kwargs: Any,
+        schedule: ScheduleFactory | None = None,
+        channels_last: bool = True,
     ) -> None:
-        super().__init__(optimizer=optimizer, **kwargs)
+        super().__init__(optimizer=optimizer, schedule=schedule, channels_last=channels_last)
         require_fraction(alpha=alpha)
         require_non_negative(style_weight=style_weight or 0)
         if mask is not None and len(styles or ()) != 2:

@@ -143,7 +143,8 @@ class OptimizedImage(VisionModule):
                 f"image_size: expected an image large enough for {self.feature_layers[-1]}, found {width}x{height}; "
                 "use a larger image or an earlier layer"
             ) from None
-        free = free_memory(self.device)
+        # Lightning moves the module after setup, so self.device is still the CPU.
+        free = free_memory(self.trainer.strategy.root_device)
         if free is not None and required > MAX_MEMORY_FRACTION * free:
             side = int(max(height, width) * (MAX_MEMORY_FRACTION * free / required) ** 0.5)
             raise UserError(

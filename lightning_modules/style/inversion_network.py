@@ -104,7 +104,7 @@ class InversionNetwork(VisionModule):
         weights: weights of the encoder, see `Features`.
         image_size: side of the images in pixels; used for fully connected layers only.
         optimizer: see `VisionModule`.
-        kwargs: schedule and channels_last of `VisionModule`.
+        kwargs: see `VisionModule`; mean and std normalize the images that the decoder learns.
 
     Raises:
         UserError: an option is out of range.

@@ -144,7 +144,7 @@ class StylePrediction(PerceptualStyleTransfer):
         style_size: maximum of the longer side of ``styles`` in pixels; None does not resize.
         predictor_weights: weights of Inception-v3, see `find_weights`; None trains from scratch.
         optimizer: see `VisionModule`; the default is the authors'.
-        kwargs: further options of `PerceptualStyleTransfer`.
+        kwargs: further options of `PerceptualStyleTransfer`, except mean and std.
 
     Raises:
         UserError: an option is out of range.
@@ -167,7 +167,14 @@ class StylePrediction(PerceptualStyleTransfer):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            content_layer=content_layer, style_weight=style_weight, tv_weight=tv_weight, optimizer=optimizer, **kwargs
+            content_layer=content_layer,
+            style_weight=style_weight,
+            tv_weight=tv_weight,
+            optimizer=optimizer,
+            # Not options: both networks take pixels in 0..1.
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            **kwargs,
         )
         require_fraction(alpha=alpha)
         self.alpha, self.styles, self.style_size = alpha, list(styles or ()), style_size

@@ -34,6 +34,15 @@ def test_every_option_of_every_class_has_help(slot: str) -> None:
     assert blank == []
 
 
+@pytest.mark.parametrize("name", ["AdaIN", "StylePrediction", "NeuralStyle"])
+def test_systems_that_take_pixels_in_0_to_1_have_no_mean_and_std(name: str) -> None:
+    parser = FriendlyParser(exit_on_error=False)
+    parser.add_class_arguments(class_of("model", name), "model")
+    options = {action.dest for action in parser._actions}
+    assert "model.schedule" in options
+    assert not options & {"model.mean", "model.std"}
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_every_option_of_a_command_has_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Parsed(Exception):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from PIL import Image
 
 import cli.parser
@@ -74,6 +75,15 @@ def test_an_image_that_does_not_fit_into_memory_is_refused(
     monkeypatch.setattr(base, "free_memory", lambda device: 8 * 2**20)
     with pytest.raises(ValueError, match=r"found 40x\d+ pixels, which need about 0.0 GiB; set --data.image_size \d"):
         prepare(NeuralStyle(weights="random", backbone="vgg16"), image_paths, 40)
+
+
+def test_memory_is_checked_on_the_device_of_the_run(
+    image_paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr(base, "free_memory", devices.append)
+    prepare(NeuralStyle(weights="random", backbone="vgg16"), image_paths, 40, device="cuda:1")
+    assert devices == [torch.device("cuda:1")]
 
 
 def test_an_image_that_is_too_small_is_refused(image_paths: dict[str, str]) -> None:
