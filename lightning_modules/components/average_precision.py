@@ -41,7 +41,7 @@ class VOCMeanAP(Metric):
     - ``map``: mean of the average precisions of the classes, float32 scalar.
     - ``ap``: average precision of each class, float32 (C,).
     - ``precision``: interpolated precision at the recalls 0, 0.01, ... 1, float32 (C, 101); 0 at recalls that are not
-      reached.
+      reached, nan for a class without objects that are not difficult.
     - ``objects``: number of objects that are not difficult, int64 (C,).
     - ``detections``: number of detections that are not ignored, int64 (C,).
 
@@ -74,7 +74,7 @@ class VOCMeanAP(Metric):
             raise UserError(f"method: expected area or 11point, found {method}")
         if not 0 < iou_threshold <= 1:
             raise UserError(f"iou_threshold: expected a number above 0 and at most 1, found {iou_threshold}")
-        self.num_classes, self.method, self.iou_threshold = num_classes, method, iou_threshold
+        self.method, self.iou_threshold = method, iou_threshold
         for name in ("scores", "labels", "outcomes", "image_index"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.add_state("objects", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")

@@ -52,7 +52,7 @@ def make_trunk(
     Args:
         backbone: name of the network.
         width_multiplier: scales all channels of VGG-16 and of the pyramid, and those of a ResNet's 3x3 convolutions.
-        batch_norm: add batch normalization to each convolution of VGG-16.
+        batch_norm: add batch normalization to each convolution of VGG-16; without effect on a ResNet.
         freeze_backbone: freeze the first two blocks, and a ResNet's batch normalization.
         stride: stride of VGG-16; 8 removes its fourth pooling, for small objects.
     """

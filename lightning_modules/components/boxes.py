@@ -84,6 +84,11 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union, 0.0)
 
 
+def constant_like(values: Sequence[float], tensor: Tensor) -> Tensor:
+    """Return values as a tensor of the same dtype and device; unlike ``new_tensor``, do not wait for the device."""
+    return torch.tensor(values, dtype=tensor.dtype).to(tensor.device, non_blocking=True)
+
+
 def encode_boxes(boxes: Tensor, anchors: Tensor, std: Sequence[float]) -> Tensor:
     """Encode boxes as regression deltas relative to anchors (Girshick et al. 2014, appendix C).
 
@@ -98,7 +103,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, std: Sequence[float]) -> Tensor
     (center, size), (center_a, size_a) = (
         ((b[..., :2] + b[..., 2:]) / 2, (b[..., 2:] - b[..., :2]).clamp_min(1e-6)) for b in (boxes, anchors)
     )
-    return torch.cat([(center - center_a) / size_a, (size / size_a).log()], dim=-1) / boxes.new_tensor(std)
+    return torch.cat([(center - center_a) / size_a, (size / size_a).log()], dim=-1) / constant_like(std, boxes)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, std: Sequence[float]) -> Tensor:
@@ -112,7 +117,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, std: Sequence[float]) -> Tenso
     Returns:
         Boxes, float (..., 4), xyxy in pixels.
     """
-    deltas = deltas * deltas.new_tensor(std)
+    deltas = deltas * constant_like(std, deltas)
     size = anchors[..., 2:] - anchors[..., :2]
     center = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp_max(math.log(1000 / 16)).exp() / 2

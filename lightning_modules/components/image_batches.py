@@ -115,7 +115,7 @@ def pad_to_multiple(
         x: tensor (..., H, W).
         multiple: step between valid sides.
         offset: 1 places the first and last cells of every feature map on the first and last pixels (DeepLab).
-        minimum: smallest side of the result.
+        minimum: smallest side of the result; it must be valid itself.
         mode: see `torch.nn.functional.pad`.
         value: value of constant padding.
     """

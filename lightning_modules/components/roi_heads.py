@@ -97,14 +97,11 @@ class RoIHeads(nn.Module):
             align = MultiScaleRoIAlign([str(i) for i in range(4)], pool_size, sampling_ratio=2)
             height, width = (cells * self.strides[0] for cells in maps[0].shape[-2:])
             return align({str(i): m for i, m in enumerate(maps)}, list(boxes), [(height, width)] * len(boxes))
-        image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
-        image = image.expand(-1, boxes.shape[1], 1)
         if self.pooling == "align":
-            rois = torch.cat([image, boxes], 2).flatten(0, 1)
-            return roi_align(maps[0], rois, pool_size, 1 / self.strides[0], sampling_ratio=2, aligned=True)
+            return roi_align(maps[0], list(boxes), pool_size, 1 / self.strides[0], sampling_ratio=2, aligned=True)
         # roi_pool includes the cell of the lower right corner: give it the last pixel.
-        rois = torch.cat([image, boxes[..., :2], boxes[..., 2:] - 1], 2).flatten(0, 1)
-        return roi_pool(maps[0], rois, pool_size, 1 / self.strides[0])
+        inclusive = torch.cat([boxes[..., :2], boxes[..., 2:] - 1], 2)
+        return roi_pool(maps[0], list(inclusive), pool_size, 1 / self.strides[0])
 
 
 # --- target encoding --------------------------------------------------------------------------------------------------

@@ -38,9 +38,8 @@ def warp_crops(images: Tensor, boxes: Tensor, crop_size: int, context: float) ->
     """
     center, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
     half = half * (crop_size / (crop_size - 2 * context))
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
-    rois = torch.cat([image.expand(-1, boxes.shape[1], 1), center - half, center + half], 2).flatten(0, 1)
-    return roi_align(images.float().contiguous(), rois, crop_size, sampling_ratio=2, aligned=True)
+    rois = torch.cat([center - half, center + half], 2)
+    return roi_align(images.float().contiguous(), list(rois), crop_size, sampling_ratio=2, aligned=True)
 
 
 # --- network ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from errors import UserError
 from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.backbones import Backbone
-from lightning_modules.components.boxes import pad_targets
+from lightning_modules.components.boxes import constant_like, pad_targets
 from lightning_modules.components.image_batches import resize_images
 from lightning_modules.components.roi_heads import SampledRoIs
 from lightning_modules.components.rpn import RPNLossNormalization
@@ -199,7 +199,7 @@ class BranchedRCNN(FasterRCNN):
         logits = self.branch_logits(output.maps, boxes)
         for i, (image, detection) in enumerate(zip(images, detections, strict=True)):
             height, width = image.shape[-2:]
-            scale = output.sizes.new_tensor([width, height]) / output.sizes[i]
+            scale = constant_like([width, height], output.sizes) / output.sizes[i]
             boxes, labels = detection["boxes"], detection["labels"]
             detection["boxes"] = boxes * scale.repeat(2)
             detection |= self.decode_branch(logits[i, : len(boxes)], boxes, labels, scale, (height, width))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory
-from lightning_modules.components.boxes import non_maximum_suppression, rank_in_group
+from lightning_modules.components.boxes import constant_like, non_maximum_suppression, rank_in_group
 from lightning_modules.components.image_batches import stack_images
 from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights, load_weights
@@ -117,7 +117,7 @@ class OverFeatNetwork(nn.Module):
             side = (side + 2 * padding - kernel_size) // stride + 1
             self.stride *= stride
         self.features = nn.Sequential(*modules)
-        self.channels, self.kernel_size = channels, side // self.pool_size
+        self.kernel_size = side // self.pool_size
         sixth, seventh = (max(1, round(units * width_multiplier)) for units in architecture.hidden_units)
         self.classifier = nn.Sequential(
             nn.Conv2d(channels, sixth, self.kernel_size),
@@ -406,7 +406,7 @@ class OverFeat(Detector):
         network = self.network
         height, width = images.shape[-2:]
         pixels = self.preprocess(images)
-        limit = pixels.new_tensor([width, height, width, height])
+        limit = constant_like([width, height, width, height], pixels)
         candidates = []
         for scale in self.scales:
             factor = scale / min(height, width)

@@ -218,8 +218,8 @@ class RCNN(StagedModule, Detector):
         solver_lr: initial learning rate of stages 2 and 3.
         svm_cost: C of the support vector machines; lower values regularize more.
         ridge_lambda: lambda of the ridge regression.
-        score_threshold: detections with a lower score are dropped. Difficult objects score below -1, the margin of the
-            background.
+        score_threshold: detections with a lower score are dropped. The default keeps objects that are hard to
+            recognize, whose scores lie below -1, the margin of the background.
         nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
         optimizer: makes the optimizer from parameter groups. Default: the authors' SGD. Biases get twice the learning
             rate and no weight decay.
@@ -274,6 +274,7 @@ class RCNN(StagedModule, Detector):
         self.svm = LinearModel(self.network.fc7_size, self.num_classes, initial_output=-1.0)
         self.box_regressor = LinearModel(self.network.pool5_size, 4 * self.num_classes)
         self.moments = Constant(torch.zeros(self.num_classes, 22, dtype=torch.float64))
+        self._whitening: tuple[Tensor, DeltaWhitening] | None = None  # with the moments that it is computed from
         self.pretrained = weights is not None
         if weights is not None:
             path = find_weights(backbone, weights)
@@ -361,7 +362,11 @@ class RCNN(StagedModule, Detector):
 
     def whitening(self) -> DeltaWhitening:
         """Return the whitening of the deltas that were measured in stage 2."""
-        return DeltaWhitening.from_moments(self.moments.value)
+        moments = self.moments.value
+        if self._whitening is None or self._whitening[0] is not moments:
+            # The eigenvectors are not computed again in each step.
+            self._whitening = moments, DeltaWhitening.from_moments(moments)
+        return self._whitening[1]
 
     # --- stages -------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import roi_align
 
-from lightning_modules.components.boxes import paired_iou
+from lightning_modules.components.boxes import constant_like, pad_targets, paired_iou
 
 # Label of a window whose IoU is too low for an object and too high for background.
 IGNORE_LABEL = -100
@@ -62,9 +61,7 @@ def sample_windows(
         aspect_ratios: width / height of the windows.
     """
     device, images, half = image_sizes.device, len(target), 4 * windows_per_image
-    # An empty box per image avoids a special case for images without objects.
-    gt_boxes = F.pad(pad_sequence([t["boxes"].float() for t in target], batch_first=True), (0, 0, 0, 1))
-    gt_labels = F.pad(pad_sequence([t["labels"] for t in target], batch_first=True), (0, 1))
+    gt_boxes, gt_labels = pad_targets(target)
     counts = torch.tensor([[len(t["boxes"])] for t in target]).to(device, non_blocking=True)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -82,7 +79,8 @@ def sample_windows(
     near_side = torch.where(counts > 0, near_side, any_side)
     near_center = torch.where(counts[..., None] > 0, near_center, uniform(0, 1, 2) * image_sizes[:, None])
     side, center = torch.cat([near_side, any_side], 1), torch.cat([near_center, any_center], 1)
-    root = image_sizes.new_tensor(aspect_ratios).sqrt()[torch.randint(len(aspect_ratios), side.shape, device=device)]
+    roots = constant_like(aspect_ratios, image_sizes).sqrt()
+    root = roots[torch.randint(len(aspect_ratios), side.shape, device=device)]
     extent = torch.minimum(torch.stack([side * root, side / root], 2), image_sizes[:, None])
     corner = torch.minimum((center - extent / 2).clamp_min(0), image_sizes[:, None] - extent)
     boxes = torch.cat([corner, corner + extent], 2)
@@ -112,9 +110,7 @@ def crop_windows(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Returns:
         Crops, float (B * W, 3, size, size).
     """
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
-    rois = torch.cat([image[:, None, None].expand(-1, boxes.shape[1], 1), boxes], 2)
-    return roi_align(images.contiguous(), rois.flatten(0, 1), size, aligned=True)
+    return roi_align(images.contiguous(), list(boxes), size, aligned=True)
 
 
 # --- detection ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,12 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from errors import UserError
 from lightning_modules.base import OptimizerFactory
-from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
+from lightning_modules.components.boxes import (
+    concatenate_targets,
+    constant_like,
+    non_maximum_suppression,
+    paired_iou,
+)
 from lightning_modules.components.image_batches import require_square
 from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights, load_weights
@@ -189,7 +194,7 @@ def encode(
     """
     boxes, labels, image = concatenate_targets(target)
     height, width = image_size
-    boxes = boxes / boxes.new_tensor([width, height, width, height])
+    boxes = boxes / constant_like([width, height, width, height], boxes)
     size = boxes[:, 2:] - boxes[:, :2]
     center = (boxes[:, :2] + boxes[:, 2:]) / 2 * grid_size
     corner = center.floor().clamp(0, grid_size - 1)
@@ -297,7 +302,7 @@ def decode(
     predictions = CellPredictions.split(output, boxes_per_cell)
     height, width = image_size
     boxes = predictions.boxes()
-    boxes = clip_boxes_to_image(boxes * boxes.new_tensor([width, height, width, height]), image_size)
+    boxes = clip_boxes_to_image(boxes * constant_like([width, height, width, height], boxes), image_size)
     confidence, classes = predictions.confidence, predictions.classes
     scores = confidence.clamp_min(0)[..., None] * classes.clamp_min(0)[:, :, :, None]
     image, *box, labels = (scores > score_threshold).nonzero(as_tuple=True)

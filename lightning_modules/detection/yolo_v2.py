@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import resize
 from errors import UserError
 from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
-from lightning_modules.components.image_batches import require_size
+from lightning_modules.components.image_batches import require_equal_size, require_size
 from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights
 from lightning_modules.components.unsaved import Constant
@@ -367,7 +367,7 @@ class YOLOv2(Detector):
         return self.network(self.preprocess(images))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        images, anchors = batch["image"], self.anchors.value
+        images, anchors = require_equal_size(batch["image"]), self.anchors.value
         output = self(self._resize(images))
         targets = encode(batch["target"], anchors, output.shape[1:3], images.shape[-2:])
         early = self.seen < self.early_images
@@ -384,8 +384,8 @@ class YOLOv2(Detector):
         weights, others = ([p for p in parameters if (p.ndim == 4) == four] for four in (True, False))
         return [{"params": weights}, {"params": others, "weight_decay": 0.0}]
 
-    def _resize(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        if self.train_sizes is None or not isinstance(images, Tensor):
+    def _resize(self, images: Tensor) -> Tensor:
+        if self.train_sizes is None:
             return images
         side = train_size_at(self.global_step, self.train_sizes)
         return images if images.shape[-2:] == (side, side) else resize(images, [side, side], antialias=True)

@@ -157,7 +157,8 @@ def encode(keypoints: Tensor, center: Tensor, size: Tensor) -> Tensor:
 
 def image_box(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return center and size of the box of a whole image, float32 (2,) each, in pixels."""
-    size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
+    size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32)
+    size = size.to(images.device, non_blocking=True)
     return (size - 1) / 2, size
 
 

@@ -424,6 +424,16 @@ def test_the_best_box_of_each_class_is_kept() -> None:
     assert found["boxes"].tolist() == [[12, 10, 52, 50], [70, 70, 100, 80], [10, 10, 50, 50]]
 
 
+def test_whitening_is_computed_once_for_the_same_moments() -> None:
+    module = small()
+    first = module.whitening()
+    assert module.whitening() is first
+    module.load_stage_state({"moments": torch.ones(3, 22, dtype=torch.float64), "scaling": {}})
+    second = module.whitening()
+    assert second is not first
+    assert torch.equal(second.mean, DeltaWhitening.from_moments(torch.ones(3, 22, dtype=torch.float64)).mean)
+
+
 def test_whitened_deltas_lead_to_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prediction after the third stage inverts the encoding of its targets."""
     rng = np.random.default_rng(8)

@@ -388,6 +388,14 @@ def test_a_training_step_at_another_size() -> None:
     assert all(large[key].item() == pytest.approx(value.item(), rel=1e-4) for key, value in small.items())
 
 
+def test_a_list_of_images_gives_the_loss_of_the_batch() -> None:
+    module = small_module(train_sizes=[96])
+    batch = random_batch(192, 192)
+    expected = module.losses(batch)
+    terms = module.losses({**batch, "image": list(batch["image"])})
+    assert {name: term.item() for name, term in terms.items()} == {name: t.item() for name, t in expected.items()}
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_bf16_and_both_layouts_give_finite_gradients_at_any_size(channels_last: bool) -> None:
     module = small_module(channels_last=channels_last, train_sizes=[64, 96])
