@@ -30,6 +30,7 @@ from datamodules.folders import list_images
 from datamodules.image_dataset import ImageDataset
 from errors import CheckpointError
 from lightning_modules.base import VisionModule
+from lightning_modules.components.boxes import grouped_nms
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.detection.rcnn import RCNN
@@ -104,17 +105,19 @@ def torchvision_ssd300(ours: SSD) -> Any:
 
 @contextmanager
 def count_nms_boxes() -> Iterator[list[int]]:
-    """Count the boxes of each call of torchvision's NMS, by our code and by its own."""
+    """Count the boxes of each suppression, in our code and in torchvision's."""
     counts: list[int] = []
-    nms = torchvision.ops.batched_nms
 
-    def counting(boxes: Tensor, *arguments: Any) -> Tensor:
-        counts.append(len(boxes))
-        return nms(boxes, *arguments)
+    def counting(nms: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(boxes: Tensor, *arguments: Any) -> Tensor:
+            counts.append(len(boxes))
+            return nms(boxes, *arguments)
+
+        return call
 
     with (
-        mock.patch("lightning_modules.components.boxes.batched_nms", counting),
-        mock.patch("torchvision.ops.boxes.batched_nms", counting),
+        mock.patch("lightning_modules.components.boxes.grouped_nms", counting(grouped_nms)),
+        mock.patch("torchvision.ops.boxes.batched_nms", counting(torchvision.ops.batched_nms)),
     ):
         yield counts
 

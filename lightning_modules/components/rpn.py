@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import batched_nms
 
 from errors import UserError
 from lightning_modules.components.anchors import make_anchors
@@ -21,6 +20,7 @@ from lightning_modules.components.boxes import (
     batched_box_iou,
     decode_boxes,
     encode_boxes,
+    grouped_nms,
     pad_targets,
     rank_in_group,
 )
@@ -250,7 +250,7 @@ def decode_proposals(
     keep = ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(2) & scores.isfinite()
     scores, boxes = torch.where(keep, scores, -1), torch.where(keep[..., None], boxes, 0)
     image = torch.arange(num_images, device=boxes.device)[:, None].expand_as(scores)
-    kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), (level * num_images + image).flatten(), nms_threshold)
+    kept = grouped_nms(boxes.flatten(0, 1), scores.flatten(), (level * num_images + image).flatten(), nms_threshold)
     row = image.flatten()[kept]
     # Proposals beyond post_nms_top_n go to one extra column, which is cut off.
     position = row, rank_in_group(row).clamp_max(post_nms_top_n)

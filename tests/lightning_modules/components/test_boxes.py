@@ -13,6 +13,7 @@ from lightning_modules.components.boxes import (
     concatenate_targets,
     decode_boxes,
     encode_boxes,
+    grouped_nms,
     non_maximum_suppression,
     pad_targets,
     rank_in_group,
@@ -68,6 +69,48 @@ def test_suppression_without_candidates() -> None:
     empty = torch.zeros(0, dtype=torch.int64)
     results = non_maximum_suppression(torch.zeros(0, 4), torch.zeros(0), empty, empty, 2, 0.5, top_k=3, keep_top_k=3)
     assert [len(result["boxes"]) for result in results] == [0, 0]
+
+
+def crowded_candidates(n: int, images: int, classes: int, integer: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlapping boxes at the far corner of 500-pixel images, different scores, and the group of each box."""
+    generator = torch.Generator().manual_seed(n + classes + integer)
+    corner = 350 + torch.rand(n, 2, generator=generator) * 100
+    boxes = torch.cat([corner, corner + 5 + torch.rand(n, 2, generator=generator) * 100], dim=1)
+    scores = (torch.randperm(n, generator=generator).double() / n).float()
+    group = torch.randint(images * classes, (n,), generator=generator)
+    return boxes.round() if integer else boxes, scores, group
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize(
+    ("n", "images", "classes"), [(38_400, 64, 20), (38_400, 64, 365), (900, 64, 365), (900, 1, 1), (3000, 2, 2)]
+)
+def test_groups_are_suppressed_as_if_alone_and_in_float64(n: int, images: int, classes: int, integer: bool) -> None:
+    boxes, scores, group = crowded_candidates(n, images, classes, integer)
+    expected = torch.zeros(n, dtype=torch.bool)
+    order = torch.argsort(group, stable=True)
+    for alone in order.split(torch.bincount(group).tolist()):
+        expected[alone[nms(boxes[alone].double(), scores[alone].double(), 0.5)]] = True
+    kept = grouped_nms(boxes, scores, group, 0.5)
+    assert torch.equal(kept.sort().values, expected.nonzero()[:, 0])
+    assert (scores[kept].diff() < 0).all()
+
+
+def test_the_last_group_of_many_is_suppressed_exactly() -> None:
+    """The IoU is 0.5 + 1e-4. Float32 cannot hold a tenth of a pixel beside the shift of 23,360 groups."""
+    pair = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5.001]])
+    boxes = torch.cat([pair, torch.tensor([[490.0, 490, 500, 500]]).expand(100, 4), pair + 0.3])
+    group = torch.cat([torch.zeros(2), torch.arange(1, 101), torch.full((2,), 64 * 365 - 1)]).long()
+    scores = torch.linspace(1, 0.5, len(boxes))
+    kept = grouped_nms(boxes, scores, group, 0.5)
+    assert kept.tolist() == [0, *range(2, 103)]
+    assert len(grouped_nms(boxes, scores, group, 0.5002)) == len(boxes)
+
+
+def test_groups_with_negative_coordinates_stay_apart() -> None:
+    boxes = torch.tensor([[-50.0, -50, -10, -10], [-50, -50, -10, -10]])
+    assert grouped_nms(boxes, torch.tensor([0.4, 0.9]), torch.tensor([3, 7]), 0.5).tolist() == [1, 0]
+    assert grouped_nms(boxes, torch.tensor([0.4, 0.9]), torch.tensor([3, 3]), 0.5).tolist() == [1]
 
 
 def test_rank_in_group() -> None:
