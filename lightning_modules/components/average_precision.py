@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -22,6 +23,9 @@ APMethod = Literal["area", "11point"]
 
 # What a detection is; an ignored one counts neither as a true nor as a false positive.
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
+
+# An area beyond COCO's largest range, 0 to 1e10: pycocotools ignores objects whose area is outside of a range.
+IGNORED_AREA = 1e12
 
 
 class VOCMeanAP(Metric):
@@ -159,8 +163,13 @@ class COCOMeanAP(MeanAveragePrecision):
 
     ``compute`` returns float32 scalars, nan where there are no such objects: ``coco/map`` (mean over the IoU thresholds
     0.5, 0.55, ... 0.95 and the classes), ``coco/map_50``, ``coco/map_75``, ``coco/map_small``, ``coco/map_medium`` and
-    ``coco/map_large`` (areas up to 32^2, up to 96^2 and larger, in pixels). At most 100 detections per image count.
-    VOC's difficult objects become COCO's crowds: neither their detection nor their miss counts.
+    ``coco/map_large`` (areas up to 32^2, up to 96^2 and larger, in pixels; COCO's are those of the image on disk). At
+    most 100 detections per image count.
+
+    VOC's difficult objects are COCO's ignored objects, not its crowds: one detection that matches by IoU is ignored,
+    unless it matches another object; further detections are false positives; a miss does not count. Targets may mark
+    crowds by ``iscrowd``, bool or int (M,). A crowd is matched by intersection over the detection's area, and any
+    number of its detections is ignored.
 
     Args:
         masks: also evaluate ``masks``, bool or uint8 (N, H, W), of predictions and targets: ``coco/mask_map`` and so
@@ -168,19 +177,31 @@ class COCOMeanAP(MeanAveragePrecision):
     """
 
     def __init__(self, masks: bool = False) -> None:
-        super().__init__(iou_type=("bbox", "segm") if masks else "bbox", backend="faster_coco_eval")
+        super().__init__(
+            iou_type=("bbox", "segm") if masks else "bbox",
+            # As in pycocotools. Torchmetrics' own are float32, so that an IoU of exactly 0.6 is no match.
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            backend="faster_coco_eval",
+        )
         self.masks = masks
         # The protocol limits the detections to 100.
         self.warn_on_many_detections = False
 
     def update(self, preds: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> None:  # type: ignore[override]
-        """Add images, see `VOCMeanAP.update`."""
+        """Add images, see `VOCMeanAP.update`; targets may also have ``iscrowd``."""
         if self.masks:
             preds, target = ([{**d, "masks": d["masks"].to(torch.uint8)} for d in dicts] for dicts in (preds, target))
-        keys = ("boxes", "labels", *(("masks",) if self.masks else ()))
-        crowds = [{"iscrowd": t["difficult"].long()} if "difficult" in t else {} for t in target]
-        gt = [{**{key: t[key] for key in keys}, **crowd} for t, crowd in zip(target, crowds, strict=True)]
-        super().update([{key: p[key] for key in (*keys, "scores")} for p in preds], gt)
+        keys = ("labels", *(("masks",) if self.masks else ()))
+        detections = [{key: p[key] for key in (*keys, "scores")} | {"boxes": p["boxes"].double()} for p in preds]
+        objects = [{key: t[key] for key in keys} | {"boxes": t["boxes"].double()} for t in target]
+        for entry, t in zip(objects, target, strict=True):
+            difficult = t.get("difficult", torch.zeros_like(t["labels"])).bool()
+            # Torchmetrics computes the areas that are 0.
+            entry["area"] = torch.where(difficult, IGNORED_AREA, 0.0)
+            if "iscrowd" in t:
+                entry["iscrowd"] = t["iscrowd"].long()
+        super().update(detections, objects)
 
     def compute(self) -> dict[str, Tensor]:
         """The results named in the class docstring."""

@@ -269,3 +269,151 @@ def test_coco_counts_the_thresholds_that_a_box_reaches() -> None:
     assert names["map"] == 1
     assert names["coco/map"] == pytest.approx(0.7)
     assert "coco/map" not in detection_metrics(1, "area", compute_coco_ap=False).compute()
+
+
+AREA_RANGES = {"map": (0, 1e10), "map_small": (0, 32**2), "map_medium": (32**2, 96**2), "map_large": (96**2, 1e10)}
+
+
+def coco_in_loops(preds: Images, target: Images, classes: int, masks: bool = False) -> dict[str, float]:
+    """pycocotools' COCOeval (computeIoU, evaluateImg, accumulate) in loops; ``difficult`` is its ignore flag."""
+
+    def shapes(entry: dict[str, torch.Tensor], label: int) -> np.ndarray:
+        key = "masks" if masks else "boxes"
+        return entry[key][entry["labels"] == label].double().numpy()
+
+    def area(shape: np.ndarray) -> float:
+        return float(shape.sum() if masks else np.prod(shape[2:] - shape[:2]))
+
+    def intersection(a: np.ndarray, b: np.ndarray) -> float:
+        if masks:
+            return float((a * b).sum())
+        return float(np.prod((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)))
+
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in AREA_RANGES}
+    for label in range(classes):
+        for name, (low, high) in AREA_RANGES.items():
+            for threshold in np.linspace(0.5, 0.95, 10):
+                scored, positives = [], 0
+                for p, t in zip(preds, target, strict=True):
+                    objects = shapes(t, label)
+                    flags = [
+                        t.get(key, torch.zeros(len(t["labels"])))[t["labels"] == label].bool().tolist()
+                        for key in ("difficult", "iscrowd")
+                    ]
+                    # COCO's area of an object is that of its mask, also for boxes.
+                    sizes = [area(o) for o in objects]
+                    if "masks" in t:
+                        sizes = t["masks"][t["labels"] == label].double().sum((1, 2)).tolist()
+                    ignored = [
+                        d or c or not low <= a <= high for d, c, a in zip(flags[0], flags[1], sizes, strict=True)
+                    ]
+                    crowd = flags[1]
+                    positives += ignored.count(False)
+                    order = sorted(range(len(objects)), key=lambda j: ignored[j])
+                    scores = p["scores"][p["labels"] == label].tolist()
+                    detections = shapes(p, label)
+                    used = [False] * len(objects)
+                    for k in sorted(range(len(scores)), key=lambda k: -scores[k])[:100]:
+                        best, match = threshold, -1
+                        for j in order:
+                            if used[j] and not crowd[j]:
+                                continue
+                            if match >= 0 and not ignored[match] and ignored[j]:
+                                break
+                            common = intersection(detections[k], objects[j])
+                            union = area(detections[k]) + (0 if crowd[j] else area(objects[j]) - common)
+                            overlap = common / union if union else 0.0
+                            if overlap >= best:
+                                best, match = overlap, j
+                        if match >= 0:
+                            used[match] = True
+                        skipped = ignored[match] if match >= 0 else not low <= area(detections[k]) <= high
+                        if not skipped:
+                            scored.append((scores[k], match >= 0))
+                if positives == 0:
+                    continue
+                true = np.cumsum([hit for _, hit in sorted(scored, key=lambda d: -d[0])])
+                precision = true / np.arange(1, len(true) + 1)
+                for i in range(len(precision) - 2, -1, -1):
+                    precision[i] = max(precision[i], precision[i + 1])
+                at = np.searchsorted(true / positives, np.linspace(0, 1, 101))
+                curves[name].append(np.append(precision, 0.0)[np.minimum(at, len(precision))])
+    return {name: float(np.mean(values)) if values else float("nan") for name, values in curves.items()}
+
+
+def coco_images(seed: int, difficult: float, crowd: float = 0.0, masks: bool = False) -> tuple[Images, Images]:
+    """`some_images` at COCO's object sizes, some of them with boxes inside another object; boxes become masks."""
+    rng = np.random.default_rng(seed)
+    preds, target = some_images(seed, count=10)
+    scale = 0.5 if masks else float(rng.choice([1.5, 5.0]))
+    for p, t in zip(preds, target, strict=True):
+        t["difficult"] = torch.from_numpy(rng.random(len(t["labels"])) < difficult)
+        if crowd:
+            t["iscrowd"] = torch.from_numpy(rng.random(len(t["labels"])) < crowd).long()
+        if len(t["boxes"]) and len(p["boxes"]) > 3:
+            # Detections that fill a part of the first object.
+            corner, side = t["boxes"][0, :2], t["boxes"][0, 2:] - t["boxes"][0, :2]
+            p["boxes"][:3] = torch.cat([corner, corner + side * 0.6]).round()
+            p["labels"][:3] = t["labels"][0]
+        for entry in (p, t):
+            entry["boxes"] = entry["boxes"] * scale
+            if masks:
+                pixel = torch.arange(0.5, 40)
+                inside = [
+                    (pixel > entry["boxes"][:, i, None]) & (pixel < entry["boxes"][:, i + 2, None]) for i in (0, 1)
+                ]
+                entry["masks"] = inside[1][:, :, None] & inside[0][:, None, :]
+    return preds, target
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(("difficult", "crowd"), [(0.0, 0.0), (0.4, 0.0), (0.4, 0.3), (1.0, 0.0)])
+def test_coco_against_its_own_loops(difficult: float, crowd: float, masks: bool) -> None:
+    sizes = set()
+    for seed in range(2 if masks else 4):
+        preds, target = coco_images(seed, difficult, crowd, masks)
+        metric = COCOMeanAP(masks)
+        for i in range(0, len(preds), 4):
+            metric.update(preds[i : i + 4], target[i : i + 4])
+        results = metric.compute()
+        for prefix in ("", "mask_") if masks else ("",):
+            expected = coco_in_loops(preds, target, 4, masks=prefix == "mask_")
+            for name, value in expected.items():
+                np.testing.assert_allclose(float(results[f"coco/{prefix}{name}"]), value, atol=1e-6, err_msg=name)
+                sizes |= {name} if 0 < value < 1 else set()
+    assert sizes >= ({"map"} if difficult < 1 else set())
+
+
+def test_a_difficult_object_does_not_hide_false_positives() -> None:
+    """20 boxes inside a difficult object rank before the one true positive: a precision of 1 / 21 by both rules."""
+    corner = torch.arange(20.0)[:, None].expand(20, 2) * 8
+    boxes = torch.cat([corner, corner + 30], dim=1)
+    target = [one([[0, 0, 200, 200], [300, 300, 340, 340]], difficult=[True, False])]
+    pred = {
+        "boxes": torch.cat([boxes, target[0]["boxes"][1:]]),
+        "scores": torch.linspace(0.9, 0.1, 21),
+        "labels": torch.zeros(21, dtype=torch.int64),
+    }
+    metrics = detection_metrics(1, "area", compute_coco_ap=True)
+    metrics.update([pred], target)
+    results = metrics.compute()
+    assert float(results["map"]) == pytest.approx(1 / 21)
+    assert float(results["coco/map_50"]) == pytest.approx(1 / 21)
+
+
+def test_a_second_detection_of_a_difficult_object_is_false_by_coco() -> None:
+    """The development kit ignores both."""
+    target = [one([BOX, [20, 20, 30, 30]], difficult=[True, False])]
+    metric = COCOMeanAP()
+    metric.update([one([BOX, BOX, [20, 20, 30, 30]], [0.9, 0.8, 0.7])], target)
+    assert float(metric.compute()["coco/map"]) == pytest.approx(0.5)
+    assert ap([one([BOX, BOX, [20, 20, 30, 30]], [0.9, 0.8, 0.7])], target) == 1
+
+
+def test_a_crowd_takes_any_number_of_detections() -> None:
+    target = one([[0, 0, 100, 100], [200, 200, 230, 230]])
+    target["iscrowd"] = torch.tensor([1, 0])
+    inside = [[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]]
+    metric = COCOMeanAP()
+    metric.update([one([*inside, [200, 200, 230, 230]], [0.9, 0.8, 0.7, 0.6])], [target])
+    assert float(metric.compute()["coco/map"]) == pytest.approx(1)
