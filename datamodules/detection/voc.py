@@ -126,6 +126,8 @@ class VOCDetectionDataset(Dataset):
         transform: transforms images and boxes.
         keep_difficult: keep objects that are marked difficult.
         proposals: folder of proposals, which are transformed like the boxes; None for none.
+        training: shuffle the objects of an image, as darknet does (src/data.c: randomize_boxes): YOLO keeps one of
+            several objects in a cell, so they take turns. Otherwise, samples have ``original_size``.
     """
 
     def __init__(
@@ -135,9 +137,10 @@ class VOCDetectionDataset(Dataset):
         transform: BoxTransform,
         keep_difficult: bool = True,
         proposals: str | None = None,
+        training: bool = False,
     ) -> None:
         self.root, self.annotations, self.transform = root, annotations, transform
-        self.keep_difficult, self.proposals = keep_difficult, proposals
+        self.keep_difficult, self.proposals, self.training = keep_difficult, proposals, training
 
     def __len__(self) -> int:
         return len(self.annotations.images)
@@ -152,13 +155,17 @@ class VOCDetectionDataset(Dataset):
             boxes = np.concatenate([boxes, read_image_proposals(self.proposals, name)])
         image, boxes, kept = self.transform(os.path.join(self.root, name), boxes, len(objects))
         num_objects = int(np.searchsorted(kept, len(objects)))
-        objects = objects[kept[:num_objects]]
+        # The last random numbers of the sample: its augmentation does not depend on the number of objects.
+        order = np.random.permutation(num_objects) if self.training else np.arange(num_objects)
+        objects = objects[kept[order]]
         target = {
-            "boxes": torch.from_numpy(boxes[:num_objects]),
+            "boxes": torch.from_numpy(boxes[order]),
             "labels": torch.from_numpy(a.labels[objects]),
             "difficult": torch.from_numpy(a.difficult[objects]),
         }
         sample = {"image": image, "target": target, "id": name}
+        if not self.training:
+            sample["original_size"] = torch.tensor(image_size(os.path.join(self.root, name)))
         return sample if self.proposals is None else {**sample, "proposals": torch.from_numpy(boxes[num_objects:])}
 
 
@@ -227,7 +234,7 @@ class VOCDetection(VOCData):
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
         keep_difficult = self.train_difficult or not training
-        return VOCDetectionDataset(self.devkit, annotations, transform, keep_difficult, self.proposals)
+        return VOCDetectionDataset(self.devkit, annotations, transform, keep_difficult, self.proposals, training)
 
     def _proposal_options(self, split: Split) -> str:
         """Return the options of ``python -m tools.proposals`` for this dataset."""

@@ -37,6 +37,7 @@ class InstanceDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image_path, class_mask, object_mask = (os.path.join(self.root, name) for name in self.files[index])
         image = read_image(image_path)
+        original_size = image.shape[:2]
         ids, labels = read_objects(object_mask, class_mask, self.num_classes, image.shape[:2])
         image, ids = self.transform(image, ids)
         masks, boxes, labels = masks_and_boxes(ids, labels)
@@ -46,7 +47,8 @@ class InstanceDataset(Dataset):
             "difficult": torch.zeros(len(labels), dtype=torch.bool),
             "masks": torch.from_numpy(masks),
         }
-        return {"image": to_tensor(image), "target": target, "id": self.files[index].image}
+        sample = {"image": to_tensor(image), "target": target, "id": self.files[index].image}
+        return {**sample, "original_size": torch.tensor(original_size)}
 
 
 class VOCInstance(VOCMaskData):

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 
 from lightning_modules.base import VisionModule
 from lightning_modules.components.average_precision import APMethod
-from lightning_modules.detection.metrics import detection_metrics
+from lightning_modules.detection.metrics import detection_metrics, scale_to_original
 
 
 class Detector(VisionModule):
@@ -49,4 +49,4 @@ class Detector(VisionModule):
         return detection_metrics(self.num_classes, self.ap_method, self.compute_coco_ap)
 
     def update_metrics(self, metrics: MetricCollection, predictions: Any, batch: dict[str, Any]) -> None:
-        metrics.update(predictions, batch["target"])
+        metrics.update(*scale_to_original(predictions, batch))

@@ -11,13 +11,47 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.components.average_precision import APMethod, COCOMeanAP, VOCMeanAP, require_equal_length
-from lightning_modules.components.boxes import batched_box_iou
+from lightning_modules.components.boxes import batched_box_iou, constant_like
 
 
 def detection_metrics(num_classes: int, ap_method: APMethod, compute_coco_ap: bool) -> MetricCollection:
     """Return the metrics of a detector: `VOCMeanAP` and, if asked for, `COCOMeanAP`."""
     metrics: dict[str, Metric | MetricCollection] = {"voc": VOCMeanAP(num_classes, ap_method)}
     return MetricCollection({**metrics, "coco": COCOMeanAP()} if compute_coco_ap else metrics)
+
+
+def scale_to_original(
+    predictions: Sequence[dict[str, Any]], batch: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Scale detections and ground truth to the images on disk, to whose pixels COCO's areas refer.
+
+    Args:
+        predictions: one dict per image with ``boxes`` (N, 4), xyxy in pixels of the image, and maybe ``masks``
+            (N, H, W).
+        batch: see detection in the batch contract. Nothing is scaled without ``original_size``.
+
+    Returns:
+        Copies of the predictions and of the targets, with ``boxes`` float64 and masks of the original size.
+    """
+    target = batch["target"]
+    if "original_size" not in batch:
+        return list(predictions), list(target)
+    scaled: tuple[list[dict[str, Any]], ...] = ([], [])
+    sizes = batch["original_size"].tolist()
+    for pred, gt, image, (height, width) in zip(predictions, target, batch["image"], sizes, strict=True):
+        image_height, image_width = image.shape[-2:]
+        rows, columns = (
+            ((torch.arange(n, device=image.device) + 0.5) * side / n).long()
+            for n, side in ((height, image_height), (width, image_width))
+        )
+        for entry, results in zip((pred, gt), scaled, strict=True):
+            boxes = entry["boxes"].double()
+            copy = {**entry, "boxes": boxes * constant_like([width / image_width, height / image_height] * 2, boxes)}
+            if "masks" in entry and (height, width) != (image_height, image_width):
+                # The nearest pixel.
+                copy["masks"] = entry["masks"][:, rows[:, None], columns]
+            results.append(copy)
+    return scaled
 
 
 class ProposalRecall(Metric):

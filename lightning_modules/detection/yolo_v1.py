@@ -179,9 +179,9 @@ def encode(
 ) -> Targets:
     """Assign each object to the grid cell that contains its center.
 
-    If several objects share a cell, only the first one is a target. Objects whose width or height is below ``min_size``
-    (relative to the image) are ignored. Both rules follow the authors' code (darknet, src/data.c and
-    src/detection_layer.c).
+    If several objects share a cell, only the first one is a target; `VOCDetection` shuffles the objects in training, so
+    that they take turns. Objects whose width or height is below ``min_size`` (relative to the image) are ignored. These
+    rules follow the authors' code (darknet, src/data.c: fill_truth_region, randomize_boxes).
 
     Args:
         target: one dict per image with ``boxes`` float (M, 4), xyxy in pixels, and ``labels`` int64 (M,).

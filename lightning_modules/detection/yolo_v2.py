@@ -170,8 +170,9 @@ def encode(
     """Assign each object to the anchor with the most similar shape in the grid cell that contains its center.
 
     The similarity is the IoU of boxes with a common center. If several objects share an anchor, only the last one is a
-    target: in the authors' code (darknet, src/region_layer.c), each overwrites the one before. Objects whose width or
-    height is below ``min_size`` (relative to the image) are ignored (src/data.c).
+    target: in the authors' code (darknet, src/region_layer.c), each overwrites the one before. `VOCDetection` shuffles
+    the objects in training (src/data.c: randomize_boxes), so that they take turns. Objects whose width or height is
+    below ``min_size`` (relative to the image) are ignored (src/data.c).
 
     Args:
         target: one dict per image with ``boxes`` float (M, 4), xyxy in pixels, and ``labels`` int64 (M,).

@@ -16,6 +16,7 @@ from PIL import Image
 import datamodules.voc as voc
 from datamodules.archives import Archive
 from datamodules.detection.voc import VOCDetection, read_annotation
+from datamodules.loading import SeededDataset
 from datamodules.synthetic.voc import write_voc
 from errors import BrokenImageError, DatasetError, UserError
 
@@ -122,6 +123,40 @@ def test_a_batch_follows_the_contract(drawn: str) -> None:
         assert (target["boxes"] <= 64).all()
 
 
+def test_evaluation_yields_the_size_on_disk(drawn: str) -> None:
+    data = module(drawn, train=["VOC2007/test"])
+    batch = next(iter(data.val_dataloader()))
+    for name, size in zip(batch["id"], batch["original_size"].tolist(), strict=True):
+        with Image.open(Path(data.devkit, name)) as image:
+            assert tuple(size) == (image.height, image.width)
+    assert "original_size" not in next(iter(data.train_dataloader()))
+
+
+def test_training_shuffles_the_objects_by_seed_epoch_and_sample(drawn: str) -> None:
+    data = module(drawn, hflip=0.5, photometric="ssd", jitter=0.2)
+    dataset = data.dataset("train")
+    i = int(np.diff(dataset.annotations.start).argmax())  # type: ignore[attr-defined]
+    seeded = SeededDataset(dataset, seed=3, replace=True)
+    samples = [seeded[epoch, i, 0] for epoch in range(40)]
+    boxes = [tuple(map(tuple, sample["target"]["boxes"].tolist())) for sample in samples]
+    again = SeededDataset(dataset, seed=3, replace=True)[7, i, 0]
+    assert tuple(map(tuple, again["target"]["boxes"].tolist())) == boxes[7]
+    # Without the shuffle, the order is the file's, and nothing else changes.
+    plain = data.dataset("train")
+    plain.training = False  # type: ignore[attr-defined]
+    unshuffled = [SeededDataset(plain, seed=3, replace=True)[epoch, i, 0] for epoch in range(40)]
+    moved = set()
+    for shuffled, original in zip(samples, unshuffled, strict=True):
+        assert torch.equal(shuffled["image"], original["image"])
+        rows, expected = (
+            torch.cat([s["target"]["boxes"], s["target"]["labels"][:, None], s["target"]["difficult"][:, None]], 1)
+            for s in (shuffled, original)
+        )
+        assert sorted(rows.tolist()) == sorted(expected.tolist())
+        moved.add(rows[0].tolist() != expected[0].tolist())
+    assert moved == {False, True}  # the first object is at times another one
+
+
 def test_images_of_different_sizes_are_a_list(drawn: str) -> None:
     batch = next(iter(module(drawn, image_size=(60, 100)).val_dataloader()))
     assert isinstance(batch["image"], list)
@@ -209,7 +244,9 @@ def test_boxes_beyond_the_image_are_clipped_or_ignored_and_counted(root: Path) -
         assert any("clipped the box of 2 objects" in line and path.name in line for line in lines)
         target = dataset[0]["target"]  # type: ignore[index]
         expected = torch.tensor([[0.0, 4, 20, 30], [4, 4, width, height], [50, 1, width, height]])
-        torch.testing.assert_close(target["boxes"], expected * torch.tensor([64 / width, 64 / height] * 2))
+        order = target["boxes"].sum(1).argsort()  # training shuffles the objects
+        scaled = expected * torch.tensor([64 / width, 64 / height] * 2)
+        torch.testing.assert_close(target["boxes"][order], scaled)
 
 
 # --- broken datasets --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Recall of proposals against a loop over images, objects, proposals and counts."""
+"""Recall of proposals against a loop over images, objects, proposals and counts; COCO's areas in original pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from lightning_modules.detection.metrics import ProposalRecall
+from lightning_modules.detection.base import Detector
+from lightning_modules.detection.metrics import ProposalRecall, scale_to_original
 
 
 def test_recall_of_proposals() -> None:
@@ -41,3 +42,53 @@ def test_recall_of_proposals() -> None:
     assert recall.compute()["recall_300"].isnan()
     with pytest.raises(ValueError, match="expected as many predictions as targets, found 1 and 0"):
         recall.update(preds[:1], [])
+
+
+SIZES = [(300, 400), (480, 640), (375, 500)]  # (height, width) on disk
+
+
+def coco_at(size: int, as_list: bool = False) -> dict[str, float]:
+    """COCO's AP of the same detections if the images are resized to a square of this size."""
+    detector = Detector(num_classes=2)
+    metrics = detector.build_metrics()
+    generator = torch.Generator().manual_seed(0)
+    preds, target = [], []
+    for height, width in SIZES:
+        scale = torch.tensor([size / width, size / height] * 2)
+        # Sides of 20, 60 and 150 pixels on disk: two small, two medium and two large objects.
+        side = torch.tensor([20.0, 20, 60, 60, 150, 150])[:, None]
+        corner = torch.rand(6, 2, generator=generator) * 100
+        boxes = torch.cat([corner, corner + side], dim=1)
+        labels = torch.arange(6) % 2
+        guess = boxes + (torch.rand(6, 4, generator=generator) - 0.5) * 0.3 * side
+        target.append({"boxes": boxes * scale, "labels": labels, "difficult": torch.arange(6) == 3})
+        preds.append({"boxes": guess * scale, "scores": torch.rand(6, generator=generator), "labels": labels})
+    images = torch.zeros(3, 3, size, size, dtype=torch.uint8)
+    batch = {"image": list(images) if as_list else images, "target": target, "original_size": torch.tensor(SIZES)}
+    detector.update_metrics(metrics, preds, batch)
+    return {name: float(value) for name, value in metrics.compute().items() if value.ndim == 0}
+
+
+def test_object_sizes_are_those_on_disk_at_any_size_of_the_network() -> None:
+    at_160, at_640 = coco_at(160), coco_at(640)
+    assert at_160 == pytest.approx(at_640, abs=1e-6)
+    assert at_160 == pytest.approx(coco_at(160, as_list=True), abs=1e-6)
+    values = {at_160[f"coco/map_{name}"] for name in ("small", "medium", "large")}
+    assert len(values) == 3
+    assert all(0 < value < 1 for value in values)  # no range is empty
+
+
+def test_boxes_and_masks_are_scaled_to_the_size_on_disk() -> None:
+    mask = torch.zeros(1, 4, 8, dtype=torch.uint8)
+    mask[0, 1:3, 2:6] = 1
+    entry = {"boxes": torch.tensor([[2.0, 1, 6, 3]]), "labels": torch.tensor([0]), "masks": mask}
+    image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    batch = {"image": image, "target": [entry], "original_size": torch.tensor([[12, 16]])}
+    preds, target = scale_to_original([entry], batch)
+    for (found,) in (preds, target):
+        assert found["boxes"].tolist() == [[4, 3, 12, 9]]
+        assert found["masks"].shape == (1, 12, 16)
+        assert found["masks"].sum() == found["masks"][0, 3:9, 4:12].sum() == 6 * 8
+    (same,), _ = scale_to_original([entry], {**batch, "original_size": torch.tensor([[4, 8]])})
+    assert torch.equal(same["masks"], mask)
+    assert scale_to_original([entry], {"image": image, "target": [entry]}) == ([entry], [entry])
