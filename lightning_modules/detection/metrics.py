@@ -36,7 +36,7 @@ def scale_to_original(
     target = batch["target"]
     if "original_size" not in batch:
         return list(predictions), list(target)
-    scaled: tuple[list[dict[str, Any]], ...] = ([], [])
+    scaled: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     sizes = batch["original_size"].tolist()
     for pred, gt, image, (height, width) in zip(predictions, target, batch["image"], sizes, strict=True):
         image_height, image_width = image.shape[-2:]
