@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import Dataset
 
 from datamodules.archives import Archive
-from datamodules.base import VisionDataModule
+from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform
 from datamodules.folders import draw_tree, is_image, list_prediction_images, summarize_names
 from datamodules.image_dataset import ImageDataset
@@ -150,6 +151,20 @@ class VOCData(VisionDataModule):
                 "set --trainer.devices 1"
             )
         return VideoDataset(self.images, self.predict_transform)
+
+    def _report_eval_size(
+        self, split: Split, train_size: int | tuple[int, int] | None, eval_size: int | tuple[int, int] | None
+    ) -> None:
+        """Print a line if evaluation has another image size than training."""
+
+        def describe(size: int | tuple[int, int] | None) -> str:
+            return "the size on disk" if size is None else str(size if isinstance(size, int) else list(size))
+
+        sizes = describe(train_size), describe(eval_size)
+        if sizes[0] != sizes[1]:
+            rank_zero_info(
+                f"{split}: image size {sizes[1]}, in training {sizes[0]}; set --data.eval_image_size to change it"
+            )
 
     def _list_path(self, image_set: str) -> str:
         folder, name = image_set.split("/")

@@ -225,6 +225,8 @@ class VOCDetection(VOCData):
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
             return self._prediction_dataset()
+        if split != "train":
+            self._report_eval_size(split, self.train_transform.image_size, self.eval_transform.image_size)
         annotations = self.annotations(split)
         for line in annotations.warnings():
             rank_zero_warn(f"{split}: {line}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Split
@@ -26,10 +28,19 @@ class InstanceDataset(Dataset):
         files: the images and their masks.
         num_classes: number of classes, without the background.
         transform: transforms images and masks.
+        evaluation: also return ``original_target`` and ``original_size``, the objects and the size before the transform.
     """
 
-    def __init__(self, root: str, files: PackedMaskFiles, num_classes: int, transform: MaskTransform) -> None:
+    def __init__(
+        self,
+        root: str,
+        files: PackedMaskFiles,
+        num_classes: int,
+        transform: MaskTransform,
+        evaluation: bool = False,
+    ) -> None:
         self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
+        self.evaluation = evaluation
 
     def __len__(self) -> int:
         return len(self.files)
@@ -37,30 +48,37 @@ class InstanceDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image_path, class_mask, object_mask = (os.path.join(self.root, name) for name in self.files[index])
         image = read_image(image_path)
-        original_size = image.shape[:2]
         ids, labels = read_objects(object_mask, class_mask, self.num_classes, image.shape[:2])
-        image, ids = self.transform(image, ids)
-        masks, boxes, labels = masks_and_boxes(ids, labels)
-        target = {
-            "boxes": torch.from_numpy(boxes),
-            "labels": torch.from_numpy(labels),
-            "difficult": torch.zeros(len(labels), dtype=torch.bool),
-            "masks": torch.from_numpy(masks),
-        }
+        image, transformed_ids = self.transform(image, ids)
+        target = _objects(transformed_ids, labels)
         sample = {"image": to_tensor(image), "target": target, "id": self.files[index].image}
-        return {**sample, "original_size": torch.tensor(original_size)}
+        if self.evaluation:
+            sample |= {"original_target": _objects(ids, labels), "original_size": torch.tensor(ids.shape)}
+        return sample
+
+
+def _objects(ids: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+    """Return the objects of a mask of object ids as a ``target`` of the batch contract."""
+    masks, boxes, labels = masks_and_boxes(ids, labels)
+    return {
+        "boxes": torch.from_numpy(boxes),
+        "labels": torch.from_numpy(labels),
+        "difficult": torch.zeros(len(labels), dtype=torch.bool),
+        "masks": torch.from_numpy(masks),
+    }
 
 
 class VOCInstance(VOCMaskData):
     """VOC, SBD or a custom dataset in the layout of `VOCSegmentation`, with ``SegmentationObject/<id>.png``.
 
     ``classes`` are in the order of the ids, starting with id 1: labels start at 0 and do not include the background.
-    In evaluation, images keep their original size.
+    Metrics refer to the masks at their size on disk, whatever the size of the images.
 
     Args:
         root: the folder ``VOCdevkit`` or its parent. Only prediction works without it.
-        image_size: size that training images are resized to: the side of a square, or [shorter, longest], which keeps
-            the aspect ratio; null keeps their size.
+        image_size: size that images are resized to: the side of a square, or [shorter, longest], which keeps the aspect
+            ratio; null keeps their size.
+        eval_image_size: image size in validation, test and prediction; null uses ``image_size``.
         hflip: probability of a horizontal flip in training.
         **kwargs: see `VOCMaskData`.
 
@@ -76,15 +94,20 @@ class VOCInstance(VOCMaskData):
         self,
         root: str | None = None,
         image_size: int | tuple[int, int] | None = None,
+        eval_image_size: int | tuple[int, int] | None = None,
         hflip: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
         self.train_transform = MaskTransform(image_size, hflip=hflip)
-        self.predict_transform = BoxTransform(None, exif_orientation=True)
+        self.eval_transform = MaskTransform(image_size if eval_image_size is None else eval_image_size)
+        self.predict_transform = BoxTransform(self.eval_transform.image_size, exif_orientation=True)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
             return self._prediction_dataset()
-        transform = self.train_transform if split == "train" else MaskTransform()
-        return InstanceDataset(self.devkit, self.files(split), self.num_classes, transform)
+        training = split == "train"
+        if not training:
+            self._report_eval_size(split, self.train_transform.image_size, self.eval_transform.image_size)
+        transform = self.train_transform if training else self.eval_transform
+        return InstanceDataset(self.devkit, self.files(split), self.num_classes, transform, evaluation=not training)

@@ -101,5 +101,7 @@ class VOCSegmentation(VOCMaskData):
         if split == "predict":
             return self._prediction_dataset()
         training = split == "train"
+        if not training:
+            self._report_eval_size(split, self.train_transform.image_size, self.eval_transform.image_size)
         transform = self.train_transform if training else self.eval_transform
         return SemanticDataset(self.devkit, self.files(split), self.num_classes, transform, evaluation=not training)

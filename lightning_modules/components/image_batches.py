@@ -1,4 +1,4 @@
-"""Batching of images: size checks, padding and resizing.
+"""Batching of images: size checks and padding.
 
 A batch's images are one uint8 tensor (B, 3, H, W), or a list of (3, H, W) if their sizes differ.
 """
@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from errors import UserError
 
@@ -121,20 +120,3 @@ def pad_to_multiple(
     """
     right, bottom = (max(minimum, side + (offset - side) % multiple) - side for side in (x.shape[-1], x.shape[-2]))
     return F.pad(x, (0, right, 0, bottom), mode=mode, value=value if mode == "constant" else None)
-
-
-def resize_images(images: Tensor | list[Tensor], size: tuple[int, int] | None) -> Tensor | list[Tensor]:
-    """Resize uint8 images to a shorter side, limited by a longer side; the aspect ratio is kept.
-
-    Args:
-        images: uint8 (B, 3, H, W), or a list of (3, H, W).
-        size: (shorter side, largest longer side) in pixels; None returns the images as they are.
-    """
-    if size is None:
-        return images
-    resized = []
-    for image in images:
-        sides = image.shape[-2:]
-        factor = min(size[0] / min(sides), size[1] / max(sides))
-        resized.append(resize(image, [max(1, round(side * factor)) for side in sides], antialias=True))
-    return resized

@@ -41,9 +41,14 @@ class FastRCNN(RoIStage):
     def predict(
         self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None
     ) -> list[dict[str, Tensor]]:
-        boxes, valid = inference_proposals(images, proposals)
-        maps, sizes = self.extract_features(images)
-        return self.decode(self.run_roi_heads(maps, sizes, boxes, valid))
+        """See `VisionModule`; proposals are float (P, 4), xyxy, per image, or None for Selective Search."""
+        given = [None] * len(images) if proposals is None else proposals
+        return [self.predict_image(image[None], boxes) for image, boxes in zip(images, given, strict=True)]
+
+    def predict_image(self, image: Tensor, proposals: Tensor | None = None) -> dict[str, Tensor]:
+        boxes, valid = inference_proposals(image, None if proposals is None else [proposals])
+        maps, sizes = self.extract_features(image)
+        return self.decode(self.run_roi_heads(maps, sizes, boxes, valid))[0]
 
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
         return self.predict(batch["image"], batch.get("proposals"))

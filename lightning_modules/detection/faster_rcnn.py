@@ -16,11 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
 from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.backbones import Backbone
-from lightning_modules.components.boxes import constant_like, pad_targets
-from lightning_modules.components.image_batches import resize_images
+from lightning_modules.components.boxes import pad_targets
 from lightning_modules.components.roi_heads import SampledRoIs
 from lightning_modules.components.rpn import RPNLossNormalization
 from lightning_modules.detection.two_stage import ProposalStage, RoIOutput, RoIStage
@@ -83,22 +81,19 @@ class FasterRCNN(RoIStage, ProposalStage):
         output, rpn_losses = self(batch["image"], batch["target"])
         return {**rpn_losses, **self.roi_losses(output)}
 
-    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        output, _ = self(images)
-        return self.decode(output)
+    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
+        output, _ = self(image)
+        return self.decode(output)[0]
 
 
 class BranchedRCNN(FasterRCNN):
     """Base class of Mask R-CNN and Keypoint R-CNN: Faster R-CNN with a third branch (He et al. 2017).
 
     The branch processes RoIs of 14x14 cells in parallel with the RoI heads. In training they are the positive RoIs, in
-    inference the detections. A subclass adds the branch with `add_branch` and implements its loss and its decoding. The
-    defaults are the paper's.
+    inference the detections. A subclass adds the branch with `add_branch` and implements its loss and `predict_image`.
+    The defaults are the paper's.
 
     Args:
-        eval_size: (shorter side, largest longer side) in pixels to which images are resized in evaluation and
-            prediction, usually the data's ``image_size``; None keeps their size. Predictions are in pixels of the
-            given image.
         optimizer: makes the optimizer from parameter groups. Default: the paper's, for 16 images per step.
         **kwargs: see `FasterRCNN`.
     """
@@ -108,7 +103,6 @@ class BranchedRCNN(FasterRCNN):
 
     def __init__(
         self,
-        eval_size: tuple[int, int] | None = None,
         backbone: Backbone = "resnet50_fpn",
         anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         allow_border_anchors: bool = True,
@@ -140,24 +134,27 @@ class BranchedRCNN(FasterRCNN):
             weights=None,  # loaded by `add_branch`, when the network is complete
             **kwargs,
         )
-        if eval_size is not None and not 1 <= eval_size[0] <= eval_size[1]:
-            raise UserError(f"eval_size: expected (shorter side, largest longer side) in pixels, found {eval_size}")
-        self.eval_size = eval_size
 
     def add_branch(self, network: nn.Module, weights: str | None) -> None:
         """Add the branch to the network and load pretrained weights.
 
         Args:
-            network: maps pooled features (K, C', 14, 14) to logits (K, D, S, S).
+            network: maps pooled features (K, C', 14, 14) to logits (K, D, S, S) by its parts ``head`` and
+                ``predictor``.
             weights: see `load_rcnn`.
         """
         self.network.add_module(self.branch, network)
         self.load_pretrained(weights, self.branch)
 
     def branch_logits(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
-        """Run the branch: float32 (B, n, D, S, S) for boxes float32 (B, n, 4), xyxy in pixels."""
-        pooled = self.network.roi.pool(maps, boxes, self.pool_size)
-        return self.network.get_submodule(self.branch)(pooled).unflatten(0, boxes.shape[:2]).float()
+        """Run the branch: float32 (B, n, D, S, S) for boxes float32 (B, n, 4), xyxy in pixels.
+
+        The predictor runs in float32 under autocast, too: bf16 has 8 bits, and the best cells of a heatmap would tie.
+        """
+        head, predictor = (self.network.get_submodule(f"{self.branch}.{part}") for part in ("head", "predictor"))
+        features = head(self.network.roi.pool(maps, boxes, self.pool_size))
+        with torch.autocast(features.device.type, enabled=False):
+            return predictor(features.float()).unflatten(0, boxes.shape[:2])
 
     @abstractmethod
     def branch_loss(self, logits: Tensor, rois: SampledRoIs, target: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -169,20 +166,6 @@ class BranchedRCNN(FasterRCNN):
             target: one dict per image.
         """
 
-    @abstractmethod
-    def decode_branch(
-        self, logits: Tensor, boxes: Tensor, labels: Tensor, scale: Tensor, size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Decode the predictions of the branch for the detections of one image.
-
-        Args:
-            logits: float32 (K, D, S, S).
-            boxes: float32 (K, 4), xyxy in pixels of the resized image.
-            labels: int64 (K,).
-            scale: (x, y) factors from the resized image to the image, float32 (2,).
-            size: (height, width) of the image.
-        """
-
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         target = batch["target"]
         output, rpn_losses = self(batch["image"], target)
@@ -192,15 +175,12 @@ class BranchedRCNN(FasterRCNN):
         loss = self.branch_loss(self.branch_logits(output.maps, rois.boxes), rois, target)
         return {**rpn_losses, **self.roi_losses(output), self.branch: loss}
 
-    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        output, _ = self(resize_images(images, self.eval_size))
-        detections = self.decode(output)
-        boxes, _ = pad_targets(detections)
-        logits = self.branch_logits(output.maps, boxes)
-        for i, (image, detection) in enumerate(zip(images, detections, strict=True)):
-            height, width = image.shape[-2:]
-            scale = constant_like([width, height], output.sizes) / output.sizes[i]
-            boxes, labels = detection["boxes"], detection["labels"]
-            detection["boxes"] = boxes * scale.repeat(2)
-            detection |= self.decode_branch(logits[i, : len(boxes)], boxes, labels, scale, (height, width))
-        return detections
+    def detect(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the detections of one image, uint8 (1, 3, H, W), and the branch's logits, float32 (K, D, S, S)."""
+        output, _ = self(image)
+        (detections,) = self.decode(output)
+        boxes, _ = pad_targets([detections])
+        return detections, self.branch_logits(output.maps, boxes)[0, : len(detections["boxes"])]
+
+    @abstractmethod
+    def predict_image(self, image: Tensor) -> dict[str, Tensor]: ...

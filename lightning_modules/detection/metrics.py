@@ -23,34 +23,32 @@ def detection_metrics(num_classes: int, ap_method: APMethod, compute_coco_ap: bo
 def scale_to_original(
     predictions: Sequence[dict[str, Any]], batch: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Scale detections and ground truth to the images on disk, to whose pixels COCO's areas refer.
+    """Scale the boxes of detections and ground truth to the images on disk, to whose pixels COCO's areas refer.
 
     Args:
-        predictions: one dict per image with ``boxes`` (N, 4), xyxy in pixels of the image, and maybe ``masks``
-            (N, H, W).
-        batch: see detection in the batch contract. Nothing is scaled without ``original_size``.
+        predictions: one dict per image with ``boxes`` (N, 4), xyxy in pixels of the image. Other entries are copied:
+            masks have the size of the image on disk already.
+        batch: see detection in the batch contract. Nothing is scaled without ``original_size``; ``original_target``
+            takes the place of scaled ground truth.
 
     Returns:
-        Copies of the predictions and of the targets, with ``boxes`` float64 and masks of the original size.
+        Copies of the predictions and of the targets; scaled ``boxes`` are float64.
     """
-    target = batch["target"]
+    target = batch.get("original_target", batch["target"])
     if "original_size" not in batch:
         return list(predictions), list(target)
-    scaled: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     sizes = batch["original_size"].tolist()
-    for pred, gt, image, (height, width) in zip(predictions, target, batch["image"], sizes, strict=True):
-        image_height, image_width = image.shape[-2:]
-        rows, columns = (
-            ((torch.arange(n, device=image.device) + 0.5) * side / n).long()
-            for n, side in ((height, image_height), (width, image_width))
-        )
-        for entry, results in zip((pred, gt), scaled, strict=True):
-            boxes = entry["boxes"].double()
-            copy = {**entry, "boxes": boxes * constant_like([width / image_width, height / image_height] * 2, boxes)}
-            if "masks" in entry and (height, width) != (image_height, image_width):
-                # The nearest pixel.
-                copy["masks"] = entry["masks"][:, rows[:, None], columns]
-            results.append(copy)
+    factors = [(w / image.shape[-1], h / image.shape[-2]) for (h, w), image in zip(sizes, batch["image"], strict=True)]
+    detections = _scale_boxes(predictions, factors)
+    return detections, list(target) if "original_target" in batch else _scale_boxes(target, factors)
+
+
+def _scale_boxes(entries: Sequence[dict[str, Any]], factors: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Multiply the boxes of each image by its (x, y) factors."""
+    scaled = []
+    for entry, factor in zip(entries, factors, strict=True):
+        boxes = entry["boxes"].double()
+        scaled.append({**entry, "boxes": boxes * constant_like([*factor, *factor], boxes)})
     return scaled
 
 

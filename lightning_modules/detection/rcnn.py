@@ -405,12 +405,20 @@ class RCNN(StagedModule, Detector):
     def predict(
         self, images: Tensor | list[Tensor], proposals: Sequence[Tensor] | None = None
     ) -> list[dict[str, Tensor]]:
-        """See `VisionModule`; proposals are float (P, 4), xyxy, per image, or None for Selective Search."""
-        pixels, image_sizes = pad_images(images, self.preprocess)
-        boxes, valid = inference_proposals(images, proposals)
+        """See `VisionModule`; proposals are float (P, 4), xyxy, per image, or None for Selective Search.
+
+        The images run one by one: padding them to one size would change the crops at the border of smaller images.
+        """
+        given = [None] * len(images) if proposals is None else proposals
+        return [self.predict_image(image[None], boxes) for image, boxes in zip(images, given, strict=True)]
+
+    def predict_image(self, image: Tensor, proposals: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the detections of one image, uint8 (1, 3, H, W), see `predict`."""
+        pixels, image_sizes = pad_images(image, self.preprocess)
+        boxes, valid = inference_proposals(image, None if proposals is None else [proposals])
         chunks = [self.score_boxes(pixels, chunk) for chunk in self._chunks(boxes)]
         scores, regressed = (torch.cat(chunk, 1) for chunk in zip(*chunks, strict=True))
-        return decode(scores, regressed, valid, image_sizes, self.score_threshold, self.nms_threshold)
+        return decode(scores, regressed, valid, image_sizes, self.score_threshold, self.nms_threshold)[0]
 
     def score_boxes(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (B, n, C) and boxes of each class (B, n, C, 4) with the parts that are trained so far.

@@ -43,15 +43,13 @@ class RPN(ProposalStage):
         maps, sizes = self.extract_features(batch["image"])
         return self.rpn_losses(self.network.rpn(maps), sizes, batch["target"])
 
-    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        maps, sizes = self.extract_features(images)
+    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
+        maps, sizes = self.extract_features(image)
         proposals = self.propose(
             self.network.rpn(maps), sizes, self.rpn_pre_nms_top_n_test, self.rpn_post_nms_top_n_test
         )
-        return [
-            {"boxes": boxes[valid], "scores": scores[valid], "labels": torch.zeros_like(scores[valid]).long()}
-            for boxes, scores, valid in zip(*proposals, proposals.valid, strict=True)
-        ]
+        boxes, scores = (x[proposals.valid] for x in proposals)
+        return {"boxes": boxes, "scores": scores, "labels": torch.zeros_like(scores).long()}
 
     def build_metrics(self) -> MetricCollection:
         return MetricCollection([ProposalRecall()])

@@ -60,6 +60,9 @@ class RegionNetwork(nn.Module):
 class RegionModule(VisionModule, ABC):
     """Base class of the R-CNN family: the backbone. Images of a batch may differ in size.
 
+    Training pads the images of a batch to one size, as the authors' code does. Inference runs image by image: padding
+    changes the features near the border of smaller images, and predictions would depend on the batch.
+
     As in the authors' code, biases have twice the learning rate and no weight decay.
 
     Args:
@@ -101,6 +104,13 @@ class RegionModule(VisionModule, ABC):
 
     @abstractmethod
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]: ...
+
+    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
+        return [self.predict_image(image[None]) for image in images]
+
+    @abstractmethod
+    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
+        """Return the predictions for one image, uint8 (1, 3, H, W), see `predict`."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return caffe_groups(self.network)

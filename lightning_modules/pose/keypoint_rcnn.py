@@ -180,12 +180,11 @@ class KeypointRCNN(BranchedRCNN):
         keypoints, labeled = match_keypoints(target, rois.object_indices)
         return keypoint_loss(logits, *encode_cells(keypoints, labeled & (rois.labels > 0)[..., None], rois.boxes))
 
-    def decode_branch(
-        self, logits: Tensor, boxes: Tensor, labels: Tensor, scale: Tensor, size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        points, scores = heatmaps_to_keypoints(logits, boxes)
+    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
+        detections, logits = self.detect(image)
+        points, scores = heatmaps_to_keypoints(logits, detections["boxes"])
         # Torchvision's coordinates start at the edge of the first pixel.
-        return {"keypoints": points[..., :2] * scale - 0.5, "keypoint_scores": scores}
+        return {**detections, "keypoints": points[..., :2] - 0.5, "keypoint_scores": scores}
 
     def build_metrics(self) -> MetricCollection:
         return pose_metrics(self.joint_names, self.metric)

@@ -21,6 +21,7 @@ from torchvision.ops import roi_align
 
 from errors import UserError
 from lightning_modules.components.average_precision import APMethod
+from lightning_modules.components.boxes import constant_like
 from lightning_modules.components.roi_heads import SampledRoIs
 
 # The one import between case studies: in the paper as in the code, Mask R-CNN is Faster R-CNN with one more branch.
@@ -170,17 +171,43 @@ class MaskRCNN(BranchedRCNN):
         self.add_branch(MaskBranch(self.network.channels, self.num_classes, self.width_multiplier), weights)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if "masks" not in batch["target"][0]:
-            raise UserError("target: expected objects with masks, found boxes only; use --data VOCInstance")
+        require_masks(batch["target"])
         return super().losses(batch)
 
     def branch_loss(self, logits: Tensor, rois: SampledRoIs, target: Sequence[dict[str, Tensor]]) -> Tensor:
         return mask_loss(logits, crop_masks(target, rois.boxes, rois.object_indices), rois.labels)
 
-    def decode_branch(
-        self, logits: Tensor, boxes: Tensor, labels: Tensor, scale: Tensor, size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        return {"masks": paste_masks(select_class(logits, labels + 1).sigmoid(), boxes * scale.repeat(2), *size)}
+    def predict_image(self, image: Tensor, mask_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `predict`; masks have ``mask_size`` (height, width), None for that of the image."""
+        detections, logits = self.detect(image)
+        boxes, (height, width) = detections["boxes"], mask_size or image.shape[-2:]
+        scale = constant_like([width / image.shape[-1], height / image.shape[-2]] * 2, boxes)
+        masks = select_class(logits, detections["labels"] + 1).sigmoid()
+        return {**detections, "masks": paste_masks(masks, boxes * scale, height, width)}
+
+    def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+        """See `VisionModule`. In evaluation, masks have the size of the image on disk, as in the metrics."""
+        if "target" not in batch:
+            return self.predict(batch["image"])
+        sizes = [(target["masks"].shape[1], target["masks"].shape[2]) for target in original_targets(batch)]
+        return [self.predict_image(image[None], size) for image, size in zip(batch["image"], sizes, strict=True)]
 
     def build_metrics(self) -> MetricCollection:
         return instance_metrics(self.num_classes, self.ap_method, self.compute_coco_ap)
+
+
+def original_targets(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Return the objects in pixels of the images on disk: ``original_target``, or ``target`` if there is none.
+
+    Raises:
+        UserError: the objects have no masks.
+    """
+    targets = batch.get("original_target", batch["target"])
+    require_masks(targets)
+    return targets
+
+
+def require_masks(targets: Sequence[dict[str, Tensor]]) -> None:
+    """Raise UserError if the objects have no masks."""
+    if "masks" not in targets[0]:
+        raise UserError("target: expected objects with masks, found boxes only; use --data VOCInstance")

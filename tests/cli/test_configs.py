@@ -129,7 +129,7 @@ SMALL_SEGMENTERS = {
     "fcn16s_voc": UNTRAINED,
     "fcn8s_voc": UNTRAINED,
     "fcn8s_atonce_voc": UNTRAINED,
-    "mask_rcnn_voc": [*UNTRAINED, "--model.freeze_backbone", "false", "--model.eval_size", "[96, 160]",
+    "mask_rcnn_voc": [*UNTRAINED, "--model.freeze_backbone", "false",
                       "--data.image_size", "[96, 160]", *FEW_PROPOSALS],
     "mask_rcnn_synthetic": FEW_TEST_PROPOSALS,
 }  # fmt: skip
@@ -174,7 +174,7 @@ SMALL_POSES = {
     "deeppose_mpii": NARROW_REGRESSORS,
     "deeppose_lsp": NARROW_REGRESSORS,
     "deeppose_synthetic": NARROW_REGRESSORS,
-    "keypoint_rcnn_mpii": [*UNTRAINED, "--model.freeze_backbone", "false", "--model.eval_size", "[96, 160]",
+    "keypoint_rcnn_mpii": [*UNTRAINED, "--model.freeze_backbone", "false",
                            "--data.image_size", "[96, 160]", *FEW_PROPOSALS],
     "keypoint_rcnn_synthetic": FEW_TEST_PROPOSALS,
 }  # fmt: skip

@@ -80,3 +80,50 @@ def test_an_object_mask_of_another_size(root: Path) -> None:
     save_ids(str(mask_path(root, name, "Object")), np.zeros((height + 1, width), np.uint8))
     with pytest.raises(DatasetError, match=rf"SegmentationObject/{name}.png: .*found {width}x{height + 1}"):
         instance(root).dataset("train")[0]
+
+
+def test_evaluation_has_the_size_of_training(drawn: Path) -> None:
+    """The metrics' objects keep the size on disk."""
+    data = instance(drawn, image_size=(64, 100), hflip=0.0)
+    train, val = data.dataset("train")[0], data.dataset("val")[0]
+    assert min(train["image"].shape[1:]) == min(val["image"].shape[1:]) == 64
+    assert "original_target" not in train
+    with Image.open(mask_path(drawn, Path(val["id"]).stem, "Object")) as mask:
+        ids = np.array(mask)
+    original = val["original_target"]
+    objects = [i for i in np.unique(ids) if i not in (0, 255)]
+    assert torch.equal(original["masks"], torch.from_numpy(np.stack([ids == i for i in objects])).byte())
+    assert torch.equal(original["labels"], val["target"]["labels"])
+    scale = torch.tensor([val["image"].shape[2] / ids.shape[1], val["image"].shape[1] / ids.shape[0]] * 2)
+    assert (original["boxes"] * scale - val["target"]["boxes"]).abs().max() <= 1
+
+
+def test_an_object_that_vanishes_stays_in_the_metrics(root: Path) -> None:
+    name = ids_of(root, "val")[0]
+    with Image.open(mask_path(root, name)) as mask:
+        shape = mask.size[::-1]
+    objects, classes = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    objects[1, 1], classes[1, 1] = 1, 3
+    save_ids(str(mask_path(root, name, "Object")), objects)
+    save_ids(str(mask_path(root, name)), classes)
+    sample = instance(root, image_size=(12, 100)).dataset("val")[0]
+    assert sample["target"]["labels"].tolist() == []
+    assert sample["original_target"]["labels"].tolist() == [2]
+    assert sample["original_target"]["boxes"].tolist() == [[1, 1, 2, 2]]
+
+
+def test_predict_has_the_size_of_training(drawn: Path) -> None:
+    images = str(drawn / "VOCdevkit/VOC2012/JPEGImages")
+    for options, expected in (({"image_size": 30}, (30, 30)), ({"image_size": 30, "eval_image_size": 20}, (20, 20))):
+        data = VOCInstance(images=images, num_workers=0, batch_size=1, **options)  # type: ignore[arg-type]
+        assert next(iter(data.predict_dataloader()))["image"].shape[2:] == expected
+
+
+def test_another_size_in_evaluation_is_reported(drawn: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        instance(drawn, image_size=(64, 100), eval_image_size=(64, 100)).dataset("val")
+    assert "image size" not in caplog.text
+    with caplog.at_level("INFO"):
+        instance(drawn, image_size=(64, 100), eval_image_size=80).dataset("val")
+    expected = "val: image size 80, in training [64, 100]; set --data.eval_image_size to change it"
+    assert [record.message for record in caplog.records].count(expected) == 1

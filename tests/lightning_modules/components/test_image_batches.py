@@ -13,7 +13,6 @@ from lightning_modules.components.image_batches import (
     require_equal_size,
     require_size,
     require_square,
-    resize_images,
     stack_images,
 )
 
@@ -87,13 +86,3 @@ def test_pad_to_multiple() -> None:
     assert pad_to_multiple(x, 4, offset=1, minimum=9).shape == (1, 1, 9, 9)
     large = torch.zeros(1, 1, 4, 5)
     assert pad_to_multiple(large, 3, mode="reflect").shape == (1, 1, 6, 6)
-
-
-def test_resize_images() -> None:
-    images = [image(100, 200), image(50, 400)]
-    assert resize_images(images, None) is images
-    # The shorter side becomes 50, unless the longer side would exceed 160: 400 * 0.4 = 160, 50 * 0.4 = 20.
-    resized = resize_images(images, (50, 160))
-    assert [tuple(i.shape) for i in resized] == [(3, 50, 100), (3, 20, 160)]
-    assert all((i == 7).all() for i in resized)
-    assert [tuple(i.shape) for i in resize_images(torch.stack(images[:1]), (10, 10))] == [(3, 5, 10)]

@@ -108,6 +108,22 @@ def test_the_loss_is_in_single_precision_under_autocast() -> None:
     assert all(term.dtype == torch.float32 for term in terms.values())
 
 
+def test_heatmaps_are_in_single_precision_under_autocast() -> None:
+    """In bf16 the best cell of one heatmap in six ties with another one."""
+    torch.manual_seed(0)
+    module = small().eval()
+    boxes = torch.rand(1, 60, 4) * 30 + torch.tensor([0, 0, 30, 30])
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = module.network.feature_maps(torch.randn(1, 3, 64, 64))
+            logits = module.branch_logits(maps, boxes)
+        assert logits.dtype == torch.float32
+        assert (logits == logits.bfloat16().float()).float().mean() < 0.01
+    cells = logits.flatten(3)
+    tied = (cells == cells.amax(3, keepdim=True)).sum(3) > 1
+    assert tied.float().mean() < 0.01
+
+
 def test_crops_of_people_are_refused() -> None:
     with pytest.raises(ValueError, match="expected whole images, found crops of people; use --data.crop image"):
         small().losses({"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "keypoints": torch.zeros(1, 4, 2)})

@@ -15,7 +15,6 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
 from lightning_modules.components.boxes import decode_boxes
-from lightning_modules.components.image_batches import resize_images
 from lightning_modules.components.torchvision_rcnn import from_torchvision
 from lightning_modules.detection.faster_rcnn import FasterRCNN
 from lightning_modules.segmentation import mask_rcnn
@@ -324,27 +323,54 @@ def test_pasted_masks_equal_those_of_loops(monkeypatch: pytest.MonkeyPatch) -> N
     assert paste_masks(torch.zeros(0, MASK_SIZE, MASK_SIZE), torch.zeros(0, 4), 24, 33).shape == (0, 24, 33)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (80, 50)])
-def test_evaluation_at_another_size(size: tuple[int, int]) -> None:
+def test_masks_of_an_evaluation_have_the_size_on_disk() -> None:
+    """The image is twice as large as on disk: each mask covers the same part of it."""
     torch.manual_seed(0)
     module = small(score_threshold=0.0).eval()
-    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
-    scaled = (100, 120)
-    factor = min(100 / min(size), 120 / max(size))
-    larger = resize_images(image, scaled)[0]
-    assert larger.shape[1:] == tuple(round(side * factor) for side in size)
+    image = torch.randint(0, 256, (1, 3, 128, 192), dtype=torch.uint8)
+    target, original = no_objects(128, 192), no_objects(64, 96)
     with torch.inference_mode():
-        expected = module.predict(larger[None])[0]
-        module.eval_size = scaled
-        result = module.predict(image)[0]
-    assert result["masks"].shape[1:] == size
-    assert torch.equal(result["scores"], expected["scores"])
-    ratio = torch.tensor([size[1] / larger.shape[2], size[0] / larger.shape[1]]).repeat(2)
-    torch.testing.assert_close(result["boxes"], expected["boxes"] * ratio)
-    with pytest.raises(
-        ValueError, match=r"eval_size: expected \(shorter side, largest longer side\).*found \(90, 60\)"
-    ):
-        small(eval_size=(90, 60))
+        (plain,) = module.predict(image)
+        (scaled,) = module.predict_batch({"image": image, "target": [target], "original_target": [original]})
+    assert plain["masks"].shape[1:] == (128, 192)
+    assert scaled["masks"].shape[1:] == (64, 96)
+    assert all(torch.equal(plain[key], scaled[key]) for key in ("boxes", "scores", "labels"))
+    enlarged = scaled["masks"].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    large = plain["masks"].flatten(1).sum(1) > 400
+    assert large.sum() > 5
+    iou = (plain["masks"] & enlarged)[large].flatten(1).sum(1) / (plain["masks"] | enlarged)[large].flatten(1).sum(1)
+    assert iou.min() > 0.85
+
+
+def test_metrics_are_in_pixels_of_the_images_on_disk() -> None:
+    """Perfect detections in an image of 1.5 times the size on disk; 20x20 px on disk are small, 40x40 px medium."""
+    masks = torch.zeros(2, 100, 100, dtype=torch.uint8)
+    masks[0, 10:30, 10:30] = masks[1, 50:90, 50:90] = 1
+    boxes, labels = torch.tensor([[10.0, 10, 30, 30], [50, 50, 90, 90]]), torch.tensor([0, 2])
+    original = {"boxes": boxes, "labels": labels, "masks": masks, "difficult": torch.zeros(2, dtype=torch.bool)}
+    batch = {
+        "image": torch.zeros(1, 3, 150, 150, dtype=torch.uint8),
+        "target": [{**original, "boxes": boxes * 1.5, "masks": torch.zeros(2, 150, 150, dtype=torch.uint8)}],
+        "original_target": [original],
+        "original_size": torch.tensor([[100, 100]]),
+    }
+    prediction = {"boxes": boxes * 1.5, "labels": labels, "masks": masks.bool(), "scores": torch.tensor([0.9, 0.8])}
+    module = small()
+    metrics = module.build_metrics()
+    module.update_metrics(metrics, [prediction], batch)
+    results = metrics.compute()
+    assert results["apr_50"] == results["apr_70"] == 1
+    for name in ("coco/map", "coco/mask_map", "coco/map_small", "coco/map_medium"):
+        assert results[name] == pytest.approx(1), name
+    assert results["coco/map_large"].isnan()
+
+
+def test_evaluation_without_masks_is_refused() -> None:
+    batch = small_batch()
+    for entry in batch["target"]:
+        del entry["masks"]
+    with pytest.raises(ValueError, match="expected objects with masks, found boxes only; use --data VOCInstance"):
+        small().eval().predict_batch(batch)
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
