@@ -28,7 +28,7 @@ class InstanceDataset(Dataset):
         files: the images and their masks.
         num_classes: number of classes, without the background.
         transform: transforms images and masks.
-        evaluation: also return ``original_target`` and ``original_size``, the objects and the size before the transform.
+        evaluation: also return ``original_target`` and ``original_size``: the objects and the size on disk.
     """
 
     def __init__(
