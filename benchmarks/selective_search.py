@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for i in range(len(annotations.images))[: options.images]:
         objects = np.arange(annotations.start[i], annotations.start[i + 1])
         objects = objects[~annotations.difficult[objects]]
-        image = read_image(os.path.join(data.devkit, annotations.images[i]))
+        path, annotated_size = os.path.join(data.devkit, annotations.images[i]), annotations.annotated_size(i)
+        image = read_image(path, annotated_size=annotated_size)
         for name, method in methods.items():
             elapsed, boxes = timed(partial(method, image), time.process_time)
             seconds[name].append(elapsed)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from callbacks.figures import prediction_names, skip_on_error
-from datamodules.images import EncodedImage, read_image
+from datamodules.images import image_size, read_image
 from datamodules.segmentation.masks import save_ids
 from errors import BrokenImageError
 from visualization.drawing import to_pil
@@ -75,15 +75,18 @@ class PredictionWriter(pl.Callback):
     ) -> None:
         assert self._lines is not None
         run = Path(trainer.default_root_dir)
-        folder = self.folder or getattr(getattr(trainer, "datamodule", None), "images", None)
+        data = getattr(trainer, "datamodule", None)
+        folder, exif_orientation = self.folder or getattr(data, "images", None), getattr(data, "exif_orientation", True)
         names = prediction_names(pl_module)
         for sample in samples_of(outputs, batch, len(batch["id"])):
-            record = self._write_sample(sample, names, run, folder)
+            record = self._write_sample(sample, names, run, folder, exif_orientation)
             if record is not None:
                 self._lines.write(json.dumps(record) + "\n")
         self._lines.flush()
 
-    def _write_sample(self, sample: Sample, names: Any, run: Path, folder: str | None) -> dict[str, Any] | None:
+    def _write_sample(
+        self, sample: Sample, names: Any, run: Path, folder: str | None, exif_orientation: bool
+    ) -> dict[str, Any] | None:
         """Write the annotated copy and the mask of one image, and return its record."""
         image, prediction, batch = sample
         if (view := view_of(prediction)) is None:
@@ -92,7 +95,7 @@ class PredictionWriter(pl.Callback):
                 print("predictions: no view matches this kind of prediction; nothing is written", flush=True)
             return None
         source, size = str(batch["id"]), (image.shape[-1], image.shape[-2])
-        scale = scale_to_file(source, image, batch)
+        scale = scale_to_file(source, image, batch, exif_orientation)
         prediction = view.to_original(prediction, batch, scale)
         is_frame = "fps" in batch
         file, suffix = (source.rpartition("#")[0], ".mp4") if is_frame else (source, ".jpg")
@@ -101,7 +104,7 @@ class PredictionWriter(pl.Callback):
         record: dict[str, Any] = {"file": source, "annotated": target.as_posix()}
         with skip_on_error("annotated images", self._reported):
             (run / target).parent.mkdir(parents=True, exist_ok=True)
-            original = to_pil(batch["original"]) if is_frame else read_original(source, image)
+            original = to_pil(batch["original"]) if is_frame else read_original(source, image, exif_orientation)
             annotated = view.annotate(original, prediction, names, size, scale)
             if is_frame:
                 self._video = self._video or VideoFile(run / target, float(batch["fps"]), annotated.size)
@@ -187,16 +190,24 @@ def _interleaved(run: Path, world_size: int) -> Iterator[str]:
                     parts.remove(part)
 
 
-def scale_to_file(source: str, image: Tensor, batch: dict[str, Any]) -> tuple[float, float]:
-    """Return the factors of x and y from the pixels of ``image`` (3, H, W) to those of the oriented image file."""
+def scale_to_file(
+    source: str, image: Tensor, batch: dict[str, Any], exif_orientation: bool = True
+) -> tuple[float, float]:
+    """Return the factors of x and y from the pixels of ``image`` (3, H, W) to those of the image file.
+
+    Args:
+        source: the image file.
+        image: uint8 (3, H, W).
+        batch: with the frame ``original``, uint8 (3, h, w), if the file is a video.
+        exif_orientation: the EXIF orientation of the file was applied.
+    """
     if "original" in batch:
         height, width = batch["original"].shape[-2:]
     else:
         try:
-            original = EncodedImage(source, exif_orientation=True)
+            height, width = image_size(source, exif_orientation)
         except BrokenImageError:  # the dataset generates its images
             return 1.0, 1.0
-        height, width = original.height, original.width
     return width / image.shape[-1], height / image.shape[-2]
 
 
@@ -219,22 +230,23 @@ def annotated_name(source: str, folder: str | None, suffix: str = ".jpg") -> Pat
     return relative.with_name(relative.name + added)
 
 
-def read_original(source: str, crop: Tensor) -> Image.Image:
-    """Read the oriented image file as RGB, long side at most 1280 px; return the crop if it cannot be read."""
+def read_original(source: str, crop: Tensor, exif_orientation: bool = True) -> Image.Image:
+    """Read the image file as RGB, long side at most 1280 px; return the crop if it cannot be read."""
     try:
         with Image.open(source) as image:
             image.draft("RGB", (LONG_SIDE, LONG_SIDE))
-            oriented = ImageOps.exif_transpose(image)
-            original = oriented.convert("RGB") if oriented.mode in PLAIN_MODES else _read_strictly(source)
+            is_plain = image.mode in PLAIN_MODES and (exif_orientation or image.format != "TIFF")
+            oriented = ImageOps.exif_transpose(image) if exif_orientation else image
+            original = oriented.convert("RGB") if is_plain else _read_strictly(source, exif_orientation)
     except Exception:  # Pillow raises SyntaxError, struct.error and more for broken files
         try:
-            original = _read_strictly(source)
+            original = _read_strictly(source, exif_orientation)
         except Exception:
             return to_pil(crop)
     original.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.BICUBIC)
     return original
 
 
-def _read_strictly(source: str) -> Image.Image:
+def _read_strictly(source: str, exif_orientation: bool) -> Image.Image:
     """Read 16-bit images, palettes, transparency and damaged files as the datamodules do."""
-    return Image.fromarray(read_image(source, exif_orientation=True))
+    return Image.fromarray(read_image(source, exif_orientation))

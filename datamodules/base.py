@@ -66,6 +66,9 @@ class VisionDataModule(pl.LightningDataModule):
         drop_last: drop the last, smaller training batch.
         sampling: ``balanced`` draws all classes equally often in training, for datasets with rare classes; the length
             of an epoch is unchanged. See `EpochSampler`.
+        exif_orientation: apply the EXIF orientation of an image where its annotation gives no size that tells: in
+            folders, in prediction, and for squares, flips and rotations by 180 degrees. false reads it as stored. Where
+            the size in VOC's XML or of a mask tells, the image is read as it was annotated.
 
     Raises:
         UserError: an argument is out of range.
@@ -83,6 +86,7 @@ class VisionDataModule(pl.LightningDataModule):
         seed: int | None = None,
         drop_last: bool = False,
         sampling: Literal["uniform", "balanced"] = "uniform",
+        exif_orientation: bool = True,
     ) -> None:
         super().__init__()
         # The frame is given: searching for it, Lightning would leave a reference cycle that keeps the loaders alive.
@@ -97,7 +101,9 @@ class VisionDataModule(pl.LightningDataModule):
         self.seed = seed
         self.drop_last = drop_last
         self.sampling = sampling
+        self.exif_orientation = exif_orientation
         self._checked: dict[Split, Dataset] = {}
+        self._noted: set[str] = set()
 
     def dataset(self, split: Split) -> Dataset:
         """Return the dataset of a split, with its transform. Called once per loader, on every rank."""
@@ -192,6 +198,7 @@ class VisionDataModule(pl.LightningDataModule):
             trainer=trainer,
             training=training,
             stop_on_broken=not training and self.broken_images == "error",
+            noted=self._noted,
         )
 
     def _balanced_labels(self, size: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from datamodules.images import EncodedImage, resize
+from datamodules.images import read_image, resize
+from datamodules.orientation import Size
 from datamodules.transforms import FILL_COLOR, check_option, is_valid_size, output_size, to_tensor
 
 Photometric = Literal["none", "ssd", "yolo", "yolo2"]
@@ -39,7 +40,7 @@ class BoxTransform:
         jitter: each side moves by up to this fraction of the image's side (YOLO: 0.2). Objects with less than a pixel
             inside are dropped.
         hflip: probability of a horizontal flip.
-        exif_orientation: apply the EXIF orientation. For prediction only: annotations refer to the stored pixels.
+        exif_orientation: apply the EXIF orientation where the size of the annotation does not tell.
 
     Raises:
         UserError: an argument is out of range.
@@ -54,7 +55,7 @@ class BoxTransform:
         iou_crop: bool = False,
         jitter: float = 0.0,
         hflip: float = 0.0,
-        exif_orientation: bool = False,
+        exif_orientation: bool = True,
     ) -> None:
         check_option(is_valid_size(image_size), "image_size", "1 or more", image_size)
         known = photometric in ("none", "ssd", "yolo", "yolo2")
@@ -67,7 +68,7 @@ class BoxTransform:
         self.exif_orientation = exif_orientation
 
     def __call__(
-        self, path: str, boxes: np.ndarray, num_objects: int | None = None
+        self, path: str, boxes: np.ndarray, num_objects: int | None = None, annotated_size: Size | None = None
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Read and transform an image.
 
@@ -76,12 +77,13 @@ class BoxTransform:
             boxes: float32 (N, 4), xyxy in pixels.
             num_objects: how many of the first boxes are objects, which crops depend on; None: all. The others
                 (proposals) are transformed too.
+            annotated_size: (height, width) of the image in whose pixels the boxes are; None if unknown.
 
         Returns:
             The image, uint8 (3, H, W); the kept boxes, float32 (M, 4), xyxy in its pixels; their indices in ``boxes``,
             int64 (M,), ascending.
         """
-        return self.apply(EncodedImage(path, self.exif_orientation).decode(), boxes, num_objects)
+        return self.apply(read_image(path, self.exif_orientation, annotated_size), boxes, num_objects)
 
     def image_only(self, path: str) -> Tensor:
         """Read and transform an image without boxes: uint8 (3, H, W)."""

@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from datamodules.jpeg import decode_jpeg, decode_jpeg_rows
+from datamodules.orientation import ImageHeader, Size, inverse, jpeg_may_have_exif, read_orientation, turn
 from errors import BrokenImageError, UserError
 
 # The formats that Pillow may try. Others run external programs (PostScript), and the file content selects the format.
@@ -22,29 +24,21 @@ MAX_PIXELS = 178_956_970  # 0.5 GB of RGB: a file that claims more is damaged or
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
-_EXIF_ORIENTATION = 0x0112
-_ORIENT = {
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
-    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda x: x.transpose(1, 0, 2)[::-1],
-}
-
 
 class EncodedImage:
     """An image file in memory whose header has been read and whose pixels are not decoded yet.
 
     Args:
         path: the file.
-        exif_orientation: apply the EXIF orientation. Use it for a user's own photos only: datasets are annotated on
-            the pixels as stored.
+        exif_orientation: apply the EXIF orientation, unless ``annotated_size`` shows that the image was annotated as
+            stored; False: leave it as stored, unless the size shows that it was annotated upright.
+        annotated_size: (height, width) that the annotation gives for the image; None if it gives none.
 
     Attributes:
+        header: size and orientation as stored.
         height: in pixels, after orientation.
         width: in pixels, after orientation.
+        upright: whether the EXIF orientation, if there is one, is applied.
         mode: Pillow's name of the pixel format (``RGB``, ``L``, ``CMYK``, ``P``, ``I;16``, ...).
         warning: after decoding, the irregularity of a file that could still be read; otherwise None.
 
@@ -52,7 +46,7 @@ class EncodedImage:
         BrokenImageError: the file is missing, empty, too large, not an image, or has a damaged header.
     """
 
-    def __init__(self, path: str, exif_orientation: bool = False) -> None:
+    def __init__(self, path: str, exif_orientation: bool = True, annotated_size: Size | None = None) -> None:
         self.path = os.fspath(path)
         self.warning: str | None = None
         try:
@@ -62,23 +56,48 @@ class EncodedImage:
             raise BrokenImageError(self.path, error.strerror or str(error)) from None
         if not self.data:
             raise BrokenImageError(self.path, "empty file (0 bytes)")
+        self.header = self._read_header()
+        if self.header.height * self.header.width > MAX_PIXELS:
+            raise BrokenImageError(self.path, _too_large(f"{self.header.width}x{self.header.height}"))
+        self.header.note(annotated_size, exif_orientation, self.path)
+        self.upright = self.header.is_upright(annotated_size, exif_orientation)
+        self.height, self.width = self.header.size(self.upright)
+        self._turn = self.header.orientation if self.upright else 1
+
+    def _read_header(self) -> ImageHeader:
         # Pillow decodes CMYK and YCCK JPEGs, which libjpeg does not convert to RGB, and all other formats.
         self._use_libjpeg = False
         if self.data[:3] == b"\xff\xd8\xff":
             try:
-                self.height, self.width, colors, _ = simplejpeg.decode_jpeg_header(self.data)
+                height, width, colors, _ = simplejpeg.decode_jpeg_header(self.data)
                 self._use_libjpeg = colors in ("YCbCr", "RGB", "Gray")
                 self.mode = "L" if colors == "Gray" else "RGB"
             except ValueError as error:
                 self.warning = str(error)
-        if not self._use_libjpeg:
+        if self._use_libjpeg and not jpeg_may_have_exif(self.data):
+            return ImageHeader(height, width)
+        try:
             image = self._open()
-            (self.width, self.height), self.mode = image.size, image.mode
-        if self.height * self.width > MAX_PIXELS:
-            raise BrokenImageError(self.path, _too_large(f"{self.width}x{self.height}"))
-        self._orientation = self._open().getexif().get(_EXIF_ORIENTATION, 1) if exif_orientation else 1
-        if self._orientation in (5, 6, 7, 8):
-            self.height, self.width = self.width, self.height
+            header = self._header_of(image)
+        except BrokenImageError:
+            if self._use_libjpeg:  # Pillow refuses irregular segments that libjpeg skips
+                return ImageHeader(height, width)
+            raise
+        if not self._use_libjpeg:
+            self.mode = image.mode
+        return header
+
+    def _header_of(self, image: Image.Image) -> ImageHeader:
+        width, height = stored_size(image)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return ImageHeader(height, width, read_orientation(image))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises many types for damaged EXIF data; the pixels may be readable
+            self.warning = f"EXIF: {error}"
+            return ImageHeader(height, width)
 
     def decode(self, min_size: tuple[int, int] | None = None) -> np.ndarray:
         """Decode the whole image.
@@ -128,30 +147,33 @@ class EncodedImage:
     def _decode(self, factor: int, rows: int | None = None) -> tuple[np.ndarray, int]:
         """Return the pixels (with ``rows``, at least the upper rows) and the factor that they are reduced by."""
         if self._use_libjpeg:
-            if rows is not None and self._orientation == 1:
+            if rows is not None and self._turn == 1:
                 upper = decode_jpeg_rows(self.data, rows, self.height, self.width, factor)
                 if upper is not None:
                     return upper, factor
-            height, width = (self.width, self.height) if self._orientation >= 5 else (self.height, self.width)
             try:
-                return self._orient(decode_jpeg(self.data, height, width, factor)), factor
+                pixels = decode_jpeg(self.data, self.header.height, self.header.width, factor)
+                return turn(pixels, self._turn), factor
             except ValueError as error:
                 # Many files merely lack the end marker or have bytes between segments. Pillow decides.
                 self.warning = str(error)
         image = self._open()
         try:
-            return self._orient(to_rgb(image)), 1
+            pixels = to_rgb(image)
         except MemoryError:
             raise
         except UserError as error:
             raise BrokenImageError(self.path, str(error)) from None
         except Exception as error:
             raise BrokenImageError(self.path, self._reason(error)) from None
+        if image.format == "TIFF":  # Pillow has applied the orientation
+            return (pixels if self._turn != 1 else turn(pixels, inverse(self.header.orientation))), 1
+        return turn(pixels, self._turn), 1
 
     def _open(self) -> Image.Image:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore")  # of large images and of damaged EXIF data
                 return Image.open(io.BytesIO(self.data), formats=_FORMATS)
         except UnidentifiedImageError:
             reason = f"not an image, or its header is damaged (first bytes: {bytes(self.data[:12])!r})"
@@ -169,10 +191,6 @@ class EncodedImage:
         text = f"{text}; {self.warning}" if self.warning else text
         kind = "truncated" if any(word in text.lower() for word in ("truncated", "premature end")) else "damaged"
         return f"{kind} image ({text})"
-
-    def _orient(self, pixels: np.ndarray) -> np.ndarray:
-        orient = _ORIENT.get(self._orientation)
-        return np.ascontiguousarray(orient(pixels)) if orient else pixels
 
 
 def _too_large(found: str) -> str:
@@ -237,22 +255,49 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Read (height, width) of an image from its header.
+def read_header(path: str) -> ImageHeader:
+    """Read the size and the EXIF orientation of an image, usually from the first kilobytes of the file.
 
     Raises:
         BrokenImageError: see `EncodedImage`.
     """
-    image = EncodedImage(path)
-    return image.height, image.width
+    try:
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=_FORMATS)
+            width, height = stored_size(image)
+            return ImageHeader(height, width, read_orientation(image))
+    except MemoryError:
+        raise
+    except Exception:  # read it as training does, which is slower, tolerates more, and gives the reason
+        return EncodedImage(path).header
 
 
-def read_image(path: str, exif_orientation: bool = False) -> np.ndarray:
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an opened image as stored; Pillow's ``size`` of a TIFF is that of the upright image."""
+    return (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
+
+
+def image_size(path: str, exif_orientation: bool = True) -> Size:
+    """Read (height, width) of an image from its header.
+
+    Args:
+        path: the file.
+        exif_orientation: the size after the EXIF orientation is applied, not that of the stored image.
+
+    Raises:
+        BrokenImageError: see `EncodedImage`.
+    """
+    return read_header(path).size(exif_orientation)
+
+
+def read_image(path: str, exif_orientation: bool = True, annotated_size: Size | None = None) -> np.ndarray:
     """Read an image as RGB. See `to_rgb` for the conversion of other pixel formats.
 
     Args:
         path: the file.
-        exif_orientation: apply the EXIF orientation.
+        exif_orientation: see `EncodedImage`.
+        annotated_size: see `EncodedImage`.
 
     Returns:
         uint8 (H, W, 3).
@@ -260,4 +305,4 @@ def read_image(path: str, exif_orientation: bool = False) -> np.ndarray:
     Raises:
         BrokenImageError: see `EncodedImage`; also for truncated and damaged files.
     """
-    return EncodedImage(path, exif_orientation).decode()
+    return EncodedImage(path, exif_orientation, annotated_size).decode()

@@ -24,6 +24,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
+from datamodules.orientation import take_notes
 from errors import BrokenImageError, DatasetError, UserError
 
 # (epoch, index, number of earlier occurrences of the index in the epoch). It travels to the worker, so that persistent
@@ -110,8 +111,8 @@ class SeededDataset(Dataset):
 
     If the dataset raises `BrokenImageError`, training (``replace``) uses the next readable sample and evaluation skips
     the sample. The batch carries the messages under ``skipped``; the loader, in the main process, reports them or
-    stops. The message of any other `UserError` travels under ``refused`` and always stops the loader: an exception of
-    a worker would be lost in the text of its traceback.
+    stops. Notes on the EXIF orientation travel under ``notes``. The message of any other `UserError` travels under
+    ``refused`` and always stops the loader: an exception of a worker would be lost in the text of its traceback.
 
     Args:
         dataset: map-style, one dict per sample.
@@ -139,6 +140,7 @@ class SeededDataset(Dataset):
 
     def _get(self, epoch: int, index: int, repetition: int = 0) -> dict[str, Any]:
         skipped: list[str] = []
+        take_notes()  # those of images that others read in this process
         for attempt in range(len(self)):
             i = (index + attempt) % len(self)
             self._seed(epoch, i, repetition)
@@ -151,7 +153,8 @@ class SeededDataset(Dataset):
             except UserError as error:
                 return {"refused": str(error)}
             else:
-                return {**sample, "skipped": skipped} if skipped else sample
+                reports = {"skipped": skipped, "notes": take_notes()}
+                return {**sample, **{key: report for key, report in reports.items() if report}}
         raise UserError(f"expected a readable image, found none among {len(self)}; the last: {skipped[-1]}")
 
     def _seed(self, epoch: int, index: int, repetition: int) -> None:
@@ -165,13 +168,14 @@ class SeededDataset(Dataset):
 
 
 class ResumingLoader(DataLoader):
-    """A DataLoader that starts at the trainer's restored progress and counts unreadable images.
+    """A DataLoader that starts at the trainer's restored progress, counts unreadable images and prints notes once.
 
     Args:
         *args: see DataLoader.
         trainer: its progress determines epoch and start; None outside a trainer.
         training: follow the training progress. An evaluation loader always starts at the beginning of epoch 0.
         stop_on_broken: raise at the first unreadable image instead of counting it.
+        noted: kinds of notes that were printed, shared by the loaders of a run.
         **kwargs: see DataLoader.
     """
 
@@ -181,9 +185,11 @@ class ResumingLoader(DataLoader):
         trainer: pl.Trainer | None = None,
         training: bool = False,
         stop_on_broken: bool = False,
+        noted: set[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.noted: set[str] = set() if noted is None else noted
         self.trainer, self.training, self.stop_on_broken = trainer, training, stop_on_broken
         self.skipped: set[str] = set()
 
@@ -199,6 +205,10 @@ class ResumingLoader(DataLoader):
             if "refused" in batch:
                 raise DatasetError(batch["refused"])
             self._report(batch.pop("skipped", ()))
+            for kind, line in batch.pop("notes", {}).items():
+                if kind not in self.noted:
+                    self.noted.add(kind)
+                    print(line, file=sys.stderr, flush=True)
             if batch:
                 yield batch
 
@@ -229,8 +239,11 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     skipped = [line for sample in samples for line in sample.get("skipped", ())]
     samples = [sample for sample in samples if len(sample) > ("skipped" in sample)]
     batch: dict[str, Any] = {"skipped": skipped} if skipped else {}
+    notes = {kind: line for sample in reversed(samples) for kind, line in sample.get("notes", {}).items()}
+    if notes:
+        batch["notes"] = notes
     for key in samples[0] if samples else ():
-        if key != "skipped":
+        if key not in ("skipped", "notes"):
             batch[key] = _join(key, [sample[key] for sample in samples])
     return batch
 

@@ -147,6 +147,7 @@ class TrainTransform(_AlbumentationsTransform):
         hflip: probability of a horizontal flip.
         color_jitter: brightness, contrast and saturation are scaled by factors uniform in 1 +- this, in random order.
         pca_jitter: sigma of `pca_color_jitter`.
+        exif_orientation: apply the EXIF orientation.
 
     Raises:
         UserError: an argument is out of range; when called, an image is too small for ``pad``.
@@ -163,6 +164,7 @@ class TrainTransform(_AlbumentationsTransform):
         hflip: float = 0.5,
         color_jitter: float = 0.0,
         pca_jitter: float = 0.0,
+        exif_orientation: bool = True,
     ) -> None:
         check_option(image_size >= 1, "image_size", "at least 1", image_size)
         check_option(0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", "0 < smallest <= largest <= 1", crop_scale)
@@ -175,11 +177,12 @@ class TrainTransform(_AlbumentationsTransform):
             check_option(image_size <= resize_range[0] <= resize_range[1], "resize_range", expected, resize_range)
         self.image_size, self.crop, self.crop_scale, self.resize_range = image_size, crop, crop_scale, resize_range
         self.padding, self.hflip, self.pca_jitter = padding, hflip, pca_jitter
+        self.exif_orientation = exif_orientation
         if color_jitter:
             self.pipeline = albumentations.Compose([_color_jitter(color_jitter)])
 
     def __call__(self, path: str) -> Tensor:
-        image = EncodedImage(path)
+        image = EncodedImage(path, self.exif_orientation)
         size = (self.image_size, self.image_size)
         if self.crop == "pad":
             pixels = self._padded_crop(image)
@@ -230,7 +233,7 @@ class EvalTransform:
         BrokenImageError: when called, the image cannot be read.
     """
 
-    def __init__(self, crop_size: int, resize: Resize = 256, exif_orientation: bool = False) -> None:
+    def __init__(self, crop_size: int, resize: Resize = 256, exif_orientation: bool = True) -> None:
         if resize is not None:
             shorter = resize if isinstance(resize, int) else min(resize)
             check_option(1 <= crop_size <= shorter, "eval_crop_size", f"1 to resize ({resize})", crop_size)

@@ -15,7 +15,7 @@ import numpy as np
 
 from cli.command import command, names_or_file
 from datamodules.detection.voc import VOCDetection
-from datamodules.images import image_size
+from datamodules.images import read_header
 from errors import DatasetError, UserError
 from lightning_modules.detection.yolo_v2 import STRIDE
 
@@ -83,11 +83,14 @@ def training_sizes(data: VOCDetection, image_side: int) -> np.ndarray:
 
     Returns:
         Widths and heights in grid cells, float64 (N, 2).
+
+    Raises:
+        BrokenImageError: an image cannot be read.
     """
     annotations = data.annotations("train")
-    names = annotations.images
-    shapes = [image_size(os.path.join(data.devkit, names[i])) for i in range(len(names))]
-    heights_widths = np.repeat(np.array(shapes, np.float64), np.diff(annotations.start), axis=0)
+    for i in np.flatnonzero(annotations.sizes[:, 0] == 0).tolist():
+        read_header(os.path.join(data.devkit, annotations.images[i]))  # raises the reason
+    heights_widths = np.repeat(annotations.sizes.astype(np.float64), np.diff(annotations.start), axis=0)
     boxes = annotations.boxes.astype(np.float64)
     return (boxes[:, 2:] - boxes[:, :2]) / heights_widths[:, ::-1] * image_side / STRIDE
 

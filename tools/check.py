@@ -48,7 +48,7 @@ def check(data: pl.LightningDataModule, num_workers: int = 1, progress: bool = F
     Raises:
         DatasetError: no split can be read.
     """
-    report = Report(num_workers, progress)
+    report = Report(num_workers, progress, getattr(data, "exif_orientation", True))
     check_kind = next(function for kind, function in CHECKS.items() if isinstance(data, kind))
     check_kind(data, report)
     report.add_duplicates()

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = os.path.join(options.folder, os.path.splitext(os.path.basename(path))[0] + ".png")
         if os.path.exists(target) and os.path.samefile(path, target):
             raise DatasetError(f"{target}: expected another folder than that of the color masks, found the same")
-        save_ids(target, to_ids(read_image(path), colors, path))
+        save_ids(target, to_ids(read_image(path, exif_orientation=False), colors, path))
     print(f"wrote {len(paths)} masks of ids to {options.folder}")
     return 0
 

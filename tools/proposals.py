@@ -13,10 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 
 import cv2
 import numpy as np
@@ -26,12 +27,13 @@ from cli.command import command, make_folder, names_or_file, require_positive
 from datamodules.detection.voc import DetectionAnnotations, VOCDetection
 from datamodules.images import read_image
 from datamodules.proposals import overlaps_any, proposal_path, read_image_proposals, read_proposals, write_proposals
+from datamodules.segmentation.masks import open_image, read_ids
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from errors import BrokenImageError, DatasetError, UserError
 from lightning_modules.components.selective_search import selective_search
 from visualization.region_hierarchy import draw_region_hierarchy
 
-Job = tuple[str, str, int]  # image, file of its proposals, maximum number of boxes
+Job = tuple[Callable[[], np.ndarray], str, int]  # reader of an image, file of its proposals, maximum number of boxes
 
 
 # --- computation ----------------------------------------------------------------------------------------------------
@@ -63,12 +65,16 @@ def compute(jobs: Sequence[Job], num_workers: int) -> Iterator[str | None]:
 
 
 def _run(job: Job) -> str | None:
-    image, path, top_n = job
+    read, path, top_n = job
     try:
-        write_proposals(path, selective_search(read_image(image), top_n), top_n)
+        write_proposals(path, selective_search(read(), top_n), top_n)
     except BrokenImageError as error:
         return str(error)
     return None
+
+
+def _read_image_of_mask(path: str, mask_path: str, exif_orientation: bool) -> np.ndarray:
+    return open_image(path, mask_path, read_ids(mask_path), exif_orientation).decode()
 
 
 def _start_worker(parent: int) -> None:
@@ -119,9 +125,9 @@ def summarize(folder: str, annotations: DetectionAnnotations) -> str:
     return f"{len(found)} images, {boxes / max(1, len(found)):.1f} boxes per image{recall}"
 
 
-def write_figure(image: str, path: str) -> None:
-    """Write a PNG that shows the regions of an image while they are merged."""
-    encoded, data = cv2.imencode(".png", cv2.cvtColor(draw_region_hierarchy(read_image(image)), cv2.COLOR_RGB2BGR))
+def write_figure(image: str, pixels: np.ndarray, path: str) -> None:
+    """Write a PNG that shows the regions of an image, uint8 (H, W, 3), while they are merged."""
+    encoded, data = cv2.imencode(".png", cv2.cvtColor(draw_region_hierarchy(pixels), cv2.COLOR_RGB2BGR))
     assert encoded
     try:
         with open(path, "wb") as file:
@@ -150,26 +156,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one per core")
     parser.add_argument("--masks", action="store_true", help="use image sets for segmentation and SBD, for DeconvNet")
     parser.add_argument("--sbd", help="with --masks: the folder benchmark_RELEASE; default: beside VOCdevkit")
+    parser.add_argument(
+        "--exif_orientation",
+        choices=("true", "false"),
+        default="true",
+        help="as --data.exif_orientation of the training run; default: %(default)s",
+    )
     parser.add_argument("--figure", help="PNG file for the regions of the first image while they are merged")
     options = parser.parse_args(arguments)
     require_positive(options, "top_n", "workers")
     annotations: DetectionAnnotations | None = None
+    readers: dict[str, Callable[[], np.ndarray]] = {}
+    exif_orientation = options.exif_orientation == "true"
     if options.masks:
         segmentation = VOCSegmentation(options.root, train=options.sets, sbd=options.sbd)
-        devkit, images = segmentation.devkit, segmentation.files("train").images
+        files = segmentation.files("train")
+        for i in range(len(files)):
+            image, mask = (os.path.join(segmentation.devkit, name) for name in (files[i].image, files[i].class_mask))
+            readers[files[i].image] = partial(_read_image_of_mask, image, mask, exif_orientation)
     else:
-        detection = VOCDetection(options.root, train=options.sets, classes=names_or_file(options.classes))
+        detection = VOCDetection(
+            options.root,
+            train=options.sets,
+            classes=names_or_file(options.classes),
+            exif_orientation=exif_orientation,
+        )
         annotations = detection.annotations("train")
-        devkit, images = detection.devkit, annotations.images
+        for i in range(len(annotations.images)):
+            path, annotated_size = os.path.join(detection.devkit, annotations.images[i]), annotations.annotated_size(i)
+            readers[annotations.images[i]] = partial(read_image, path, exif_orientation, annotated_size)
     make_folder("out", options.out)
-    names = list(dict.fromkeys(images[i] for i in range(len(images))))
+    names = list(readers)
     if options.figure:
-        write_figure(os.path.join(devkit, names[0]), options.figure)
+        write_figure(names[0], readers[names[0]](), options.figure)
     missing, reasons = find_missing(options.out, names, options.top_n)
     for line in reasons:
         print(f"recomputing: {line}", file=sys.stderr)
     print(f"{len(names)} images, {len(names) - len(missing)} already have proposals in {options.out}")
-    jobs = [(os.path.join(devkit, name), proposal_path(options.out, name), options.top_n) for name in missing]
+    jobs = [(readers[name], proposal_path(options.out, name), options.top_n) for name in missing]
     broken = 0
     for error in track(compute(jobs, min(options.workers, max(1, len(jobs)))), "proposals", total=len(jobs)):
         if error:

@@ -65,7 +65,7 @@ class ClassificationData(VisionDataModule):
         pca_jitter: sigma of AlexNet's color jitter in training (0.1 in the paper).
         eval_crop_size: side of the center crop in evaluation; null uses image_size. For 10-crop testing use the resized
             side.
-        images: for prediction, an image or a folder; EXIF orientation is applied.
+        images: for prediction, an image or a folder.
         **kwargs: see `VisionDataModule`.
 
     Raises:
@@ -99,9 +99,17 @@ class ClassificationData(VisionDataModule):
         self.resize = automatic if isinstance(resize, str) else resize
         # Built here, so that wrong options are reported before any file is read.
         self.train_transform = TrainTransform(
-            image_size, train_crop, crop_scale, resize_range, padding, hflip, color_jitter, pca_jitter
+            image_size,
+            train_crop,
+            crop_scale,
+            resize_range,
+            padding,
+            hflip,
+            color_jitter,
+            pca_jitter,
+            self.exif_orientation,
         )
-        self.eval_transform = EvalTransform(self.eval_crop_size, self.resize)
+        self.eval_transform = EvalTransform(self.eval_crop_size, self.resize, self.exif_orientation)
         self._listings: dict[str, Listing] = {}
 
     def read_classes(self) -> list[str]:
@@ -175,7 +183,7 @@ class ClassificationData(VisionDataModule):
         if split == "predict":
             # Photos are larger than the images of a dataset that is trained without resizing.
             resize = self.resize or self.eval_crop_size
-            transform = EvalTransform(self.eval_crop_size, resize, exif_orientation=True)
+            transform = EvalTransform(self.eval_crop_size, resize, self.exif_orientation)
             return ImageDataset(list_prediction_images(self.images), transform)
         if self.classes is None:
             raise self.no_root_error()

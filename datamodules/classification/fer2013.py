@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,9 +135,9 @@ class FaceDataset(Dataset):
         return {"image": face[None], "label": int(self.faces.labels[i]), "id": f"{self.name}:{self.faces.lines[i]}"}
 
 
-def read_photo(path: str) -> Tensor:
-    """Read a photo at full size with EXIF orientation applied: uint8 (3, H, W)."""
-    return to_tensor(read_image(path, exif_orientation=True))
+def read_photo(path: str, exif_orientation: bool = True) -> Tensor:
+    """Read a photo at full size, with EXIF orientation applied by default: uint8 (3, H, W)."""
+    return to_tensor(read_image(path, exif_orientation))
 
 
 class FER2013(VisionDataModule):
@@ -152,7 +152,7 @@ class FER2013(VisionDataModule):
         shift: maximum translation of training faces in each direction, relative to their side.
         zoom: height and width of training faces are scaled by independent factors of 1 +- this.
         hflip: probability of a horizontal flip in training.
-        images: for prediction, a photo or a folder of photos; EXIF orientation is applied.
+        images: for prediction, a photo or a folder of photos.
         **kwargs: see `VisionDataModule`.
 
     Raises:
@@ -213,7 +213,8 @@ class FER2013(VisionDataModule):
             DatasetError: the file has no faces of the split, or there are no photos.
         """
         if split == "predict":
-            return ImageDataset(list_prediction_images(self.images), read_photo)
+            read = partial(read_photo, exif_orientation=self.exif_orientation)
+            return ImageDataset(list_prediction_images(self.images), read)
         indices = self.indices(split)
         if not len(indices):
             advice = "; use the complete file" + (", or run validate on PublicTest" if split == "test" else "")

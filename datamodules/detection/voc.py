@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from datamodules.base import Split
 from datamodules.box_transforms import BoxTransform, Photometric
 from datamodules.folders import summarize_names
 from datamodules.image_dataset import PackedStrings
-from datamodules.images import image_size
+from datamodules.images import read_header
+from datamodules.orientation import Size
 from datamodules.proposals import read_image_proposals, require_proposals
 from datamodules.voc import VOCData
-from errors import DatasetError
+from errors import BrokenImageError, DatasetError
+
+_ADVICE = "restore the annotated images: boxes are not rescaled"
 
 # --- annotations ----------------------------------------------------------------------------------------------------
 
@@ -49,7 +53,7 @@ def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Annotated
         label_of: {class name: label}.
 
     Returns:
-        The objects, and the (width, height) of the image according to the file; (0, 0) if it has none.
+        The objects, and the (width, height) of the image according to the file; (0, 0) if it gives no positive size.
 
     Raises:
         DatasetError: the file is not XML, an object has no box, or its class is unknown.
@@ -75,9 +79,11 @@ def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Annotated
             raise DatasetError(f"{path}: expected a box of four numbers for object {number}, found {error}") from None
         objects.append(AnnotatedObject(xmin - 1, ymin - 1, xmax, ymax, label_of[name], difficult))
     try:
-        return objects, (float(root.findtext("size/width", "")), float(root.findtext("size/height", "")))
+        width, height = float(root.findtext("size/width", "")), float(root.findtext("size/height", ""))
     except ValueError:
         return objects, (0.0, 0.0)
+    given = 1 <= width < 2**31 and 1 <= height < 2**31  # some tools write 0
+    return objects, (width, height) if given else (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,11 @@ class DetectionAnnotations:
         labels: int64 (T,).
         difficult: bool (T,).
         start: int64 (N + 1,); image i has the objects start[i] to start[i + 1].
+        sizes: int64 (N, 2), (height, width) of each image in pixels, in the orientation that its boxes refer to; zero
+            if the image cannot be read.
+        annotated_sizes: int64 (N, 2), (height, width) that the XML file of each image gives; zero if it gives none.
+        wrong_size: XML file and both sizes of each image whose annotated size is neither that of the upright image nor
+            that of the stored one.
         empty: XML file of each box that was ignored because it has no area.
         outside: XML file of each box that was ignored because it lies outside the image.
         clipped: XML file of each box that was clipped to the image.
@@ -100,18 +111,27 @@ class DetectionAnnotations:
     labels: np.ndarray
     difficult: np.ndarray
     start: np.ndarray
+    sizes: np.ndarray
+    annotated_sizes: np.ndarray
+    wrong_size: list[str]
     empty: list[str]
     outside: list[str]
     clipped: list[str]
 
+    def annotated_size(self, index: int) -> Size | None:
+        """Return the (height, width) that the XML file of an image gives; None if it gives none."""
+        height, width = self.annotated_sizes[index].tolist()
+        return (height, width) if height else None
+
     def warnings(self) -> list[str]:
-        """Return one line for each kind of box that was ignored or clipped."""
+        """Return one line for each kind: annotations of another size, boxes that were ignored or clipped."""
         kinds = (
-            (self.empty, "ignored {} whose box has no area"),
-            (self.outside, "ignored {} whose box lies outside the image"),
-            (self.clipped, "clipped the box of {} to the image"),
+            (self.wrong_size, "annotation", "expected the size of the image in {}, found another; " + _ADVICE),
+            (self.empty, "object", "ignored {} whose box has no area"),
+            (self.outside, "object", "ignored {} whose box lies outside the image"),
+            (self.clipped, "object", "clipped the box of {} to the image"),
         )
-        return [line.format(summarize_names(files, "object")) for files, line in kinds if files]
+        return [line.format(summarize_names(files, noun)) for files, noun, line in kinds if files]
 
 
 # --- dataset --------------------------------------------------------------------------------------------------------
@@ -153,7 +173,8 @@ class VOCDetectionDataset(Dataset):
         name, boxes = a.images[index], a.boxes[objects]
         if self.proposals is not None:
             boxes = np.concatenate([boxes, read_image_proposals(self.proposals, name)])
-        image, boxes, kept = self.transform(os.path.join(self.root, name), boxes, len(objects))
+        path = os.path.join(self.root, name)
+        image, boxes, kept = self.transform(path, boxes, len(objects), a.annotated_size(index))
         num_objects = int(np.searchsorted(kept, len(objects)))
         # The last random numbers of the sample: its augmentation does not depend on the number of objects.
         order = np.random.permutation(num_objects) if self.training else np.arange(num_objects)
@@ -165,7 +186,7 @@ class VOCDetectionDataset(Dataset):
         }
         sample = {"image": image, "target": target, "id": name}
         if not self.training:
-            sample["original_size"] = torch.tensor(image_size(os.path.join(self.root, name)))
+            sample["original_size"] = torch.from_numpy(a.sizes[index])
         return sample if self.proposals is None else {**sample, "proposals": torch.from_numpy(boxes[num_objects:])}
 
 
@@ -218,9 +239,12 @@ class VOCDetection(VOCData):
     ) -> None:
         super().__init__(root, **kwargs)
         self.train_difficult, self.proposals = train_difficult, proposals
-        self.train_transform = BoxTransform(image_size, photometric, expand, iou_crop, jitter, hflip)
-        self.eval_transform = BoxTransform(image_size if eval_image_size is None else eval_image_size)
-        self.predict_transform = BoxTransform(self.eval_transform.image_size, exif_orientation=True)
+        self.train_transform = BoxTransform(
+            image_size, photometric, expand, iou_crop, jitter, hflip, self.exif_orientation
+        )
+        eval_size = image_size if eval_image_size is None else eval_image_size
+        self.eval_transform = BoxTransform(eval_size, exif_orientation=self.exif_orientation)
+        self.predict_transform = self.eval_transform
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
@@ -242,10 +266,13 @@ class VOCDetection(VOCData):
         """Return the options of ``python -m tools.proposals`` for this dataset."""
         classes = self.classes if isinstance(self.classes, list) else [self.classes or ""]
         given = f" --classes {' '.join(classes)}" if self.classes else ""
-        return f"--root {self.root}{given} --sets {' '.join(self.image_sets[split])}"
+        stored = "" if self.exif_orientation else " --exif_orientation false"
+        return f"--root {self.root}{given} --sets {' '.join(self.image_sets[split])}{stored}"
 
     def annotations(self, split: Split) -> DetectionAnnotations:
-        """Read the objects of a split's image sets, in the order of the lists.
+        """Read the objects of a split's image sets, in the order of the lists, and the header of each image.
+
+        Boxes are clipped to the image in the orientation that the annotated size fits, see `ImageHeader.is_upright`.
 
         Raises:
             DatasetError: a list, an image or an annotation is missing, or an annotation is invalid.
@@ -254,6 +281,9 @@ class VOCDetection(VOCData):
         images: list[str] = []
         objects: list[AnnotatedObject] = []
         start = [0]
+        sizes: list[Size] = []
+        annotated_sizes: list[Size] = []
+        wrong_size: list[str] = []
         empty: list[str] = []
         outside: list[str] = []
         clipped: list[str] = []
@@ -267,9 +297,13 @@ class VOCDetection(VOCData):
                 images.append(image_paths[name])
                 xml = xml_paths[name]
                 found, (width, height) = read_annotation(os.path.join(self.devkit, xml), label_of)
-                if any(item.left < 0 or item.top < 0 or item.right > width or item.bottom > height for item in found):
-                    # Many files have no size or a wrong one: read it from the image.
-                    height, width = image_size(os.path.join(self.devkit, image_paths[name]))
+                annotated_size = (round(height), round(width)) if width else None
+                size = self._image_size(image_paths[name], annotated_size)
+                sizes.append(size or (0, 0))
+                annotated_sizes.append(annotated_size or (0, 0))
+                if size is not None and annotated_size not in (None, size):
+                    wrong_size.append(f"{xml}: {width:g}x{height:g}, image {size[1]}x{size[0]}")
+                height, width = size or (math.inf, math.inf)
                 for item in found:
                     left, top = max(item.left, 0.0), max(item.top, 0.0)
                     right, bottom = min(item.right, width), min(item.bottom, height)
@@ -288,7 +322,18 @@ class VOCDetection(VOCData):
             np.array([item.label for item in objects], np.int64),
             np.array([item.difficult for item in objects], bool),
             np.array(start),
+            np.array(sizes, np.int64).reshape(-1, 2),
+            np.array(annotated_sizes, np.int64).reshape(-1, 2),
+            wrong_size,
             empty,
             outside,
             clipped,
         )
+
+    def _image_size(self, image: str, annotated_size: Size | None) -> tuple[int, int] | None:
+        """Return (height, width) of an image as its annotation sees it; None if the image cannot be read."""
+        try:
+            header = read_header(os.path.join(self.devkit, image))
+        except BrokenImageError:  # the loader counts and reports it
+            return None
+        return header.size(header.is_upright(annotated_size, self.exif_orientation))

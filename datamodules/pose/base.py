@@ -190,15 +190,13 @@ class PoseData(VisionDataModule):
         self.root, self.images = root, images
         self.train_transform: PersonCrop | FullImage
         self.eval_transform: PersonCrop | FullImage
-        self.predict_transform: PersonCrop | FullImage
         if crop == "person":
-            self.train_transform = PersonCrop(image_size, scale, rotation, hflip, color_jitter)  # type: ignore[arg-type]
-            self.eval_transform = PersonCrop(image_size)  # type: ignore[arg-type]
-            self.predict_transform = PersonCrop(image_size, exif_orientation=True)  # type: ignore[arg-type]
+            options = (image_size, scale, rotation, hflip, color_jitter, self.exif_orientation)
+            self.train_transform = PersonCrop(*options)  # type: ignore[arg-type]
+            self.eval_transform = PersonCrop(image_size, exif_orientation=self.exif_orientation)  # type: ignore[arg-type]
         else:
-            self.train_transform = FullImage(image_size, hflip, color_jitter)
-            self.eval_transform = FullImage(image_size)
-            self.predict_transform = FullImage(image_size, exif_orientation=True)
+            self.train_transform = FullImage(image_size, hflip, color_jitter, self.exif_orientation)
+            self.eval_transform = FullImage(image_size, exif_orientation=self.exif_orientation)
 
     @property
     def folder(self) -> str:
@@ -217,7 +215,7 @@ class PoseData(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            return PosePredictionDataset(list_prediction_images(self.images), self.predict_transform)
+            return PosePredictionDataset(list_prediction_images(self.images), self.eval_transform)
         people = self.people(split)
         for line in people.warnings():
             rank_zero_warn(f"{split}: {line}")

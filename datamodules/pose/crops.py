@@ -57,7 +57,7 @@ def apply_affine(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def warp(path: str, matrix: np.ndarray, size: int, exif_orientation: bool = False) -> np.ndarray:
+def warp(path: str, matrix: np.ndarray, size: int, exif_orientation: bool = True) -> np.ndarray:
     """Read the part of an image that ``matrix`` maps to ``size`` x ``size`` pixels.
 
     Reductions by two and more do not alias: a JPEG is decoded at a reduced size, other formats are averaged over areas.
@@ -111,7 +111,7 @@ class PersonCrop:
             rotated.
         hflip: probability of a horizontal flip.
         color_jitter: each channel is multiplied by a random factor in [1 - c, 1 + c].
-        exif_orientation: apply the EXIF orientation. Use it only in prediction: annotations refer to stored pixels.
+        exif_orientation: apply the EXIF orientation.
 
     Raises:
         UserError: an option is out of range.
@@ -124,7 +124,7 @@ class PersonCrop:
         rotation: float = 0.0,
         hflip: float = 0.0,
         color_jitter: float = 0.0,
-        exif_orientation: bool = False,
+        exif_orientation: bool = True,
     ) -> None:
         valid = isinstance(size, int) and size >= 1
         check_option(valid, "image_size", "one side of at least 1 px for person crops", size)
@@ -166,7 +166,7 @@ class FullImage:
         size: int | tuple[int, int] | None,
         hflip: float = 0.0,
         color_jitter: float = 0.0,
-        exif_orientation: bool = False,
+        exif_orientation: bool = True,
     ) -> None:
         PersonCrop(1, hflip=hflip, color_jitter=color_jitter)  # checks the options
         check_option(is_valid_size(size), "image_size", "at least 1", size)

@@ -217,6 +217,6 @@ class RenderedSolids(VisionDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
-            transform = EvalTransform(self.image_size, self.image_size, exif_orientation=True)
+            transform = EvalTransform(self.image_size, self.image_size, self.exif_orientation)
             return ImageDataset(list_prediction_images(self.images), transform)
         return SolidsDataset(split, self.sizes[split], self.solids, self.image_size, self.coloring)

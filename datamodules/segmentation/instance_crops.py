@@ -16,10 +16,15 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Split
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import read_image
 from datamodules.proposals import overlaps_any, read_image_proposals, require_proposals
 from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
-from datamodules.segmentation.masks import masks_and_boxes, read_mask, read_objects
+from datamodules.segmentation.masks import (
+    masks_and_boxes,
+    open_image,
+    read_mask,
+    read_objects,
+    require_equal_sizes,
+)
 from datamodules.segmentation.voc_semantic import SemanticDataset
 from datamodules.transforms import FILL_COLOR, VOID, MaskTransform, to_tensor
 from datamodules.voc import VOC_CLASSES
@@ -83,13 +88,20 @@ class InstanceCropDataset(Dataset):
         num_classes: number of classes, including the background.
         transform: transforms crops of any size.
         proposals: folder of proposals to crop, see `VOCInstanceCrops`; None crops objects.
+        exif_orientation: apply the EXIF orientation where the size of the mask does not tell.
     """
 
     def __init__(
-        self, root: str, files: PackedMaskFiles, num_classes: int, transform: MaskTransform, proposals: str | None
+        self,
+        root: str,
+        files: PackedMaskFiles,
+        num_classes: int,
+        transform: MaskTransform,
+        proposals: str | None,
+        exif_orientation: bool = True,
     ) -> None:
         self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
-        self.proposals = proposals
+        self.proposals, self.exif_orientation = proposals, exif_orientation
 
     def __len__(self) -> int:
         return len(self.files)
@@ -97,21 +109,21 @@ class InstanceCropDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index].image
         image_path, class_path, object_path = (os.path.join(self.root, path) for path in self.files[index])
-        image = read_image(image_path)
-        size = image.shape[:2]
-        ids, labels_of_ids = read_objects(object_path, class_path, self.num_classes - 1, size)
+        ids, labels_of_ids = read_objects(object_path, class_path, self.num_classes - 1)
+        image = open_image(image_path, object_path, ids, self.exif_orientation).decode()
         masks, boxes, labels = masks_and_boxes(ids, labels_of_ids)
         if len(boxes) and self.proposals is None:
             i = random.randrange(len(boxes))
             mask, boxes = single_object_mask(masks[i], labels[i], ids == VOID), boxes[i : i + 1]
         else:
-            mask = read_mask(class_path, self.num_classes, size)
+            mask = read_mask(class_path, self.num_classes)
+            require_equal_sizes(class_path, mask, object_path, ids)
             if len(boxes) and self.proposals is not None:
                 proposals = read_image_proposals(self.proposals, name)
                 positive = proposals[overlaps_any(proposals, boxes, MIN_IOU)]
                 boxes = positive if len(positive) else boxes
             elif not len(boxes):
-                boxes = np.array([[0, 0, size[1], size[0]]], np.float32)
+                boxes = np.array([[0, 0, image.shape[1], image.shape[0]]], np.float32)
         box = add_context(boxes[random.randrange(len(boxes))])
         crop, crop_mask = self.transform(crop_with_padding(image, box, FILL_COLOR), crop_with_padding(mask, box, VOID))
         return {"image": to_tensor(crop), "mask": torch.from_numpy(crop_mask.astype(np.int64)), "id": name}
@@ -185,7 +197,7 @@ class VOCInstanceCrops(VOCMaskData):
             raise UserError(f"crop_size: expected at most image_size ({image_size}), found {crop_size}")
         self.crops, self.proposals = crops, proposals
         self.train_transform = MaskTransform(image_size, crop_size, hflip=hflip)
-        self.predict_transform = BoxTransform(None, exif_orientation=True)
+        self.predict_transform = BoxTransform(None, exif_orientation=self.exif_orientation)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
@@ -202,11 +214,14 @@ class VOCInstanceCrops(VOCMaskData):
             require_proposals(self.proposals, names, self._proposal_options(split))
         if training:
             folder = self.proposals if crops_proposals else None
-            return InstanceCropDataset(self.devkit, files, self.num_classes, self.train_transform, folder)
-        dataset = SemanticDataset(self.devkit, files, self.num_classes, MaskTransform(), evaluation=True)
+            return InstanceCropDataset(
+                self.devkit, files, self.num_classes, self.train_transform, folder, self.exif_orientation
+            )
+        dataset = SemanticDataset(self.devkit, files, self.num_classes, MaskTransform(), True, self.exif_orientation)
         return dataset if self.proposals is None else ProposalDataset(dataset, self.proposals)
 
     def _proposal_options(self, split: Split) -> str:
         """Return the options of ``python -m tools.proposals`` for this dataset."""
         sbd = f" --sbd {self.given_sbd}" if self.given_sbd else ""
-        return f"--masks --root {self.root} --sets {' '.join(self.image_sets[split])}{sbd}"
+        stored = "" if self.exif_orientation else " --exif_orientation false"
+        return f"--masks --root {self.root} --sets {' '.join(self.image_sets[split])}{sbd}{stored}"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
+from datamodules.images import EncodedImage
 from datamodules.transforms import VOID
 from datamodules.voc import voc_palette
 from errors import BrokenImageError, DatasetError
@@ -52,23 +53,21 @@ def _read_sbd(path: str) -> tuple[np.ndarray, np.ndarray]:
         raise BrokenImageError(path, f"expected SBD's GTcls or GTinst, found {error or type(error).__name__}") from None
 
 
-def read_mask(path: str, num_classes: int, size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str, num_classes: int) -> np.ndarray:
     """Read a mask of class ids and check it.
 
     Args:
         path: see `read_ids`.
         num_classes: number of classes; valid ids are 0 to ``num_classes - 1`` and 255 (void).
-        size: (height, width) of the image.
 
     Returns:
         Class ids, uint8 (H, W).
 
     Raises:
         BrokenImageError: see `read_ids`.
-        DatasetError: an id is out of range, the mask differs in size from the image, or it is a color image.
+        DatasetError: an id is out of range, or the mask is a color image.
     """
     ids = read_ids(path)
-    _require_size(path, ids, size)
     unknown = np.flatnonzero(count_ids(ids)[num_classes:VOID])
     if len(unknown):
         raise DatasetError(
@@ -78,11 +77,37 @@ def read_mask(path: str, num_classes: int, size: tuple[int, int]) -> np.ndarray:
     return ids
 
 
-def _require_size(path: str, ids: np.ndarray, size: tuple[int, int]) -> None:
-    if ids.shape != size:
+def open_image(path: str, mask_path: str, ids: np.ndarray, exif_orientation: bool) -> EncodedImage:
+    """Open the image of a mask, in the orientation in which it has the mask's size.
+
+    Args:
+        path: the image.
+        mask_path: the mask, for the error message.
+        ids: the mask, uint8 (H, W).
+        exif_orientation: apply the EXIF orientation where sizes do not tell.
+
+    Raises:
+        BrokenImageError: see `EncodedImage`.
+        DatasetError: the mask differs in size from the image in both orientations.
+    """
+    height, width = ids.shape
+    image = EncodedImage(path, exif_orientation, annotated_size=(height, width))
+    if (image.height, image.width) != (height, width):
+        stored = f"{image.header.width}x{image.header.height}"
+        turned = f" or {image.header.height}x{image.header.width}" if image.header.orientation >= 5 else ""
         raise DatasetError(
-            f"{path}: expected a mask of its image's size {size[1]}x{size[0]}, found {ids.shape[1]}x{ids.shape[0]}; "
-            "annotate the image as stored, without EXIF orientation"
+            f"{mask_path}: expected a mask of its image's size {stored}{turned}, found {width}x{height}; annotate the "
+            "image at its full size"
+        )
+    return image
+
+
+def require_equal_sizes(path: str, ids: np.ndarray, other_path: str, other_ids: np.ndarray) -> None:
+    """Raise a DatasetError if two masks of an image, uint8 (H, W), differ in size."""
+    if ids.shape != other_ids.shape:
+        (height, width), (other_height, other_width) = ids.shape, other_ids.shape
+        raise DatasetError(
+            f"{path}: expected the size {other_width}x{other_height} of {other_path}, found {width}x{height}"
         )
 
 
@@ -91,7 +116,7 @@ def count_ids(ids: np.ndarray) -> np.ndarray:
     return cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
-def read_objects(path: str, class_path: str, num_classes: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_objects(path: str, class_path: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Read a mask of object ids and the class of each object.
 
     The class of an object of VOC is the most frequent class id of its pixels in SegmentationClass. SBD stores it.
@@ -100,18 +125,16 @@ def read_objects(path: str, class_path: str, num_classes: int, size: tuple[int, 
         path: mask in SegmentationObject (object ids from 1, 0 = background, 255 = void) or file in SBD's ``inst``.
         class_path: mask of class ids; not used for SBD.
         num_classes: number of classes, without the background; label k is class id k + 1.
-        size: (height, width) of the image.
 
     Returns:
         Object ids, uint8 (H, W), and the label of each id, int64 (256,), -1 for ids that are not objects.
 
     Raises:
         BrokenImageError: a file is damaged, or an object has no class.
-        DatasetError: see `read_mask`.
+        DatasetError: see `read_mask`; also for masks of different sizes.
     """
     if path.endswith(".mat"):
         ids, categories = _read_sbd(path)
-        _require_size(path, ids, size)
         labels = np.full(256, -1, np.int64)
         labels[1 : len(categories) + 1] = categories[:VOID] - 1
         unknown = categories[(categories < 1) | (categories > num_classes)]
@@ -121,7 +144,8 @@ def read_objects(path: str, class_path: str, num_classes: int, size: tuple[int, 
                 "set the classes with --data.classes"
             )
     else:
-        ids, class_ids = read_mask(path, VOID, size), read_mask(class_path, num_classes + 1, size)
+        ids, class_ids = read_mask(path, VOID), read_mask(class_path, num_classes + 1)
+        require_equal_sizes(path, ids, class_path, class_ids)
         pairs = np.bincount(ids.ravel() * np.int64(256) + class_ids.ravel(), minlength=1 << 16).reshape(256, 256)
         pairs[:, [0, VOID]] = 0
         labels = np.where(pairs.any(1), pairs.argmax(1) - 1, -1)

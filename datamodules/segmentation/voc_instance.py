@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Split
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import read_image
 from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
-from datamodules.segmentation.masks import masks_and_boxes, read_objects
+from datamodules.segmentation.masks import masks_and_boxes, open_image, read_objects
 from datamodules.transforms import MaskTransform, to_tensor
 
 
@@ -29,6 +28,7 @@ class InstanceDataset(Dataset):
         num_classes: number of classes, without the background.
         transform: transforms images and masks.
         evaluation: also return ``original_target`` and ``original_size``: the objects and the size on disk.
+        exif_orientation: apply the EXIF orientation where the size of the mask does not tell.
     """
 
     def __init__(
@@ -38,18 +38,19 @@ class InstanceDataset(Dataset):
         num_classes: int,
         transform: MaskTransform,
         evaluation: bool = False,
+        exif_orientation: bool = True,
     ) -> None:
         self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
-        self.evaluation = evaluation
+        self.evaluation, self.exif_orientation = evaluation, exif_orientation
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image_path, class_mask, object_mask = (os.path.join(self.root, name) for name in self.files[index])
-        image = read_image(image_path)
-        ids, labels = read_objects(object_mask, class_mask, self.num_classes, image.shape[:2])
-        image, transformed_ids = self.transform(image, ids)
+        ids, labels = read_objects(object_mask, class_mask, self.num_classes)
+        encoded = open_image(image_path, object_mask, ids, self.exif_orientation)
+        image, transformed_ids = self.transform(encoded.decode(), ids)
         target = _objects(transformed_ids, labels)
         sample = {"image": to_tensor(image), "target": target, "id": self.files[index].image}
         if self.evaluation:
@@ -101,13 +102,13 @@ class VOCInstance(VOCMaskData):
         super().__init__(root, **kwargs)
         self.train_transform = MaskTransform(image_size, hflip=hflip)
         self.eval_transform = MaskTransform(image_size if eval_image_size is None else eval_image_size)
-        self.predict_transform = BoxTransform(self.eval_transform.image_size, exif_orientation=True)
+        self.predict_transform = BoxTransform(self.eval_transform.image_size, exif_orientation=self.exif_orientation)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
             return self._prediction_dataset()
-        training = split == "train"
+        training, files = split == "train", self.files(split)
         if not training:
             self._report_eval_size(split, self.train_transform.image_size, self.eval_transform.image_size)
         transform = self.train_transform if training else self.eval_transform
-        return InstanceDataset(self.devkit, self.files(split), self.num_classes, transform, evaluation=not training)
+        return InstanceDataset(self.devkit, files, self.num_classes, transform, not training, self.exif_orientation)

@@ -11,9 +11,8 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Split
 from datamodules.box_transforms import BoxTransform
-from datamodules.images import read_image
 from datamodules.segmentation.base import PackedMaskFiles, VOCMaskData
-from datamodules.segmentation.masks import read_mask
+from datamodules.segmentation.masks import open_image, read_mask
 from datamodules.transforms import MaskTransform, to_tensor
 from datamodules.voc import VOC_CLASSES
 
@@ -27,22 +26,30 @@ class SemanticDataset(Dataset):
         num_classes: number of classes, including the background.
         transform: transforms images and masks.
         evaluation: return the stored mask as ``original_mask`` and transform only the image.
+        exif_orientation: apply the EXIF orientation where the size of the mask does not tell.
     """
 
     def __init__(
-        self, root: str, files: PackedMaskFiles, num_classes: int, transform: MaskTransform, evaluation: bool
+        self,
+        root: str,
+        files: PackedMaskFiles,
+        num_classes: int,
+        transform: MaskTransform,
+        evaluation: bool,
+        exif_orientation: bool = True,
     ) -> None:
         self.root, self.files, self.num_classes, self.transform = root, files, num_classes, transform
-        self.evaluation = evaluation
+        self.evaluation, self.exif_orientation = evaluation, exif_orientation
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         files = self.files[index]
-        image = read_image(os.path.join(self.root, files.image))
-        original_mask = read_mask(os.path.join(self.root, files.class_mask), self.num_classes, image.shape[:2])
-        image, mask = self.transform(image, original_mask)
+        mask_path = os.path.join(self.root, files.class_mask)
+        original_mask = read_mask(mask_path, self.num_classes)
+        encoded = open_image(os.path.join(self.root, files.image), mask_path, original_mask, self.exif_orientation)
+        image, mask = self.transform(encoded.decode(), original_mask)
         key, mask = ("original_mask", original_mask) if self.evaluation else ("mask", mask)
         return {"image": to_tensor(image), key: torch.from_numpy(mask.astype(np.int64)), "id": files.image}
 
@@ -95,13 +102,13 @@ class VOCSegmentation(VOCMaskData):
         super().__init__(root, **kwargs)
         self.train_transform = MaskTransform(image_size, crop_size, scale, hflip, color_jitter)
         self.eval_transform = MaskTransform(eval_image_size)
-        self.predict_transform = BoxTransform(eval_image_size, exif_orientation=True)
+        self.predict_transform = BoxTransform(eval_image_size, exif_orientation=self.exif_orientation)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
             return self._prediction_dataset()
-        training = split == "train"
+        training, files = split == "train", self.files(split)
         if not training:
             self._report_eval_size(split, self.train_transform.image_size, self.eval_transform.image_size)
         transform = self.train_transform if training else self.eval_transform
-        return SemanticDataset(self.devkit, self.files(split), self.num_classes, transform, evaluation=not training)
+        return SemanticDataset(self.devkit, files, self.num_classes, transform, not training, self.exif_orientation)

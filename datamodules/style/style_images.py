@@ -29,29 +29,31 @@ class RandomCropTransform:
     Args:
         crop_size: side of the square S.
         shorter: length of the image's shorter side after resizing.
+        exif_orientation: apply the EXIF orientation.
     """
 
-    def __init__(self, crop_size: int, shorter: int) -> None:
-        self.crop_size, self.shorter = crop_size, shorter
+    def __init__(self, crop_size: int, shorter: int, exif_orientation: bool = True) -> None:
+        self.crop_size, self.shorter, self.exif_orientation = crop_size, shorter, exif_orientation
 
     def __call__(self, path: str) -> Tensor:
-        image = EncodedImage(path)
+        image = EncodedImage(path, self.exif_orientation)
         box = scale_jitter_box(image.height, image.width, self.crop_size, self.shorter)
         return to_tensor(image.crop(box, (self.crop_size, self.crop_size)))
 
 
 class FullImageTransform:
-    """Read a full image with EXIF orientation applied: from a path to uint8 (3, H, W).
+    """Read a full image: from a path to uint8 (3, H, W).
 
     Args:
         max_size: maximum of the longer side in pixels; None does not resize.
+        exif_orientation: apply the EXIF orientation.
     """
 
-    def __init__(self, max_size: int | None = None) -> None:
-        self.max_size = max_size
+    def __init__(self, max_size: int | None = None, exif_orientation: bool = True) -> None:
+        self.max_size, self.exif_orientation = max_size, exif_orientation
 
     def __call__(self, path: str) -> Tensor:
-        image = EncodedImage(path, exif_orientation=True)
+        image = EncodedImage(path, self.exif_orientation)
         size = self._size(image.height, image.width)
         return to_tensor(resize(image.decode(min_size=size), size))
 
@@ -146,9 +148,9 @@ class StyleImages(VisionDataModule):
             raise UserError(f"max_size: expected 1 or more, found {max_size}")
         self.root, self.with_style, self.images = root, with_style, images
         self.folders = {"content": content, "style": style, "val_content": val_content, "val_style": val_style}
-        self.train_transform = RandomCropTransform(image_size, resize)
-        self.eval_transform = EvalTransform(image_size, resize)
-        self.predict_transform = FullImageTransform(max_size)
+        self.train_transform = RandomCropTransform(image_size, resize, self.exif_orientation)
+        self.eval_transform = EvalTransform(image_size, resize, self.exif_orientation)
+        self.predict_transform = FullImageTransform(max_size, self.exif_orientation)
 
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
@@ -186,10 +188,17 @@ class RepeatedPair(Dataset):
     """The same image pair ``count`` times: ``image`` and, if given, ``style``, uint8 (3, H, W), and ``id``."""
 
     def __init__(
-        self, content: str, style: str | None, content_size: int | None, style_size: int | None, count: int
+        self,
+        content: str,
+        style: str | None,
+        content_size: int | None,
+        style_size: int | None,
+        count: int,
+        exif_orientation: bool = True,
     ) -> None:
         self.content, self.style, self.count = content, style, count
-        self.content_transform, self.style_transform = FullImageTransform(content_size), FullImageTransform(style_size)
+        self.content_transform = FullImageTransform(content_size, exif_orientation)
+        self.style_transform = FullImageTransform(style_size, exif_orientation)
         self._sample: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -213,6 +222,7 @@ class ImagePair(VisionDataModule):
         style_size: maximum of the style image's longer side in pixels, which scales its strokes; null uses image_size.
         steps: steps per epoch. The image is drawn after each epoch.
         num_workers: see `VisionDataModule`. A batch is the one pair, read once.
+        exif_orientation: apply the EXIF orientation of both images; false reads them as stored.
 
     Raises:
         UserError: an argument is out of range.
@@ -226,8 +236,9 @@ class ImagePair(VisionDataModule):
         style_size: int | None = None,
         steps: int = 50,
         num_workers: int | None = 0,
+        exif_orientation: bool = True,
     ) -> None:
-        super().__init__(batch_size=1, num_workers=num_workers)
+        super().__init__(batch_size=1, num_workers=num_workers, exif_orientation=exif_orientation)
         if steps < 1:
             raise UserError(f"steps: expected 1 or more, found {steps}")
         for name, size in (("image_size", image_size), ("style_size", style_size)):
@@ -239,4 +250,5 @@ class ImagePair(VisionDataModule):
     def dataset(self, split: Split) -> Dataset:
         if self.content is None:
             raise DatasetError("content: expected an image, found none; set --data.content IMAGE")
-        return RepeatedPair(self.content, self.style, *self.sizes, self.steps if split == "train" else 1)
+        count = self.steps if split == "train" else 1
+        return RepeatedPair(self.content, self.style, *self.sizes, count, self.exif_orientation)

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from datamodules.images import read_image
 from datamodules.proposals import read_image_proposals, read_proposals
 from datamodules.synthetic.voc import write_voc
 from errors import DatasetError, UserError
@@ -114,7 +116,9 @@ def test_a_broken_image_is_named_and_the_others_are_done(
 
 def test_a_worker_that_is_killed_is_told_of(drawn: str, tmp_path: Path) -> None:
     image = os.path.join(drawn, "VOCdevkit", "VOC2007", "JPEGImages", "000001.jpg")
-    results = compute([(image, str(tmp_path / f"{i}.boxes"), 20) for i in range(50)], num_workers=2)
+    results = compute(
+        [(partial(read_image, image), str(tmp_path / f"{i}.boxes"), 20) for i in range(50)], num_workers=2
+    )
     assert next(results) is None
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from rich.progress import track
 
 from datamodules.image_dataset import PackedStrings
 from datamodules.images import EncodedImage
+from datamodules.orientation import Size
 from errors import BrokenImageError
 
 MAX_LINES = 20  # of one kind of problem; more are only counted
@@ -33,6 +35,8 @@ class ImageFacts(NamedTuple):
         digest: hash of the decoded pixels, 16 bytes.
         error: why the image cannot be read; empty if it can.
         warning: irregularity of a file that can be read; empty if there is none.
+        orientation: EXIF orientation, 1 to 8; 1 if there is none.
+        upright: whether the EXIF orientation is applied.
     """
 
     mode: str
@@ -41,17 +45,21 @@ class ImageFacts(NamedTuple):
     digest: bytes
     error: str = ""
     warning: str = ""
+    orientation: int = 1
+    upright: bool = False
 
 
-def read_facts(path: str) -> ImageFacts:
-    """Decode one image."""
+def read_facts(image_and_size: tuple[str, Size | None], exif_orientation: bool) -> ImageFacts:
+    """Decode one image as training does; see `EncodedImage` for its annotated size and ``exif_orientation``."""
+    path, annotated_size = image_and_size
     try:
-        image = EncodedImage(path)
+        image = EncodedImage(path, exif_orientation, annotated_size)
         pixels = image.decode()
     except BrokenImageError as error:
         return ImageFacts("", 0, 0, b"", error=error.reason)
     digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
-    return ImageFacts(image.mode, image.height, image.width, digest, warning=image.warning or "")
+    orientation, warning = image.header.orientation, image.warning or ""
+    return ImageFacts(image.mode, image.height, image.width, digest, "", warning, orientation, image.upright)
 
 
 class Report:
@@ -60,14 +68,15 @@ class Report:
     Args:
         num_workers: processes that read files.
         progress: show a progress bar on standard error.
+        exif_orientation: apply the EXIF orientation where annotated sizes do not tell.
 
     Attributes:
         problems: lines about what to fix before a training run.
         notes: lines of statistics and minor irregularities.
     """
 
-    def __init__(self, num_workers: int = 1, progress: bool = False) -> None:
-        self.num_workers, self.progress = num_workers, progress
+    def __init__(self, num_workers: int = 1, progress: bool = False, exif_orientation: bool = True) -> None:
+        self.num_workers, self.progress, self.exif_orientation = num_workers, progress, exif_orientation
         self.problems: list[str] = []
         self.notes: list[str] = []
         # {digest: (title, class, name) of each image with these pixels}
@@ -94,7 +103,12 @@ class Report:
         return track(results, title, total=total, transient=True) if self.progress else results
 
     def read_images(
-        self, title: str, folder: str, names: PackedStrings, classes: Sequence[str] | None = None
+        self,
+        title: str,
+        folder: str,
+        names: PackedStrings,
+        classes: Sequence[str] | None = None,
+        annotated_sizes: Sequence[Size | None] | None = None,
     ) -> np.ndarray:
         """Decode all images of a split and report unreadable ones, pixel formats and sizes.
 
@@ -103,12 +117,16 @@ class Report:
             folder: folder that the names are relative to.
             names: paths of N images.
             classes: N classes, for images that are in several of them; None if images have no class.
+            annotated_sizes: N sizes (height, width) that the annotations give for the images, None for an image without
+                one; None if there are no annotations.
 
         Returns:
             (height, width) of each image, int64 (N, 2); zero if unreadable.
         """
-        paths = [os.path.join(folder, names[i]) for i in range(len(names))]
-        facts = self.map(read_facts, paths, f"reading {title}")
+        images = [
+            (os.path.join(folder, names[i]), annotated_sizes[i] if annotated_sizes else None) for i in range(len(names))
+        ]
+        facts = self.map(partial(read_facts, exif_orientation=self.exif_orientation), images, f"reading {title}")
         for i, fact in enumerate(facts):
             if not fact.error:
                 self._copies[fact.digest].append((title, classes[i] if classes else "", names[i]))
@@ -120,6 +138,10 @@ class Report:
         if any(readable):
             modes = Counter(fact.mode for fact in facts if not fact.error)
             self.notes.append("  pixel formats: " + ", ".join(f"{mode} {count}" for mode, count in modes.most_common()))
+            oriented = [fact.upright for fact in facts if fact.orientation != 1]
+            if oriented:
+                applied = f"applied to {sum(oriented)} of {len(oriented)} images that have one"
+                self.notes.append(f"  EXIF orientation: {applied}")
             heights, widths = sizes[readable].T
             extent = f"{widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}"
             self.notes.append(f"  width x height: {extent}, median {np.median(widths):g}x{np.median(heights):g}")

@@ -11,9 +11,9 @@ import numpy as np
 
 from datamodules.base import Split
 from datamodules.detection.voc import VOCDetection
-from datamodules.images import image_size
+from datamodules.orientation import Size
 from datamodules.segmentation.base import MaskFiles, VOCMaskData
-from datamodules.segmentation.masks import count_ids, masks_and_boxes, read_mask, read_objects
+from datamodules.segmentation.masks import count_ids, masks_and_boxes, open_image, read_mask, read_objects
 from datamodules.transforms import VOID
 from datamodules.voc import VOCData
 from errors import BrokenImageError, DatasetError
@@ -46,7 +46,8 @@ def check_objects(data: VOCDetection, report: Report) -> None:
         )
         report.add_counts(data.class_names, counts)
         report.problems += [f"{title}: {line}" for line in annotations.warnings()]
-        report.read_images(title, data.devkit, annotations.images)
+        sizes = [annotations.annotated_size(i) for i in range(len(annotations.images))]
+        report.read_images(title, data.devkit, annotations.images, annotated_sizes=sizes)
 
 
 class MaskFacts(NamedTuple):
@@ -54,34 +55,37 @@ class MaskFacts(NamedTuple):
 
     Attributes:
         counts: int64 (256,), pixels per id, or objects per label.
+        size: (height, width) in pixels; zero if the masks cannot be used.
         error: why the masks cannot be used; empty if they can.
     """
 
     counts: np.ndarray
+    size: Size = (0, 0)
     error: str = ""
 
 
-def read_mask_facts(files: MaskFiles, root: str, num_classes: int) -> MaskFacts:
+def read_mask_facts(files: MaskFiles, root: str, num_classes: int, exif_orientation: bool) -> MaskFacts:
     """Read the masks of one image. `Report.read_images` reports an image that cannot be read.
 
     Args:
         files: paths of the image and its masks, relative to ``root``.
         root: the folder ``VOCdevkit``.
         num_classes: number of class ids, with the background; of object classes, without it, if there are object masks.
+        exif_orientation: apply the EXIF orientation of the image where the size of the mask does not tell.
     """
     image, class_mask, object_mask = (os.path.join(root, name) if name else "" for name in files)
-    nothing = np.zeros(256, np.int64)
     try:
-        size = image_size(image)
-    except BrokenImageError:
-        return MaskFacts(nothing)
-    try:
-        if not object_mask:
-            return MaskFacts(count_ids(read_mask(class_mask, num_classes, size)))
-        _, _, labels = masks_and_boxes(*read_objects(object_mask, class_mask, num_classes, size))
-        return MaskFacts(np.bincount(labels, minlength=256))
+        if object_mask:
+            ids, labels_of_ids = read_objects(object_mask, class_mask, num_classes)
+            counts = np.bincount(masks_and_boxes(ids, labels_of_ids)[2], minlength=256)
+        else:
+            ids = read_mask(class_mask, num_classes)
+            counts = count_ids(ids)
+        encoded = open_image(image, object_mask or class_mask, ids, exif_orientation)
     except (BrokenImageError, DatasetError) as error:
-        return MaskFacts(nothing, str(error))
+        unreadable_image = isinstance(error, BrokenImageError) and error.path == image
+        return MaskFacts(np.zeros(256, np.int64), error="" if unreadable_image else str(error))
+    return MaskFacts(counts, (encoded.height, encoded.width))
 
 
 def check_masks(data: VOCMaskData, report: Report) -> None:
@@ -96,7 +100,9 @@ def check_masks(data: VOCMaskData, report: Report) -> None:
         except DatasetError as error:
             report.problems.append(str(error))
             continue
-        function = partial(read_mask_facts, root=data.devkit, num_classes=len(names))
+        function = partial(
+            read_mask_facts, root=data.devkit, num_classes=len(names), exif_orientation=data.exif_orientation
+        )
         facts = report.map(function, [files[i] for i in range(len(files))], f"reading masks of {title}")
         report.add_problems([fact.error for fact in facts if fact.error], "invalid masks")
         counts = np.stack([fact.counts for fact in facts])
@@ -114,4 +120,4 @@ def check_masks(data: VOCMaskData, report: Report) -> None:
                 f"  {name}: {totals[i]} pixels ({fraction[i]:.2%}) in {images[i]} images"
                 for i, name in enumerate(names)
             ]
-        report.read_images(title, data.devkit, files.images)
+        report.read_images(title, data.devkit, files.images, annotated_sizes=[fact.size for fact in facts])

@@ -31,7 +31,7 @@ def test_a_palettes_indices_are_the_ids(tmp_path: Path) -> None:
     path = str(tmp_path / "mask.png")
     save_ids(path, ids)
     assert (read_ids(path) == ids).all()
-    assert (read_mask(path, 21, (2, 3)) == ids).all()
+    assert (read_mask(path, 21) == ids).all()
     assert (np.array(Image.open(path).convert("L")) != ids).any()
     gray = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
     assert gray is not None
@@ -48,11 +48,11 @@ def test_sbds_structures(tmp_path: Path) -> None:
     ):
         savemat(tmp_path / f"{name}.mat", {name: fields})
     assert read_ids(str(tmp_path / "GTcls.mat")).tolist() == [[0, 9, 9], [4, 4, 0]]
-    ids, labels = read_objects(str(tmp_path / "GTinst.mat"), "", 20, (2, 3))
+    ids, labels = read_objects(str(tmp_path / "GTinst.mat"), "", 20)
     assert (ids == objects).all()
     assert labels[:4].tolist() == [-1, 8, 3, -1]
     with pytest.raises(DatasetError, match=r"GTinst.mat: expected objects of the classes 1 to 5, found class 9"):
-        read_objects(str(tmp_path / "GTinst.mat"), "", 5, (2, 3))
+        read_objects(str(tmp_path / "GTinst.mat"), "", 5)
     (tmp_path / "broken.mat").write_bytes(b"no mat")
     with pytest.raises(BrokenImageError, match="expected SBD's GTcls or GTinst"):
         read_ids(str(tmp_path / "broken.mat"))
@@ -64,7 +64,7 @@ def test_an_objects_class_is_that_of_most_of_its_pixels(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("objects.png", "classes.png")]
     for path, ids in zip(paths, (objects, classes), strict=True):
         save_ids(path, ids)
-    ids, labels = read_objects(*paths, 20, (2, 4))  # type: ignore[call-arg]
+    ids, labels = read_objects(*paths, 20)
     assert (labels[1], labels[7], labels[0], labels[255]) == (2, 0, -1, -1)
     masks, boxes, found = masks_and_boxes(ids, labels)
     assert found.tolist() == [2, 0]
@@ -75,7 +75,7 @@ def test_an_objects_class_is_that_of_most_of_its_pixels(tmp_path: Path) -> None:
         BrokenImageError,
         match=r"objects.png: expected a class for each object, found none for object 7 in .*classes.png",
     ):
-        read_objects(*paths, 20, (2, 4))  # type: ignore[call-arg]
+        read_objects(*paths, 20)
 
 
 def test_boxes_are_the_extremes_of_random_masks() -> None:
