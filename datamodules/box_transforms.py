@@ -132,7 +132,8 @@ def iou_crop(window: Window, boxes: np.ndarray) -> Window:
 
     Draw a sampler, then up to 50 crops. Accept the first crop that reaches the sampler's minimum IoU with an object and
     contains the center of one. If none does, draw another sampler. A crop has sides of scale * sqrt(aspect) and
-    scale / sqrt(aspect) relative to the window, scale 0.3 to 1, aspect 0.5 to 2.
+    scale / sqrt(aspect) relative to the window, scale 0.3 to 1, aspect 0.5 to 2. The aspect is clamped so that no side
+    is longer than the window's; as a result, 23% of the crops have a whole side of it.
 
     Args:
         window: what is cropped.
@@ -147,7 +148,7 @@ def iou_crop(window: Window, boxes: np.ndarray) -> Window:
             return window
         for _ in range(50):
             scale = random.uniform(0.3, 1)
-            aspect = random.uniform(max(0.5, scale**2), min(2, 1 / scale**2))
+            aspect = min(max(random.uniform(0.5, 2), scale**2), 1 / scale**2)
             w, h = max(1, round(width * scale * math.sqrt(aspect))), max(1, round(height * scale / math.sqrt(aspect)))
             left = window[0] + random.randint(0, max(0, width - w))
             top = window[1] + random.randint(0, max(0, height - h))

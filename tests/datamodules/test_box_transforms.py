@@ -121,6 +121,27 @@ def test_iou_crops_overlap_an_object_and_hold_a_center() -> None:
     assert aspects.max() < 2.1
 
 
+def test_iou_crops_have_the_sizes_of_the_authors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their sampler.cpp (SampleBBox) 23% of the crops have a whole side of the image."""
+    monkeypatch.setattr("datamodules.box_transforms.MIN_IOUS", (0.0,))
+    rng = np.random.default_rng(0)
+    scale, aspect = rng.uniform(0.3, 1, 20000), rng.uniform(0.5, 2, 20000)
+    aspect = np.minimum(np.maximum(aspect, scale**2), 1 / scale**2)
+    expected = np.stack([scale * np.sqrt(aspect), scale / np.sqrt(aspect)], 1)
+    random.seed(0)
+    window = (0, 0, 10000, 5000)
+    crops = np.array([iou_crop(window, np.zeros((0, 4), np.float32)) for _ in range(20000)])
+    found = (crops[:, 2:] - crops[:, :2]) / window[2:]
+    # The integrals of (2 - 1 / s^2) and (s^2 - 0.5) over the scales s from sqrt(0.5) to 1, over 0.7 * 1.5.
+    for index, whole in ((0, 0.163), (1, 0.066)):
+        assert (expected[:, index] > 0.9999).mean() == pytest.approx(whole, abs=0.01)
+        assert (found[:, index] > 0.9999).mean() == pytest.approx(whole, abs=0.01)
+    assert found.mean(0) == pytest.approx(expected.mean(0), abs=0.005)
+    assert found.prod(1).mean() == pytest.approx(expected.prod(1).mean(), abs=0.01)
+    for q in (0.1, 0.3, 0.5, 0.7, 0.9):
+        assert np.quantile(found, q, axis=0) == pytest.approx(np.quantile(expected, q, axis=0), abs=0.02)
+
+
 def test_an_image_without_objects_is_cropped_too(drawn: str) -> None:
     random.seed(1)
     image, boxes, kept = BoxTransform(100, iou_crop=True, expand=2.0)(drawn, np.zeros((0, 4), np.float32))
