@@ -30,10 +30,11 @@ def compute_recalls(module: RPN | FasterRCNN, data: VOCDetection, device: torch.
     network, search = (ProposalRecall().to(device) for _ in METHODS)
     for batch in data.val_dataloader():
         target = [{key: value.to(device) for key, value in entry.items()} for entry in batch["target"]]
-        for image, entry in zip(batch["image"], target, strict=True):
-            maps, sizes = module.extract_features(image[None].to(device))
+        for i, entry in enumerate(target):
+            maps, sizes = module.extract_features(batch["image"][i][None].to(device))
             top_n = module.rpn_pre_nms_top_n_test, max(ProposalRecall.counts)
-            proposals = module.propose(module.network.rpn(maps), sizes, *top_n)
+            original_size = batch["original_size"][i][None].to(device)
+            proposals = module.propose(module.network.rpn(maps), sizes, *top_n, original_size)
             network.update([{"boxes": proposals.boxes[proposals.valid]}], [entry])
         search.update([{"boxes": b.to(device)} for b in batch["proposals"]], target)
     return {name: metric.compute()["recall"] for name, metric in zip(METHODS, (network, search), strict=True)}

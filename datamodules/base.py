@@ -10,11 +10,11 @@ classification        ``label`` int64 (B,); or ``labels`` {attribute: int64 (B,)
                       uint8 (B, V) of 0 and 1, a row of 255 if missing. For emotions, ``image`` is a gray face,
                       uint8 (B, 1, 48, 48); in prediction a full RGB photo
 detection             ``target`` list of {``boxes`` float32 (N, 4), xyxy in pixels; ``labels`` int64 (N,);
-                      ``difficult`` bool (N,)}; for instance segmentation also ``masks`` uint8 (N, H, W). With a
-                      proposals option, ``proposals`` list of float32 (P, 4), xyxy in pixels, best first. In evaluation
-                      ``original_size`` int64 (B, 2), (height, width) of the image on disk, and for instance
-                      segmentation ``original_target``, the target in its pixels. In training, `VOCDetection` yields
-                      the objects of an image in random order
+                      ``difficult`` bool (N,)}; for instance segmentation also ``masks`` uint8 (N, H, W). Always
+                      ``original_size`` int64 (B, 2), (height, width) of the image on disk. With a proposals option,
+                      ``proposals`` list of float32 (P, 4), xyxy in pixels, best first. In evaluation of instance
+                      segmentation ``original_target``, the target in pixels of the image on disk. In training,
+                      `VOCDetection` yields the objects of an image in random order
 segmentation          ``mask`` int64 (B, H, W), 255 = void, a list if sizes differ, in training; ``original_mask`` list
                       of int64 (h, w) at the size on disk in evaluation
 pose                  ``keypoints`` float32 (B, K, 2) in pixels of the image, pixel centers at integers, maybe outside

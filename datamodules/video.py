@@ -27,10 +27,10 @@ class FrameTransform(Protocol):
 
 
 class VideoDataset(Dataset):
-    """All frames of a video: ``image``, ``id`` (path#frame), ``original``, ``fps``.
+    """All frames of a video: ``image``, ``id`` (path#frame), ``original``, ``original_size``, ``fps``.
 
-    ``original`` is the frame at full size, RGB uint8 (3, H, W). The length comes from the file header. If the file
-    contains fewer frames, the missing ones are broken images.
+    ``original`` is the frame at full size, RGB uint8 (3, H, W), and ``original_size`` its (height, width). The length
+    comes from the file header. If the file contains fewer frames, the missing ones are broken images.
 
     Args:
         path: the video.
@@ -70,7 +70,9 @@ class VideoDataset(Dataset):
         pixels = np.ascontiguousarray(pixels[..., ::-1])
         original = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         image = self.transform.apply(pixels, np.zeros((0, 4), np.float32))[0]
-        return {"image": image, "id": f"{self.path}#{index}", "original": original, "fps": self.fps}
+        size = torch.tensor(original.shape[1:])
+        name = f"{self.path}#{index}"
+        return {"image": image, "id": name, "original": original, "original_size": size, "fps": self.fps}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_capture": None, "_next": 0}

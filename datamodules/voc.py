@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import Dataset
 
@@ -20,6 +21,7 @@ from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform
 from datamodules.folders import draw_tree, is_image, list_prediction_images, summarize_names
 from datamodules.image_dataset import ImageDataset
+from datamodules.images import image_size
 from datamodules.video import VideoDataset, is_video
 from errors import DatasetError, UserError
 
@@ -56,6 +58,23 @@ def voc_palette() -> np.ndarray:
     for bit in range(8):
         colors[:, bit % 3] |= ((ids >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
     return colors
+
+
+class PredictionDataset(ImageDataset):
+    """Images for prediction, with their ``original_size``, see the batch contract.
+
+    Args:
+        names: paths of the images.
+        transform: transforms images without boxes.
+    """
+
+    def __init__(self, names: Sequence[str], transform: BoxTransform) -> None:
+        super().__init__(names, transform.image_only)
+        self.exif_orientation = transform.exif_orientation
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return {**sample, "original_size": torch.tensor(image_size(sample["id"], self.exif_orientation))}
 
 
 class VOCData(VisionDataModule):
@@ -144,7 +163,7 @@ class VOCData(VisionDataModule):
 
     def _prediction_dataset(self) -> Dataset:
         if self.images is None or not is_video(self.images):
-            return ImageDataset(list_prediction_images(self.images), self.predict_transform.image_only)
+            return PredictionDataset(list_prediction_images(self.images), self.predict_transform)
         if self.trainer is not None and self.trainer.world_size > 1:
             raise DatasetError(
                 f"images: expected one process to predict a video, found {self.trainer.world_size}; "

@@ -184,9 +184,8 @@ class VOCDetectionDataset(Dataset):
             "labels": torch.from_numpy(a.labels[objects]),
             "difficult": torch.from_numpy(a.difficult[objects]),
         }
-        sample = {"image": image, "target": target, "id": name}
-        if not self.training:
-            sample["original_size"] = torch.from_numpy(a.sizes[index])
+        original_size = torch.from_numpy(a.sizes[index])
+        sample = {"image": image, "target": target, "original_size": original_size, "id": name}
         return sample if self.proposals is None else {**sample, "proposals": torch.from_numpy(boxes[num_objects:])}
 
 

@@ -52,10 +52,13 @@ class InstanceDataset(Dataset):
         encoded = open_image(image_path, object_mask, ids, self.exif_orientation)
         image, transformed_ids = self.transform(encoded.decode(), ids)
         target = _objects(transformed_ids, labels)
-        sample = {"image": to_tensor(image), "target": target, "id": self.files[index].image}
-        if self.evaluation:
-            sample |= {"original_target": _objects(ids, labels), "original_size": torch.tensor(ids.shape)}
-        return sample
+        sample = {
+            "image": to_tensor(image),
+            "target": target,
+            "original_size": torch.tensor(ids.shape),
+            "id": self.files[index].image,
+        }
+        return {**sample, "original_target": _objects(ids, labels)} if self.evaluation else sample
 
 
 def _objects(ids: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:

@@ -220,11 +220,12 @@ def decode_proposals(
     pre_nms_top_n: int,
     post_nms_top_n: int,
     nms_threshold: float = 0.7,
-    min_size: float = 16.0,
+    min_size: float | Tensor = 16.0,
 ) -> Proposals:
-    """Decode the best anchors of each feature map, clip them to the image and suppress duplicates. No gradients.
+    """Decode anchors, clip them to the image, and suppress duplicates of the best of each feature map. No gradients.
 
-    Only the suppression waits for the device; the rest does not depend on the number of proposals.
+    Small boxes are dropped before the best are selected (py-faster-rcnn, lib/rpn/proposal_layer.py). Only the
+    suppression waits for the device; the rest does not depend on the number of proposals.
 
     Args:
         output: predictions.
@@ -232,23 +233,25 @@ def decode_proposals(
         pre_nms_top_n: anchors of each feature map that enter the suppression, best first.
         post_nms_top_n: proposals kept per image, best first, n.
         nms_threshold: largest IoU of two proposals of one feature map (maps are separate, as in Lin et al. 2017).
-        min_size: smallest width and height of a proposal in pixels.
+        min_size: smallest width and height of a proposal in pixels; one for all images, or float (B, 1).
     """
     objectness, deltas = output.objectness.detach(), output.deltas.detach()
     num_images = len(objectness)
-    best, start = [], 0
-    for count in output.anchors_per_map:
-        best.append(objectness[:, start : start + count].topk(min(pre_nms_top_n, count), dim=1).indices + start)
-        start += count
-    indices = torch.cat(best, 1)
-    level = torch.cat([torch.full_like(b, i) for i, b in enumerate(best)], 1)
-    scores = objectness.gather(1, indices).sigmoid()
-    boxes = decode_boxes(deltas.gather(1, indices[..., None].expand(-1, -1, 4)), output.anchors[indices], RPN_BOX_STD)
+    boxes = decode_boxes(deltas, output.anchors, RPN_BOX_STD)
     boxes = torch.minimum(boxes.clamp_min(0), sizes.repeat(1, 2)[:, None])
     # Small boxes become padding: sorted last and without area. So do the nan of a diverged run, because RoI pooling
     # would crash on them.
-    keep = ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(2) & scores.isfinite()
-    scores, boxes = torch.where(keep, scores, -1), torch.where(keep[..., None], boxes, 0)
+    keep = ((boxes[..., 2:] - boxes[..., :2]).amin(2) >= min_size) & objectness.isfinite()
+    scores, boxes = torch.where(keep, objectness.sigmoid(), -1), torch.where(keep[..., None], boxes, 0)
+    # The logits decide, because scores near 1 are equal in float32.
+    logits = objectness.masked_fill(~keep, -torch.inf)
+    best, start = [], 0
+    for count in output.anchors_per_map:
+        best.append(logits[:, start : start + count].topk(min(pre_nms_top_n, count), dim=1).indices + start)
+        start += count
+    indices = torch.cat(best, 1)
+    level = torch.cat([torch.full_like(b, i) for i, b in enumerate(best)], 1)
+    scores, boxes = scores.gather(1, indices), boxes.gather(1, indices[..., None].expand(-1, -1, 4))
     image = torch.arange(num_images, device=boxes.device)[:, None].expand_as(scores)
     kept = grouped_nms(boxes.flatten(0, 1), scores.flatten(), (level * num_images + image).flatten(), nms_threshold)
     row = image.flatten()[kept]

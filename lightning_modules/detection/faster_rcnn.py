@@ -33,8 +33,9 @@ class FasterRCNN(RoIStage, ProposalStage):
     background with any IoU below the threshold. Batch, predictions and metrics: see `Detector`.
 
     Args:
-        weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a
-            file of such weights or one of our checkpoints, an `RPN`'s included.
+        weights: None to train from scratch; a name of torchvision's weights of the backbone: IMAGENET1K_V1 (the
+            references start from such), IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest; or a file of such weights
+            or one of our checkpoints, an `RPN`'s included.
         rpn_pre_nms_top_n_train: anchors of each feature map that enter non-maximum suppression in training.
         rpn_post_nms_top_n_train: proposals per image in training.
         **kwargs: see `ProposalStage` and `RoIStage`.
@@ -54,13 +55,17 @@ class FasterRCNN(RoIStage, ProposalStage):
         self.load_pretrained(weights)
 
     def forward(
-        self, images: Tensor | list[Tensor], target: Sequence[dict[str, Tensor]] | None = None
+        self,
+        images: Tensor | list[Tensor],
+        target: Sequence[dict[str, Tensor]] | None = None,
+        original_size: Tensor | None = None,
     ) -> tuple[RoIOutput, dict[str, Tensor]]:
         """Run the pass: features, proposals, RoI heads.
 
         Args:
             images: uint8 (B, 3, H, W), or a list of (3, H, W).
             target: one dict per image with ``boxes`` and ``labels``, for training.
+            original_size: see `propose`.
 
         Returns:
             The predictions of the RoI heads, on sampled RoIs if there are targets, and the losses of the region
@@ -74,15 +79,15 @@ class FasterRCNN(RoIStage, ProposalStage):
         else:
             losses = self.rpn_losses(output, sizes, target)
             top_n = self.rpn_pre_nms_top_n_train, self.rpn_post_nms_top_n_train
-        proposals = self.propose(output, sizes, *top_n)
+        proposals = self.propose(output, sizes, *top_n, original_size)
         return self.run_roi_heads(maps, sizes, proposals.boxes, proposals.valid, target), losses
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        output, rpn_losses = self(batch["image"], batch["target"])
+        output, rpn_losses = self(batch["image"], batch["target"], batch.get("original_size"))
         return {**rpn_losses, **self.roi_losses(output)}
 
-    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
-        output, _ = self(image)
+    def predict_image(self, image: Tensor, original_size: Tensor | None = None) -> dict[str, Tensor]:
+        output, _ = self(image, original_size=original_size)
         return self.decode(output)[0]
 
 
@@ -168,19 +173,19 @@ class BranchedRCNN(FasterRCNN):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         target = batch["target"]
-        output, rpn_losses = self(batch["image"], target)
+        output, rpn_losses = self(batch["image"], target, batch.get("original_size"))
         # Positives come first. This is their largest number; the actual number is known to the device only.
         max_positives = round(self.roi_positive_fraction * self.rois_per_image)
         rois = SampledRoIs(*(x[:, :max_positives] for x in output.sample))
         loss = self.branch_loss(self.branch_logits(output.maps, rois.boxes), rois, target)
         return {**rpn_losses, **self.roi_losses(output), self.branch: loss}
 
-    def detect(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def detect(self, image: Tensor, original_size: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Return the detections of one image, uint8 (1, 3, H, W), and the branch's logits, float32 (K, D, S, S)."""
-        output, _ = self(image)
+        output, _ = self(image, original_size=original_size)
         (detections,) = self.decode(output)
         boxes, _ = pad_targets([detections])
         return detections, self.branch_logits(output.maps, boxes)[0, : len(detections["boxes"])]
 
     @abstractmethod
-    def predict_image(self, image: Tensor) -> dict[str, Tensor]: ...
+    def predict_image(self, image: Tensor, original_size: Tensor | None = None) -> dict[str, Tensor]: ...

@@ -27,8 +27,9 @@ class RPN(ProposalStage):
     float32 (K,), the objectness, and ``labels`` int64 (K,), all 0. Metrics: those of `ProposalRecall`.
 
     Args:
-        weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a
-            file of such weights or one of our checkpoints.
+        weights: None to train from scratch; a name of torchvision's weights of the backbone: IMAGENET1K_V1 (the
+            references start from such), IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest; or a file of such weights
+            or one of our checkpoints.
         **kwargs: see `ProposalStage`.
     """
 
@@ -43,11 +44,10 @@ class RPN(ProposalStage):
         maps, sizes = self.extract_features(batch["image"])
         return self.rpn_losses(self.network.rpn(maps), sizes, batch["target"])
 
-    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
+    def predict_image(self, image: Tensor, original_size: Tensor | None = None) -> dict[str, Tensor]:
         maps, sizes = self.extract_features(image)
-        proposals = self.propose(
-            self.network.rpn(maps), sizes, self.rpn_pre_nms_top_n_test, self.rpn_post_nms_top_n_test
-        )
+        top_n = self.rpn_pre_nms_top_n_test, self.rpn_post_nms_top_n_test
+        proposals = self.propose(self.network.rpn(maps), sizes, *top_n, original_size)
         boxes, scores = (x[proposals.valid] for x in proposals)
         return {"boxes": boxes, "scores": scores, "labels": torch.zeros_like(scores).long()}
 

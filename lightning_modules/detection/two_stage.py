@@ -105,13 +105,6 @@ class RegionModule(VisionModule, ABC):
     @abstractmethod
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]: ...
 
-    def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Tensor]]:
-        return [self.predict_image(image[None]) for image in images]
-
-    @abstractmethod
-    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the predictions for one image, uint8 (1, 3, H, W), see `predict`."""
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         return caffe_groups(self.network)
 
@@ -133,7 +126,8 @@ class ProposalStage(RegionModule):
         rpn_pre_nms_top_n_test: anchors of each feature map that enter non-maximum suppression in inference.
         rpn_post_nms_top_n_test: proposals per image in inference.
         rpn_nms_threshold: largest IoU of two proposals.
-        rpn_min_size: smallest width and height of a proposal in pixels.
+        rpn_min_size: smallest width and height of a proposal in pixels of the image on disk, as in py-faster-rcnn; in
+            pixels of the given image if the batch has no ``original_size``.
         **kwargs: see `RegionModule`.
     """
 
@@ -181,9 +175,40 @@ class ProposalStage(RegionModule):
         )
         return rpn_loss(output, targets, sample, self.rpn_loss_normalization, self.rpn_box_loss_weight)
 
-    def propose(self, output: RPNOutput, sizes: Tensor, pre_nms_top_n: int, post_nms_top_n: int) -> Proposals:
-        """Decode proposals, see `decode_proposals`."""
-        return decode_proposals(output, sizes, pre_nms_top_n, post_nms_top_n, self.rpn_nms_threshold, self.rpn_min_size)
+    def propose(
+        self,
+        output: RPNOutput,
+        sizes: Tensor,
+        pre_nms_top_n: int,
+        post_nms_top_n: int,
+        original_size: Tensor | None = None,
+    ) -> Proposals:
+        """Decode proposals, see `decode_proposals`.
+
+        Args:
+            output: predictions.
+            sizes: (width, height) of the images in pixels, float (B, 2).
+            pre_nms_top_n: see `decode_proposals`.
+            post_nms_top_n: see `decode_proposals`.
+            original_size: (height, width) of the images on disk, int64 (B, 2); None if they are not resized.
+        """
+        min_size: float | Tensor = self.rpn_min_size
+        if original_size is not None:
+            # The factor of the resize; the areas do not depend on the orientation.
+            min_size = min_size * (sizes.prod(1, keepdim=True) / original_size.prod(1, keepdim=True)).sqrt()
+        return decode_proposals(output, sizes, pre_nms_top_n, post_nms_top_n, self.rpn_nms_threshold, min_size)
+
+    def predict(self, images: Tensor | list[Tensor], original_size: Tensor | None = None) -> list[dict[str, Tensor]]:
+        """See `VisionModule`; ``original_size`` as for `propose`."""
+        sizes = [None] * len(images) if original_size is None else original_size[:, None]
+        return [self.predict_image(image[None], size) for image, size in zip(images, sizes, strict=True)]
+
+    @abstractmethod
+    def predict_image(self, image: Tensor, original_size: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the predictions for one image, uint8 (1, 3, H, W), see `predict`."""
+
+    def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+        return self.predict(batch["image"], batch.get("original_size"))
 
 
 class RoIOutput(NamedTuple):

@@ -148,8 +148,8 @@ class KeypointRCNN(BranchedRCNN):
 
     Args:
         weights: None to train from scratch; COCO_V1 for torchvision's Keypoint R-CNN (``resnet50_fpn``), without the
-            layers for another number of joints; DEFAULT or another name of torchvision's weights for the backbone; or a
-            file of such weights or one of our checkpoints.
+            layers for another number of joints; IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT, the newest, for the
+            backbone's; or a file of such weights or one of our checkpoints.
         joint_names: K names, MPII's 16 by default; ``train.py`` takes them from the data.
         metric: ``pckh`` for MPII, ``pck`` for LSP.
         **kwargs: see `BranchedRCNN`.
@@ -180,8 +180,8 @@ class KeypointRCNN(BranchedRCNN):
         keypoints, labeled = match_keypoints(target, rois.object_indices)
         return keypoint_loss(logits, *encode_cells(keypoints, labeled & (rois.labels > 0)[..., None], rois.boxes))
 
-    def predict_image(self, image: Tensor) -> dict[str, Tensor]:
-        detections, logits = self.detect(image)
+    def predict_image(self, image: Tensor, original_size: Tensor | None = None) -> dict[str, Tensor]:
+        detections, logits = self.detect(image, original_size)
         points, scores = heatmaps_to_keypoints(logits, detections["boxes"])
         # Torchvision's coordinates start at the edge of the first pixel.
         return {**detections, "keypoints": points[..., :2] - 0.5, "keypoint_scores": scores}

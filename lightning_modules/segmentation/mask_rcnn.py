@@ -157,8 +157,8 @@ class MaskRCNN(BranchedRCNN):
 
     Args:
         weights: None to train from scratch; COCO_V1 for torchvision's Mask R-CNN (``resnet50_fpn``), without the layers
-            for another number of classes; DEFAULT or another name of torchvision's weights for the backbone; or a file
-            of such weights or one of our checkpoints.
+            for another number of classes; IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT, the newest, for the backbone's; or a
+            file of such weights or one of our checkpoints.
         ap_method: how VOC's average precision is computed: ``area`` (VOC2010 and later) or ``11point`` (VOC2007).
         **kwargs: see `BranchedRCNN`.
     """
@@ -177,9 +177,11 @@ class MaskRCNN(BranchedRCNN):
     def branch_loss(self, logits: Tensor, rois: SampledRoIs, target: Sequence[dict[str, Tensor]]) -> Tensor:
         return mask_loss(logits, crop_masks(target, rois.boxes, rois.object_indices), rois.labels)
 
-    def predict_image(self, image: Tensor, mask_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def predict_image(
+        self, image: Tensor, original_size: Tensor | None = None, mask_size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
         """See `predict`; masks have ``mask_size`` (height, width), None for that of the image."""
-        detections, logits = self.detect(image)
+        detections, logits = self.detect(image, original_size)
         boxes, (height, width) = detections["boxes"], mask_size or image.shape[-2:]
         scale = constant_like([width / image.shape[-1], height / image.shape[-2]] * 2, boxes)
         masks = select_class(logits, detections["labels"] + 1).sigmoid()
@@ -188,9 +190,13 @@ class MaskRCNN(BranchedRCNN):
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
         """See `VisionModule`. In evaluation, masks have the size of the image on disk, as in the metrics."""
         if "target" not in batch:
-            return self.predict(batch["image"])
-        sizes = [(target["masks"].shape[1], target["masks"].shape[2]) for target in original_targets(batch)]
-        return [self.predict_image(image[None], size) for image, size in zip(batch["image"], sizes, strict=True)]
+            return super().predict_batch(batch)
+        predictions = []
+        for i, (image, target) in enumerate(zip(batch["image"], original_targets(batch), strict=True)):
+            original_size = batch["original_size"][i : i + 1] if "original_size" in batch else None
+            height, width = target["masks"].shape[1:]
+            predictions.append(self.predict_image(image[None], original_size, (height, width)))
+        return predictions
 
     def build_metrics(self) -> MetricCollection:
         return instance_metrics(self.num_classes, self.ap_method, self.compute_coco_ap)

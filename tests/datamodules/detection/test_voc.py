@@ -129,7 +129,6 @@ def test_evaluation_yields_the_size_on_disk(drawn: str) -> None:
     for name, size in zip(batch["id"], batch["original_size"].tolist(), strict=True):
         with Image.open(Path(data.devkit, name)) as image:
             assert tuple(size) == (image.height, image.width)
-    assert "original_size" not in next(iter(data.train_dataloader()))
 
 
 def test_training_shuffles_the_objects_by_seed_epoch_and_sample(drawn: str) -> None:

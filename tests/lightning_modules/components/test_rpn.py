@@ -161,22 +161,29 @@ def test_loss_is_the_papers(normalization: Any) -> None:
 
 
 def test_proposals_equal_those_of_a_loop() -> None:
-    """Two feature maps, two images: the best anchors of each map, clipped, without small ones, suppressed by map."""
+    """Two feature maps, two images: the best large anchors of each map, clipped and suppressed by map.
+
+    The least size is one number, or one per image.
+    """
     fine = make_anchors((12, 20), (0.5, 1, 2), 8, (8, 8), CPU)
     coarse = make_anchors((30, 40), (0.5, 1, 2), 16, (4, 4), CPU)
     anchors, size = torch.cat([fine, coarse]), torch.tensor([[64.0, 64.0], [48.0, 60.0]])
     for seed in range(20):
         output = random_output(seed, 2, anchors, [len(fine), len(coarse)])
-        proposals = decode_proposals(output, size, pre_nms_top_n=100, post_nms_top_n=40, min_size=12)
+        least = (12.0, 12.0) if seed % 2 else (10.0, 14.0)
+        min_size = 12.0 if seed % 2 else torch.tensor(least)[:, None]
+        proposals = decode_proposals(output, size, pre_nms_top_n=100, post_nms_top_n=40, min_size=min_size)
         for i in range(2):
             boxes_of, scores_of = [], []
             for start, count in ((0, len(fine)), (len(fine), len(coarse))):
                 scores = output.objectness[i, start : start + count].sigmoid()
-                best = scores.argsort(descending=True)[:100]
-                boxes = decode_boxes(output.deltas[i, start + best], anchors[start + best], (1, 1, 1, 1))
+                part = slice(start, start + count)
+                boxes = decode_boxes(output.deltas[i, part], anchors[part], (1, 1, 1, 1))
                 boxes = torch.minimum(boxes.clamp_min(0), size[i].repeat(2))
-                large = ((boxes[:, 2:] - boxes[:, :2]) >= 12).all(1)
-                boxes, scores = boxes[large], scores[best][large]
+                large = ((boxes[:, 2:] - boxes[:, :2]) >= least[i]).all(1)
+                boxes, scores = boxes[large], scores[large]
+                best = scores.argsort(descending=True)[:100]
+                boxes, scores = boxes[best], scores[best]
                 kept = nms(boxes, scores, 0.7)
                 boxes_of.append(boxes[kept])
                 scores_of.append(scores[kept])
@@ -186,6 +193,18 @@ def test_proposals_equal_those_of_a_loop() -> None:
             torch.testing.assert_close(proposals.scores[i][valid], scores[order])
             torch.testing.assert_close(proposals.boxes[i][valid], boxes[order], atol=1e-4, rtol=1e-5)
             assert (proposals.boxes[i][~valid] == 0).all()
+
+
+def test_small_boxes_do_not_displace_large_ones() -> None:
+    """Three small boxes have the highest scores; the best two of the others enter the suppression."""
+    anchors = torch.tensor(
+        [[0.0, 0, 8, 8], [20, 0, 28, 8], [40, 0, 48, 8], [0, 20, 20, 40], [30, 20, 50, 40], [0, 44, 20, 64]]
+    )
+    logits = torch.tensor([[5.0, 4, 3, 0, 2, 1]])
+    output = RPNOutput(logits, torch.zeros(1, 6, 4), anchors, [6], 6)
+    proposals = decode_proposals(output, torch.tensor([[64.0, 64.0]]), 2, 3, min_size=16)
+    assert proposals.boxes[0].tolist() == [[30, 20, 50, 40], [0, 44, 20, 64], [0, 0, 0, 0]]
+    assert proposals.valid.tolist() == [[True, True, False]]
 
 
 def test_decode_inverts_encode() -> None:

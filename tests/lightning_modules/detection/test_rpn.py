@@ -99,6 +99,22 @@ def test_predictions_for_images_of_two_sizes() -> None:
         assert entry["labels"].dtype == torch.int64
 
 
+def test_the_least_size_is_in_pixels_of_the_image_on_disk() -> None:
+    """As in py-faster-rcnn: 16 px of an image that is enlarged to 1.5 times its size are 24 px of the network's."""
+    torch.manual_seed(0)
+    module = small(anchor_sizes=[16, 20, 32], rpn_min_size=16.0, rpn_post_nms_top_n_test=300).eval()
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        given = module.predict(images)
+        batch = {"image": images, "original_size": torch.tensor([[64, 64], [96, 96]])}
+        enlarged, same = module.predict_batch(batch)
+        module.rpn_min_size = 24.0
+        expected = module.predict(images)[0]
+    assert torch.equal(same["boxes"], given[1]["boxes"])
+    assert torch.equal(enlarged["boxes"], expected["boxes"])
+    assert (given[0]["boxes"][:, 2:] - given[0]["boxes"][:, :2]).amin() < 24
+
+
 def test_the_nms_threshold_limits_the_overlap_of_proposals() -> None:
     torch.manual_seed(0)
     module = small(rpn_nms_threshold=0.2).eval()
