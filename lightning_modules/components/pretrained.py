@@ -22,7 +22,8 @@ def find_weights(network: str, weights: str, alternative: str = TRAIN_FROM_SCRAT
 
     Args:
         network: torchvision's name of the network.
-        weights: a file, or the name of torchvision's weights for ``network``: DEFAULT, IMAGENET1K_V1, ...
+        weights: a file, or the name of torchvision's weights for ``network``: IMAGENET1K_V1, IMAGENET1K_V2, or DEFAULT,
+            the newest, ...
         alternative: advice for a failed download, in the imperative.
 
     Raises:
@@ -30,13 +31,15 @@ def find_weights(network: str, weights: str, alternative: str = TRAIN_FROM_SCRAT
     """
     if "://" in weights:
         raise UserError(f"weights: expected DEFAULT or a file, found the URL {weights}; download it and name the file")
+    has_weights = network in torchvision.models.list_models()
+    published = torchvision.models.get_model_weights(network).__members__ if has_weights else {}
     if not re.fullmatch(r"DEFAULT|(IMAGENET1K|COCO)_[A-Z0-9]+", weights):
         if not Path(weights).is_file():
-            raise UserError(f"weights: expected DEFAULT or a file of weights, found no file {weights}")
+            names = f"; names of weights for {network}: {', '.join(published)}" if published else ""
+            raise UserError(f"weights: expected DEFAULT or a file of weights, found no file {weights}{names}")
         return Path(weights)
-    if network not in torchvision.models.list_models():
+    if not has_weights:
         raise UserError(f"weights: expected a file or null for {network} (torchvision has none), found {weights}")
-    published = torchvision.models.get_model_weights(network).__members__
     if weights not in published:
         raise UserError(f"weights: expected one of {', '.join(published)} for {network}, found {weights}")
     url = published[weights].value.url

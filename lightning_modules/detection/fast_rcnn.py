@@ -24,8 +24,9 @@ class FastRCNN(RoIStage):
     metrics: see `Detector`.
 
     Args:
-        weights: None to train from scratch; DEFAULT or another name of torchvision's weights for the backbone; or a
-            file of such weights or one of our checkpoints.
+        weights: None to train from scratch; a name of torchvision's weights of the backbone: IMAGENET1K_V1 (the
+            references start from such), IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest; or a file of such weights
+            or one of our checkpoints.
         **kwargs: see `RoIStage`. Its defaults are the paper's: 64 RoIs from each of two images.
     """
 

@@ -206,8 +206,8 @@ class RCNN(StagedModule, Detector):
     Args:
         backbone: ``alexnet``, ``vgg16`` or ``small``, see `CropNetwork`.
         width_multiplier: factor on all channels and units.
-        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file.
-            The classifier is new and gets ten times the learning rate, as in the authors' files.
+        weights: null to train from scratch; IMAGENET1K_V1 or DEFAULT for torchvision's weights of the backbone; or a
+            file. The classifier is new and gets ten times the learning rate, as in the authors' files.
         crop_size: side of the crops in pixels; the paper's is 227, VGG16's 224.
         context: pixels of a crop around its box, on each side.
         rois_per_image: crops per image in stages 1 and 3. In stage 1 a quarter of them has an IoU of at least 0.5 with

@@ -329,7 +329,8 @@ class YOLOv1(Detector):
         batch_norm: batch normalization after each convolution, in place of its bias; not in the paper, but useful for
             training from scratch.
         hidden_units: units of the first fully connected layer.
-        weights: None to train from scratch; DEFAULT for torchvision's ImageNet weights of a ResNet backbone; or a file.
+        weights: None to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT, the newest, for
+            torchvision's ImageNet weights of a ResNet backbone; or a file.
         lambda_coord: weight of the errors of the coordinates in the loss.
         lambda_noobj: weight of the confidence of predictors without an object in the loss.
         score_threshold: detections with a lower score are dropped.

@@ -271,8 +271,8 @@ class DeepPose(StagedModule):
         joint_names: names of the K joints; ``train.py`` takes them from the data. Default: MPII's 16.
         metric: ``pckh`` for MPII, ``pck`` for LSP.
         backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
-        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file.
-            All stages start from the same weights.
+        weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
+            torchvision's weights of the backbone; or a file. All stages start from the same weights.
         width_multiplier: factor on all channels and units of ``alexnet_2014``.
         dropout: dropout rate after the fully connected layers of ``alexnet_2014``.
         batch_norm: batch normalization in ``alexnet_2014`` instead of local response normalization.

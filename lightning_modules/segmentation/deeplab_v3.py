@@ -120,7 +120,8 @@ class DeepLabV3(MultiScaleSegmenter):
         multi_grid: factors of the dilation, one for each block of the last stage.
         atrous_rates: dilations of the 3x3 convolutions at an output stride of 16; they are doubled at 8.
         freeze_batch_norm: normalize with the running statistics in training too, and do not train scale and shift.
-        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file:
+        weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
+            torchvision's weights of the backbone; or a file:
             such weights, or the checkpoint of the first stage.
         optimizer: makes the optimizer from parameter groups. The default has the paper's learning rate.
         **kwargs: see `MultiScaleSegmenter`.

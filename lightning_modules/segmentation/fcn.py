@@ -196,7 +196,8 @@ class FCN(SemanticSegmenter):
         batch_norm: add batch normalization to each convolution of VGG-16.
         conv1_padding: zero padding of the first convolution of VGG-16: 100 as in the authors' code, or 1, which takes a
             third of the time on small images.
-        weights: null to train from scratch; DEFAULT or the name of torchvision's weights for the backbone; or a file:
+        weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
+            torchvision's weights of the backbone; or a file:
             such weights, or the checkpoint of the previous stage.
         loss_reduction: ``mean`` or ``sum`` over the pixels of the batch. The authors' learning rates (1e-10 and less)
             are for the sum.

@@ -236,3 +236,43 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     assert len(losses) == 2
     assert any("val/loss" in row or "val/psnr" in row for row in rows)
     assert list(run.glob("figures/val_step=*.png"))
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_weights_are_chosen_by_name(path: Path) -> None:
+    """DEFAULT is another recipe's weights since torchvision 0.13; the references start from the first ones."""
+    text = path.read_text()
+    assert "eights DEFAULT" not in text
+    assert "eights: DEFAULT" not in text
+    assert "IMAGENET1K_V2" not in text
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "milestones"),
+    [
+        # Girshick 2015, section 5.3, and the solver of py-faster-rcnn: every 30,000 steps.
+        ("fast_rcnn_voc", 60_000, [30_000]),
+        ("faster_rcnn_voc", 110_000, [80_000]),
+        ("faster_rcnn_resnet101_voc", 110_000, [80_000]),
+    ],
+)
+def test_schedules_are_documented_ones(config: str, steps: int, milestones: list[int]) -> None:
+    text = read_config("detection", config)
+    assert text["trainer"]["max_steps"] == steps
+    fractions = text["model"]["init_args"]["schedule"]["init_args"]["milestones"]
+    assert [round(fraction * steps) for fraction in fractions] == milestones
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*rcnn*.yaml")), ids=lambda path: path.stem)
+def test_pyramids_train_on_anchors_that_cross_the_border(path: Path) -> None:
+    """Lin et al. 2017, section 5.1; Ren et al. 2015 ignore them."""
+    model = yaml.safe_load(path.read_text())["model"]
+    options = model["init_args"]
+    branched = model["class_path"] in ("MaskRCNN", "KeypointRCNN")  # whose default is true
+    if options.get("backbone", "").endswith("_fpn"):
+        assert options.get("allow_border_anchors", branched) is True
+    elif path.stem in ("faster_rcnn_voc", "faster_rcnn_resnet101_voc"):
+        assert "allow_border_anchors" not in options
