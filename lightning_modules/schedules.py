@@ -33,6 +33,7 @@ class _Schedule(LambdaLR):
         factor: Callable[[int, int], float],
         warmup_steps: int,
         warmup_power: float = 1.0,
+        warmup_start: float = 0.0,
     ) -> None:
         name = type(self).__name__
         if total_steps < 1 or warmup_steps < 0:
@@ -40,13 +41,15 @@ class _Schedule(LambdaLR):
                 f"{name}: expected total_steps of 1 or more and warmup_steps of 0 or more, "
                 f"found {total_steps} and {warmup_steps}"
             )
+        if not 0 <= warmup_start <= 1:
+            raise UserError(f"warmup_start: expected a factor of 0 to 1, found {warmup_start}")
         if total_steps <= warmup_steps:
             rank_zero_warn(f"{name}: the run's {total_steps} steps all lie within its {warmup_steps} warm-up steps")
 
         # A plain function: LambdaLR would save the state of any other callable in the checkpoint.
         def scale(step: int) -> float:
-            warmup = min(1.0, (step + 1) / warmup_steps) ** warmup_power if warmup_steps else 1.0
-            return warmup * factor(min(step, total_steps), total_steps)
+            progress = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+            return max(warmup_start, progress**warmup_power) * factor(min(step, total_steps), total_steps)
 
         super().__init__(optimizer, scale)
 
@@ -81,6 +84,7 @@ class Step(_Schedule):
         gamma: factor at each milestone.
         warmup_steps: steps of warm-up; they do not move the milestones.
         warmup_power: exponent of the warm-up: 1 is linear, 4 is YOLOv2's "burn-in" (darknet/src/network.c).
+        warmup_start: smallest factor of the warm-up, 0 to 1; YOLO's starts at a tenth of the learning rate.
         reset_momentum: set SGD's momentum to 0 at each milestone, as Mahendran and Vedaldi's code does. Momentum of the
             higher learning rate would last for many steps.
     """
@@ -93,6 +97,7 @@ class Step(_Schedule):
         gamma: float = 0.1,
         warmup_steps: int = 0,
         warmup_power: float = 1.0,
+        warmup_start: float = 0.0,
         reset_momentum: bool = False,
     ) -> None:
         if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
@@ -102,7 +107,7 @@ class Step(_Schedule):
             return gamma ** sum(step >= round(milestone * total) for milestone in milestones)
 
         self.reset_steps = [round(milestone * total_steps) for milestone in milestones] if reset_momentum else []
-        super().__init__(optimizer, total_steps, factor, warmup_steps, warmup_power)
+        super().__init__(optimizer, total_steps, factor, warmup_steps, warmup_power, warmup_start)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Advance by one step; reset the momentum at milestones if requested."""

@@ -213,7 +213,7 @@ class VOCDetection(VOCData):
         iou_crop: use SSD's random crops in training, see `BoxTransform`.
         jitter: largest relative shift of each side of the training crop (YOLO), see `BoxTransform`.
         hflip: probability of a horizontal flip in training.
-        train_difficult: train on difficult objects too (SSD does, the R-CNN family does not).
+        train_difficult: train on difficult objects too (SSD does; YOLO and the R-CNN family do not).
         proposals: folder of region proposals for R-CNN and Fast R-CNN, written by ``python -m tools.proposals``;
             not used in prediction.
         **kwargs: see `VOCData`.

@@ -213,7 +213,10 @@ def encode(
 def yolo_loss(
     output: Tensor, targets: Targets, boxes_per_cell: int, lambda_coord: float = 5.0, lambda_noobj: float = 0.5
 ) -> dict[str, Tensor]:
-    """Compute the sum of squared errors, averaged over the images of the batch (equation 3).
+    """Compute half the sum of squared errors of equation 3, averaged over the images of the batch.
+
+    The half gives the gradient of the authors' code (darknet, src/detection_layer.c: scale * (target - output)), for
+    which the learning rates of the paper are meant.
 
     The responsible predictor of an object is the box of its cell with the highest IoU. If no box overlaps the object,
     it is the box with the smallest distance in (x, y, w, h).
@@ -226,11 +229,11 @@ def yolo_loss(
         lambda_noobj: weight of the confidence of predictors without an object.
 
     Returns:
-        ``center``: lambda_coord * ((x - x*)^2 + (y - y*)^2), summed over the responsible predictors;
-        ``size``: lambda_coord * the same of the square roots of width and height;
-        ``object``: (confidence - IoU)^2 of the responsible predictors, without gradient through the IoU;
-        ``no_object``: lambda_noobj * confidence^2 of all other predictors, also of cells with an object;
-        ``class``: squared error of the class probabilities, once per cell with an object.
+        ``center``: 1/2 lambda_coord ((x - x*)^2 + (y - y*)^2), summed over the responsible predictors;
+        ``size``: 1/2 lambda_coord times the same of the square roots of width and height;
+        ``object``: 1/2 (confidence - IoU)^2 of the responsible predictors, without gradient through the IoU;
+        ``no_object``: 1/2 lambda_noobj confidence^2 of all other predictors, also of cells with an object;
+        ``class``: 1/2 of the squared error of the class probabilities, once per cell with an object.
     """
     num_images = len(output)
     predictions = CellPredictions.split(output, boxes_per_cell)
@@ -248,13 +251,14 @@ def yolo_loss(
     one_hot = F.one_hot(targets.labels, classes.shape[-1])
 
     def total(errors: Tensor) -> Tensor:
-        return torch.where(targets.assigned, errors, 0).sum() / num_images
+        return torch.where(targets.assigned, errors, 0).sum() / (2 * num_images)
 
+    no_object = torch.where(responsible, 0, predictions.confidence.square())
     return {
         "center": lambda_coord * total((xy - targets.xy).square().sum(1)),
         "size": lambda_coord * total((sqrt_wh - targets.sqrt_wh).square().sum(1)),
         "object": total((confidence - iou).square()),
-        "no_object": lambda_noobj * torch.where(responsible, 0, predictions.confidence.square()).sum() / num_images,
+        "no_object": lambda_noobj * no_object.sum() / (2 * num_images),
         "class": total((classes - one_hot).square().sum(1)),
     }
 
@@ -319,6 +323,9 @@ def decode(
 class YOLOv1(Detector):
     """YOLO v1; all images have one size. Predictions have the key ``cells`` in addition, see `decode`.
 
+    Weight decay applies to the weights of convolutions and fully connected layers only, as in darknet
+    (src/convolutional_layer.c, src/connected_layer.c: not to biases and batch normalization).
+
     Args:
         backbone: ``darknet`` is the paper's network of 24 convolutions; a ResNet with the 4 detection layers needs less
             data.
@@ -375,6 +382,12 @@ class YOLOv1(Detector):
         output = self(batch["image"])
         targets = encode(batch["target"], self.grid_size, self.image_size)
         return yolo_loss(output, targets, self.boxes_per_cell, self.lambda_coord, self.lambda_noobj)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the weights, and all biases and batch normalization without weight decay."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        weights, others = ([p for p in parameters if (p.ndim > 1) == is_weight] for is_weight in (True, False))
+        return [{"params": weights}, {"params": others, "weight_decay": 0.0}]
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Any]]:
         output = self(images)

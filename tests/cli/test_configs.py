@@ -51,6 +51,12 @@ def train(case_study: str, config: str, *options: str) -> tuple[Path, list[dict[
 SMALL_INPUTS = {"inception_v3_imagenet": "299", "alexnet2012_imagenet": "227", "inception_v3_food101": "299"}
 
 
+@pytest.mark.parametrize("config", ["yolo_v1_voc", "yolo_v1_bccd", "yolo_v2_voc", "yolo_v2_bccd"])
+def test_yolo_trains_without_difficult_objects(config: str) -> None:
+    """As darknet's scripts/voc_label.py, which does not write them to the label files."""
+    assert read_config("detection", config)["data"]["init_args"]["train_difficult"] is False
+
+
 @pytest.mark.parametrize("config", configs("classification"))
 def test_every_config_trains_on_generated_data(config: str, roots: dict[str, Path], tmp_path: Path) -> None:
     text = read_config("classification", config)

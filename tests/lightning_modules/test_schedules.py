@@ -58,6 +58,14 @@ def test_yolov2s_burn_in_rises_by_the_fourth_power():
     torch.testing.assert_close(found[10:20], torch.full((10,), 0.1, dtype=torch.float64))
 
 
+def test_a_warmup_may_start_at_a_fraction():
+    found = rates(lambda o: Step(o, STEPS, [0.5], 0.1, warmup_steps=10, warmup_start=0.3))[:, 0]
+    expected = torch.tensor([0.3, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0]).to(found)
+    torch.testing.assert_close(found[:11] / found[10], expected)
+    with pytest.raises(ValueError, match="warmup_start: expected a factor of 0 to 1, found 3"):
+        Step(optimizer(), STEPS, warmup_start=3)
+
+
 def test_warmup_longer_than_the_run_is_said():
     with pytest.warns(UserWarning, match="all lie within its 100 warm-up steps"):
         found = rates(lambda o: Step(o, STEPS, [0.99], warmup_steps=100))[:, 0]

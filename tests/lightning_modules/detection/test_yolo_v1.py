@@ -1,4 +1,4 @@
-"""YOLO v1: parameter counts, the loss against equation 3 in loops, target encoding and decoding."""
+"""YOLO v1: parameter counts, the loss against equation 3 in loops and darknet's gradient, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from errors import UserError
 from lightning_modules.detection.yolo_v1 import (
@@ -19,6 +20,8 @@ from lightning_modules.detection.yolo_v1 import (
     encode,
     yolo_loss,
 )
+from lightning_modules.schedules import Step
+from tests.command import ROOT
 
 S, B, C, SIDE = 4, 2, 3, 64
 
@@ -69,7 +72,7 @@ def iou(a: Any, b: Any) -> float:
 
 
 def loss_in_loops(output: np.ndarray, target: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Compute equation 3 as a sum over cells and boxes, with 1_ij^obj and 1_ij^noobj."""
+    """Compute half of equation 3 as a sum over cells and boxes, with 1_ij^obj and 1_ij^noobj."""
     terms = dict.fromkeys(("center", "size", "object", "no_object", "class"), 0.0)
     for n, t in enumerate(target):
         first: dict[tuple[int, int], tuple] = {}
@@ -102,7 +105,7 @@ def loss_in_loops(output: np.ndarray, target: list[dict[str, torch.Tensor]]) -> 
                         terms["object"] += (p[4] - overlap) ** 2
                     else:
                         terms["no_object"] += 0.5 * p[4] ** 2
-    return {key: value / len(target) for key, value in terms.items()}
+    return {key: value / (2 * len(target)) for key, value in terms.items()}
 
 
 def random_case(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
@@ -140,6 +143,83 @@ def test_the_loss_is_the_formula() -> None:
     assert min(unmatched, crowded, empty) > 15  # the special cases occurred
 
 
+def darknet_delta(output: np.ndarray, target: dict[str, torch.Tensor]) -> np.ndarray:
+    """Return ``l.delta`` of one image by darknet's src/detection_layer.c (rescore=1, sqrt=1), (S, S, 5 B + C).
+
+    Darknet stores all classes, all confidences, then all boxes; this function restores the order of the cells.
+    """
+    cells = S * S
+    classes = output[..., 5 * B :].reshape(cells, C)
+    predicted = output[..., : 5 * B].reshape(cells, B, 5)
+    flat = np.concatenate([classes.ravel(), predicted[..., 4].ravel(), predicted[..., :4].ravel()])
+    truth = np.zeros((cells, 1 + C + 4))
+    for box, label in zip(target["boxes"].double().numpy(), target["labels"].tolist(), strict=True):
+        x, y, w, h = (box[0] + box[2]) / 2 / SIDE, (box[1] + box[3]) / 2 / SIDE, *((box[2:] - box[:2]) / SIDE)
+        if w < 0.005 or h < 0.005:
+            continue
+        column, row = int(x * S), int(y * S)
+        if truth[row * S + column, 0]:
+            continue
+        truth[row * S + column, [0, 1 + label]] = 1
+        truth[row * S + column, 1 + C :] = x * S - column, y * S - row, w, h
+    delta = np.zeros_like(flat)
+    for i in range(cells):
+        for j in range(B):
+            index = cells * C + i * B + j
+            delta[index] = 0.5 * (0 - flat[index])
+        if not truth[i, 0]:
+            continue
+        for j in range(C):
+            delta[i * C + j] = 1 * (truth[i, 1 + j] - flat[i * C + j])
+        # Darknet compares the boxes relative to their common cell.
+        true = truth[i, 1 + C :] / [S, S, 1, 1]
+        best_index, best_iou, best_rmse = -1, 0.0, 20.0
+        for j in range(B):
+            start = cells * (C + B) + (i * B + j) * 4
+            out = flat[start : start + 4] / [S, S, 1, 1]
+            out[2:] = out[2:] * out[2:]
+            overlap, rmse = iou(out, true), math.sqrt(((out - true) ** 2).sum())
+            if best_iou > 0 or overlap > 0:
+                if overlap > best_iou:
+                    best_iou, best_index = overlap, j
+            elif rmse < best_rmse:
+                best_rmse, best_index = rmse, j
+        start, index = cells * (C + B) + (i * B + best_index) * 4, cells * C + i * B + best_index
+        delta[index] = 1 * (best_iou - flat[index])
+        for k in range(2):
+            delta[start + k] = 5 * (truth[i, 1 + C + k] - flat[start + k])
+            delta[start + 2 + k] = 5 * (math.sqrt(truth[i, 3 + C + k]) - flat[start + 2 + k])
+    confidence, boxes = np.split(delta[cells * C :], [cells * B])
+    parts = np.concatenate([boxes.reshape(cells, B, 4), confidence.reshape(cells, B, 1)], 2).reshape(S, S, 5 * B)
+    return np.concatenate([parts, delta[: cells * C].reshape(S, S, C)], 2)
+
+
+def test_the_gradient_is_darknets() -> None:
+    """Darknet adds ``delta`` over the images, and divides by their number in the update (learning_rate / batch)."""
+    for seed in range(100):
+        output, target = random_case(seed)
+        output.requires_grad_()
+        sum(yolo_loss(output, encode(target, S, (SIDE, SIDE)), B).values()).backward()
+        expected = np.stack(
+            [darknet_delta(o, t) for o, t in zip(output.detach().double().numpy(), target, strict=True)]
+        )
+        np.testing.assert_allclose(
+            -output.grad.numpy() * len(target), expected, atol=2e-5, rtol=1e-5, err_msg=str(seed)
+        )
+
+
+def test_decay_is_for_weights() -> None:
+    for batch_norm in (False, True):
+        module = YOLOv1(num_classes=3, grid_size=2, input_size=128, width_multiplier=0.05, batch_norm=batch_norm)
+        names = {id(p): name for name, p in module.named_parameters()}
+        weights, others = module.parameter_groups()
+        assert others["weight_decay"] == 0
+        assert len(weights["params"]) == 26
+        assert all(names[id(p)].endswith("weight") and p.ndim in (2, 4) for p in weights["params"])
+        assert all(p.ndim == 1 for p in others["params"])
+        assert len(weights["params"]) + len(others["params"]) == len(names)
+
+
 def test_the_confidence_is_drawn_to_the_iou_not_to_one() -> None:
     """An object in the middle of cell (1, 1), and a box of half its width: the IoU is 0.5."""
     target = [{"boxes": torch.tensor([[16.0, 16, 32, 32]]), "labels": torch.tensor([1])}]
@@ -149,7 +229,7 @@ def test_the_confidence_is_drawn_to_the_iou_not_to_one() -> None:
     terms = yolo_loss(output, encode(target, S, (SIDE, SIDE)), B)
     assert terms["object"].item() == pytest.approx(0, abs=1e-10)
     assert terms["class"].item() == 0
-    assert terms["size"].item() == pytest.approx(5 * (math.sqrt(1 / 4) - math.sqrt(1 / 8)) ** 2)
+    assert terms["size"].item() == pytest.approx(5 / 2 * (math.sqrt(1 / 4) - math.sqrt(1 / 8)) ** 2)
 
 
 def test_no_gradient_flows_through_the_iou() -> None:
@@ -165,9 +245,37 @@ def test_a_batch_without_objects_still_has_a_gradient() -> None:
     output = torch.ones(2, S, S, 5 * B + C, requires_grad=True)
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     terms = yolo_loss(output, encode([empty, empty], S, (SIDE, SIDE)), B)
-    assert sum(terms.values()).item() == pytest.approx(0.5 * S * S * B)
+    assert sum(terms.values()).item() == pytest.approx(0.5 / 2 * S * S * B)
     sum(terms.values()).backward()
     assert torch.isfinite(output.grad).all()
+
+
+def test_the_shipped_recipe_stays_finite_on_crowded_images() -> None:
+    """From scratch, at an eighth of the width, the loss was not finite at step 11 without clipped gradients."""
+    config = yaml.safe_load((ROOT / "configs/detection/yolo_v1_voc.yaml").read_text())
+    sgd, schedule = (config["model"]["init_args"][key]["init_args"] for key in ("optimizer", "schedule"))
+    assert sgd["lr"] * schedule["warmup_start"] == pytest.approx(1e-3)  # the paper's first learning rate
+    steps, side = 80, 128
+    torch.manual_seed(0)
+    module = YOLOv1(num_classes=3, grid_size=2, input_size=side, width_multiplier=0.125, hidden_units=1024)
+    optimizer = torch.optim.SGD(module.parameter_groups(), **sgd)
+    rate = Step(optimizer, 100 * steps, **{**schedule, "warmup_steps": steps // 2})
+    losses = []
+    for _ in range(steps):
+        corner = torch.rand(4, 20, 2) * 0.7 * side
+        boxes = torch.cat([corner, corner + side * (0.05 + 0.25 * torch.rand(4, 20, 2))], 2)
+        target = [{"boxes": b, "labels": torch.randint(3, (20,))} for b in boxes]
+        images = torch.randint(256, (4, 3, side, side), dtype=torch.uint8)
+        loss = torch.stack(list(module.losses({"image": images, "target": target}).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config["trainer"]["gradient_clip_val"])
+        optimizer.step()
+        rate.step()
+        losses.append(loss.item())
+    assert optimizer.param_groups[0]["lr"] == sgd["lr"]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-20:]) < losses[0]
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
