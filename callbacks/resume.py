@@ -54,7 +54,9 @@ class LastCheckpoint(Checkpoint):
 
     A checkpoint after k steps is written after everything of those steps has been logged: the metrics of the step go to
     the loggers first, and if a validation is due the checkpoint waits for its end. (When Lightning resumes from a step
-    checkpoint, it skips a validation that was due there, and its metrics would be missing.)
+    checkpoint, it skips a validation that was due there, and its metrics would be missing.) It is the last callback of
+    the trainer, whatever their order: other callbacks, such as `BestCheckpoint`, act first and are saved as they are
+    then.
 
     SIGTERM and SIGUSR1 (batch systems) end the run with status 75, Ctrl-C with 130, after the current step is complete
     and saved; a second Ctrl-C stops at once. With several ranks, any of them may receive the signal.
@@ -136,6 +138,9 @@ class LastCheckpoint(Checkpoint):
                 trainer.strategy.remove_checkpoint(old)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Act after all other callbacks: a checkpoint contains the best model of its validation, and a stop loses none.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         self.dirpath = trainer.strategy.broadcast(self.dirpath)
         if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
             for part in Path(self.dirpath).glob(".*.part"):

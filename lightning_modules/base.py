@@ -18,6 +18,7 @@ from torchmetrics import MetricCollection
 
 from errors import UserError
 from lightning_modules.components.unsaved import Constant
+from lightning_modules.final_validation import validate_last_weights
 from lightning_modules.schedules import Plateau
 
 OptimizerFactory = Callable[[Any], Optimizer]
@@ -38,7 +39,8 @@ class VisionModule(pl.LightningModule):
       use it; callbacks draw and write what it returns.
     - ``build_metrics()`` returns one MetricCollection; each split has its own copy. It is updated per batch and
       computed once per epoch over the whole set, on all ranks. Scalars are logged as ``val/<metric>``; other results
-      (a confusion matrix, per-class values) stay in ``epoch_results`` for the callbacks.
+      (a confusion matrix, per-class values) stay in ``epoch_results`` for the callbacks. A metric names the latter in
+      ``array_results``, {name: number of dimensions}, because torchmetrics squeezes those of a single class.
 
     Batches follow the contract of ``datamodules/base.py``: images are uint8 and are normalized here, on the device.
 
@@ -172,7 +174,7 @@ class VisionModule(pl.LightningModule):
     def _log_epoch(self, split: str) -> None:
         metrics = self.metrics[split]
         assert isinstance(metrics, MetricCollection)
-        results = metrics.compute() if len(metrics) else {}
+        results = compute_arrays(metrics) if len(metrics) else {}
         metrics.reset()
         scalars = {f"{split}/{name}": value for name, value in results.items() if value.ndim == 0}
         in_progress_bar = self.monitor[0] if self.monitor else f"{split}/loss"
@@ -182,7 +184,12 @@ class VisionModule(pl.LightningModule):
         self.epoch_results[split] = {name: value for name, value in results.items() if value.ndim > 0}
         if split == "val" and not self.trainer.sanity_checking and isinstance(plateau := self.lr_schedulers(), Plateau):
             assert self.monitor is not None
-            plateau.observe(float(scalars[self.monitor[0]]), self.monitor[1])
+            name, mode = self.monitor
+            if name not in scalars:
+                raise UserError(
+                    f"schedule: Plateau needs {name}, found {', '.join(scalars) or 'no metric'}; use Cosine"
+                )
+            plateau.observe(float(scalars[name]), mode)
 
     def _enter_evaluation(self) -> None:
         """Broadcast rank 0's buffers to all ranks, and stop DDP from doing so during evaluation.
@@ -218,6 +225,9 @@ class VisionModule(pl.LightningModule):
                 self.metrics[split] = self.build_metrics()
         self.metrics.to(self.device)
 
+    def on_fit_start(self) -> None:
+        validate_last_weights(self.trainer)
+
     def configure_optimizers(self) -> Any:
         groups = self.parameter_groups()
         if not any(group["params"] for group in groups):
@@ -239,6 +249,19 @@ class VisionModule(pl.LightningModule):
         if isinstance(schedule, Plateau) and self.monitor is None:
             raise UserError(f"schedule: Plateau needs a monitored metric, {type(self).__name__} has none; use Cosine")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def compute_arrays(metrics: MetricCollection) -> dict[str, Tensor]:
+    """Compute metrics, with the dimensions of ``array_results`` also for a single class: (1,), (1, 1).
+
+    torchmetrics squeezes every result of one element to a scalar.
+    """
+    dimensions = {k: n for metric in metrics.values() for k, n in getattr(metric, "array_results", {}).items()}
+    results = metrics.compute()
+    return {
+        name: value.reshape((1,) * dimensions[name]) if name in dimensions and value.numel() == 1 else value
+        for name, value in results.items()
+    }
 
 
 def _is_constructor(frame: FrameType, module: nn.Module) -> bool:

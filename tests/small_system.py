@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import cli.parser
-from callbacks.checkpoint import AtomicCheckpointIO
+from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint
 from callbacks.metrics_file import MetricsFile, read_metrics
 from callbacks.resume import LastCheckpoint, StepSeed
 from datamodules.base import Split, VisionDataModule
@@ -120,14 +120,15 @@ def fit(folder: Path, resume: Path | None = None, every_n_steps: int = 1, **opti
     if resume is not None:
         logger.resume(torch.load(resume, weights_only=True)["global_step"] - 1)
     last = LastCheckpoint(every_n_steps=every_n_steps, keep=1000)
-    last.dirpath = str(folder / "checkpoints")
+    best = BestCheckpoint()
+    last.dirpath = best.dirpath = str(folder / "checkpoints")
     defaults = {"max_epochs": 3, "log_every_n_steps": 2, "num_sanity_val_steps": 2}
     trainer = pl.Trainer(
         **{**defaults, **options},
         default_root_dir=folder,
         accelerator="cpu",
         logger=logger,
-        callbacks=[StepSeed(3), last, *extra],
+        callbacks=[StepSeed(3), last, best, *extra],
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
         enable_progress_bar=False,
@@ -139,14 +140,23 @@ def fit(folder: Path, resume: Path | None = None, every_n_steps: int = 1, **opti
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return the results of a run: weights, optimizer and schedule of the last checkpoint, and all logged values."""
+    """Return the results of a run.
+
+    They are weights, optimizer and schedule of the last checkpoint, all logged values, and the best checkpoint.
+    """
     final = max((folder / "checkpoints").glob("step=*.ckpt"))
     checkpoint = torch.load(final, weights_only=True)
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state", "averaging_state")
     logged = [
         {k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(folder / "metrics.csv")
     ]
-    return {"metrics": logged, "file": final.name, **{key: checkpoint[key] for key in keys if key in checkpoint}}
+    (state,) = [value for name, value in checkpoint["callbacks"].items() if name.startswith("BestCheckpoint")]
+    best: dict[str, Any] = {"score": state["best_model_score"]}
+    if state["best_model_path"]:
+        stored = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+        best |= {key: stored[key] for key in ("state_dict", "global_step", "epoch")}
+    found = {key: checkpoint[key] for key in keys if key in checkpoint}
+    return {"metrics": logged, "file": final.name, "best": best, **found}
 
 
 def kill_and_resume(run: Path, step: int) -> Path:
