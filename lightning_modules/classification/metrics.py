@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -31,6 +33,7 @@ class ClassificationMetrics(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
+    array_results: ClassVar = {"per_class_accuracy": 1, "confusion_matrix": 2}
 
     confusion: Tensor
     top5_hits: Tensor

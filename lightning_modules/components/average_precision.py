@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class VOCMeanAP(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
+    array_results: ClassVar = {"ap": 1, "precision": 2, "objects": 1, "detections": 1}
 
     scores: list[Tensor]
     labels: list[Tensor]

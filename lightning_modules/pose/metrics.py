@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -58,6 +59,30 @@ def pose_metrics(joint_names: Sequence[str], metric: Literal["pckh", "pck"] = "p
         }
     # No compute groups: torchmetrics would merge two metrics for good if their first batch has equal states.
     return MetricCollection(metrics, compute_groups=False)
+
+
+def choose_metric(
+    metric: Literal["pckh", "pck"], joint_names: Sequence[str], head_boxes: bool
+) -> Literal["pckh", "pck"]:
+    """Return the metric, or ``pck`` in place of ``pckh`` for data without head boxes, with one line that says so.
+
+    Args:
+        metric: see `pose_metrics`.
+        joint_names: K names.
+        head_boxes: whether the data has head boxes.
+
+    Raises:
+        UserError: neither metric can be computed.
+    """
+    if metric != "pckh" or head_boxes:
+        return metric
+    if missing := [name for name in TORSO if name not in joint_names]:
+        raise UserError(
+            f"metric: expected head boxes for pckh, or joints {' and '.join(TORSO)} for pck, found no head boxes and "
+            f"no {missing[0]}"
+        )
+    rank_zero_warn("metric: the data has no head boxes, so val/pck/total (pck) replaces val/pckh/total")
+    return "pck"
 
 
 def update_pose_metrics(metrics: MetricCollection, predictions: dict[str, Tensor], batch: dict[str, Any]) -> None:
@@ -113,6 +138,7 @@ class JointAccuracy(Metric):
         if not 0 <= threshold <= MAX_THRESHOLD:
             raise UserError(f"threshold: expected 0 to {MAX_THRESHOLD} hundredths, found {threshold}")
         self.joint_names, self.threshold, self.result_prefix = list(joint_names), threshold, prefix
+        self.array_results = {f"{prefix}curve": 2, f"{prefix}joints": 1, f"{prefix}instances": 1}
         # Histogram of the smallest threshold that is not below the distance; the last bin is beyond all thresholds.
         counts = torch.zeros(len(self.joint_names), MAX_THRESHOLD + 2, dtype=torch.int64)
         self.add_state("counts", counts, dist_reduce_fx="sum")

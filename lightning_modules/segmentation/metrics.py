@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class SegmentationMetrics(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
+    array_results: ClassVar = {"iou": 1, "confusion_matrix": 2}
 
     matrix: Tensor
 

@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from callbacks.metrics_file import read_metrics
 from errors import UserError
-from lightning_modules.base import VisionModule
+from lightning_modules.base import VisionModule, compute_arrays
+from lightning_modules.classification.metrics import ClassificationMetrics
+from lightning_modules.detection.metrics import detection_metrics
+from lightning_modules.pose.metrics import pose_metrics
 from lightning_modules.schedules import Cosine
+from lightning_modules.segmentation.metrics import instance_metrics, segmentation_metrics
 from tests.small_system import BlobsData, SmallNet, fit
+
+BOX, ZERO = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.zeros(1, dtype=torch.int64)
+MASK = torch.ones(1, 2, 2, dtype=torch.bool)
 
 
 def test_terms_and_their_sum_are_logged(tmp_path: Path) -> None:
@@ -117,3 +125,46 @@ def test_overfitting_a_few_batches_sees_the_same_ones(tmp_path: Path) -> None:
 def test_fast_dev_run_writes_no_checkpoint(tmp_path: Path) -> None:
     fit(tmp_path, fast_dev_run=True)
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+METRICS: dict[str, tuple[Any, list[tuple[Any, ...]], dict[str, tuple[int, ...]]]] = {
+    "classification": (
+        MetricCollection({"classification": ClassificationMetrics(1)}),
+        [(torch.ones(3, 1), torch.zeros(3, dtype=torch.int64))],
+        {"per_class_accuracy": (1,), "confusion_matrix": (1, 1), "top1": (), "loss": ()},
+    ),
+    "segmentation": (
+        segmentation_metrics(1),
+        [([torch.zeros(2, 2, dtype=torch.int64)], [torch.zeros(2, 2, dtype=torch.int64)])],
+        {"iou": (1,), "confusion_matrix": (1, 1), "miou": ()},
+    ),
+    "detection": (
+        detection_metrics(1, "area", False),
+        [([{"boxes": BOX, "scores": torch.ones(1), "labels": ZERO}], [{"boxes": BOX, "labels": ZERO}])],
+        {"ap": (1,), "precision": (1, 101), "objects": (1,), "detections": (1,), "map": ()},
+    ),
+    "instances": (
+        instance_metrics(1, compute_coco_ap=False),
+        [([{"boxes": BOX, "masks": MASK, "scores": torch.ones(1), "labels": ZERO}],
+          [{"boxes": BOX, "masks": MASK, "labels": ZERO}])],
+        {"ap": (1,), "objects": (1,), "detections": (1,), "apr_50": (), "apr_70": ()},
+    ),
+    "one joint": (
+        pose_metrics(["nose"]),
+        [(torch.zeros(2, 1, 2), torch.zeros(2, 1, 2), torch.ones(2, 1, dtype=torch.bool), torch.ones(2))],
+        {"pckh/joints": (1,), "pckh/instances": (1,), "pckh/curve": (8, 51), "pckh/total": ()},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_results_of_a_single_class_keep_their_dimensions(name: str) -> None:
+    """torchmetrics squeezes them to scalars, which would be logged and missing in the tables."""
+    metrics, updates, shapes = METRICS[name]
+    for update in updates:
+        metrics.update(*update)
+    results = compute_arrays(metrics)
+    assert {key: tuple(results[key].shape) for key in shapes} == shapes
+    for key, shape in shapes.items():
+        if len(shape) == 1 and key not in ("objects", "detections", "pckh/instances"):
+            assert results[key].tolist() == [1.0]

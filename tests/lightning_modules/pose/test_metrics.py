@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from errors import UserError
 from lightning_modules.pose.joints import MPII_JOINTS
 from lightning_modules.pose.metrics import (
     JOINT_GROUPS,
@@ -17,6 +18,7 @@ from lightning_modules.pose.metrics import (
     PCP,
     PCKh,
     apply_affine,
+    choose_metric,
     pose_metrics,
     update_pose_metrics,
 )
@@ -255,3 +257,12 @@ def test_bad_input() -> None:
         PCKh(["nose"]).update(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"keypoints: expected .* \(B,16,2\)"):
         PCKh().update(torch.zeros(1, 14, 2), torch.zeros(1, 14, 2), torch.ones(1, 14, dtype=torch.bool))
+
+
+def test_data_without_head_boxes_is_measured_by_pck() -> None:
+    assert choose_metric("pckh", MPII_JOINTS, True) == "pckh"
+    assert choose_metric("pck", MPII_JOINTS, False) == "pck"
+    with pytest.warns(UserWarning, match="no head boxes, so val/pck/total .* replaces val/pckh/total"):
+        assert choose_metric("pckh", MPII_JOINTS, False) == "pck"
+    with pytest.raises(UserError, match="found no head boxes and no left_shoulder"):
+        choose_metric("pckh", ["nose"], False)
