@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from errors import CheckpointError, UserError
 
@@ -119,6 +121,9 @@ def _step(path: Path) -> int:
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``best.ckpt``, the state at the best value of a validation metric.
 
+    One line at the start names the metric. nan is never the best value: the validation is reported and not considered.
+    A metric that is not logged ends the run at the first validation.
+
     Args:
         monitor: the metric, ``val/<name>``; None uses the module's ``monitor`` attribute.
         mode: ``max`` if higher is better, ``min`` if lower is; required with ``monitor``.
@@ -135,6 +140,7 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+        self._reported_nan = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.monitor is None:
@@ -142,6 +148,29 @@ class BestCheckpoint(ModelCheckpoint):
             self.kth_value = torch.tensor(float("-inf" if self.mode == "max" else "inf"))
             self.save_top_k = 0 if self.monitor is None else 1
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor is not None:
+            rank_zero_only(print)(f"best.ckpt: selected by the {self.mode}imum of {self.monitor}", flush=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and self.monitor is not None:
+            require_metric(trainer, self.monitor, "--best.monitor")
+        super().on_validation_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Return whether a value is the best so far; any value replaces nan, and nan replaces none."""
+        if current is not None and trainer.strategy.reduce_boolean_decision(bool(current.isnan()), all=False):
+            if not self._reported_nan:
+                rank_zero_only(print)(
+                    f"best.ckpt: {self.monitor} is nan after step {trainer.global_step}; validations without a value "
+                    "are not considered",
+                    flush=True,
+                )
+            self._reported_nan = True
+            return False
+        best = self.best_k_models.get(self.kth_best_model_path)
+        return (best is not None and bool(best.isnan())) or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Follow a run directory that was moved or has another path; Lightning would forget the best value."""
@@ -151,3 +180,22 @@ class BestCheckpoint(ModelCheckpoint):
             key: str(Path(folder, Path(state_dict[key]).name)) for key in ("best_model_path", "kth_best_model_path")
         }
         super().load_state_dict({**state_dict, **paths, "best_k_models": moved, "dirpath": self.dirpath})
+
+
+def require_metric(trainer: pl.Trainer, name: str, option: str) -> None:
+    """Require that a monitored metric has been logged.
+
+    Before the first training step, only metrics of the validation exist, so others are not required there.
+
+    Args:
+        trainer: the trainer, at the end of a validation.
+        name: the metric, such as ``val/top1``.
+        option: the option that names it.
+
+    Raises:
+        UserError: the metric is missing.
+    """
+    metrics = trainer.callback_metrics
+    if name not in metrics and not (trainer.sanity_checking and not name.startswith("val/")):
+        known = ", ".join(sorted(key for key in metrics if key.startswith("val/"))) or "no metric"
+        raise UserError(f"{option}: expected a metric that is logged, found {name}; logged are {known}")

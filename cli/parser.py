@@ -245,6 +245,8 @@ class VisionCLI(LightningCLI):
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is not None and best.best_model_path:
             print_once(f"best checkpoint: {best.best_model_path} ({best.monitor} {best.best_model_score:.4f})")
+        elif best is not None and best.monitor is not None:
+            print_once(f"best checkpoint: none, {best.monitor} had no value in any validation")
         for name in ("figures", "wandb"):
             if directory is not None and (directory / name).is_dir():
                 print_once(f"{name}: {directory / name}")

@@ -18,7 +18,7 @@ RUNS = Path("runs")
 # Entries of config.yaml that belong to one command only: the next command does not inherit them.
 NOT_INHERITED = ("ckpt_path", "weights_only", "verbose", "return_predictions", "resume")
 # Arguments that a model takes from its data if both have them.
-LINKED = ("num_classes", "class_names", "attributes", "ingredient_names", "joint_names")
+LINKED = ("num_classes", "class_names", "attributes", "ingredient_names", "joint_names", "head_boxes")
 
 
 # --- creation -----------------------------------------------------------------------------------------------------

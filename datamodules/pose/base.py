@@ -174,6 +174,11 @@ class PoseData(VisionDataModule):
     #: K names in the order of ``keypoints``, linked to the model; `flip_indices` defines the names of left and right.
     joint_names: list[str]
 
+    @property
+    def head_boxes(self) -> bool:
+        """Whether a person of ``val`` has a head box; linked to the model, because PCKh needs them."""
+        return bool(np.isfinite(self.people("val").head_size).any())
+
     def __init__(
         self,
         root: str | None = None,

@@ -56,7 +56,7 @@ class MPII(PoseData):
         train: the .mat, or the .json of a conversion, absolute or relative to root; null searches the files above.
         val: the list of held-out images (see above), or a .json if ``train`` is one.
         headboxes: head boxes of the people of a conversion's val, in its order: gt_valid.mat or an .npz (see
-            `read_head_sizes`). Without it head sizes are nan, and PCKh is not available.
+            `read_head_sizes`). Without it head sizes are nan, and the model measures PCK in place of PCKh.
         **kwargs: see `PoseData`.
 
     Raises:

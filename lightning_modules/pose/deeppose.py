@@ -31,7 +31,7 @@ from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.components.vgg import conv_relu
 from lightning_modules.pose.joints import MPII_JOINTS
-from lightning_modules.pose.metrics import PCK, PCP, TORSO, PCKh, apply_affine, pose_metrics
+from lightning_modules.pose.metrics import PCK, PCP, TORSO, PCKh, apply_affine, choose_metric, pose_metrics
 from lightning_modules.stages import StagedModule
 
 ALEXNET = "alexnet_2014"  # the paper's network
@@ -269,7 +269,8 @@ class DeepPose(StagedModule):
 
     Args:
         joint_names: names of the K joints; ``train.py`` takes them from the data. Default: MPII's 16.
-        metric: ``pckh`` for MPII, ``pck`` for LSP.
+        metric: ``pckh`` for MPII, ``pck`` for LSP; data without head boxes has only ``pck``.
+        head_boxes: whether the data has head boxes; ``train.py`` takes it from the data.
         backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
         weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
             torchvision's weights of the backbone; or a file. All stages start from the same weights.
@@ -296,6 +297,7 @@ class DeepPose(StagedModule):
         self,
         joint_names: list[str] | None = None,
         metric: Literal["pckh", "pck"] = "pckh",
+        head_boxes: bool = True,
         backbone: str = ALEXNET,
         weights: str | None = None,
         width_multiplier: float = 1.0,
@@ -325,7 +327,8 @@ class DeepPose(StagedModule):
         if missing and len(stage_epochs) > 1:
             raise UserError(f"joint_names: expected {' and '.join(TORSO)} for the torso, found no {missing[0]}")
         self.torso = (0, 0) if missing else (self.joint_names.index(TORSO[0]), self.joint_names.index(TORSO[1]))
-        self.metric, self.monitor = metric, (f"val/{metric}/total", "max")
+        self.metric = choose_metric(metric, self.joint_names, head_boxes)
+        self.monitor = (f"val/{self.metric}/total", "max")
         self.input_size, self.crop_size = input_size, crop_size or input_size
         self.sigma, self.crops_per_person, self.stage_epochs = sigma, crops_per_person, list(stage_epochs)
         sizes = [self.input_size] + [self.crop_size] * (len(stage_epochs) - 1)

@@ -30,7 +30,7 @@ from lightning_modules.components.roi_heads import SampledRoIs
 # The one import between case studies: in the paper as in the code, Keypoint R-CNN is Faster R-CNN with one more branch.
 from lightning_modules.detection.faster_rcnn import BranchedRCNN
 from lightning_modules.pose.joints import MPII_JOINTS
-from lightning_modules.pose.metrics import apply_affine, pose_metrics
+from lightning_modules.pose.metrics import apply_affine, choose_metric, pose_metrics
 
 HEATMAP_SIZE = 56
 
@@ -151,7 +151,8 @@ class KeypointRCNN(BranchedRCNN):
             layers for another number of joints; IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT, the newest, for the
             backbone's; or a file of such weights or one of our checkpoints.
         joint_names: K names, MPII's 16 by default; ``train.py`` takes them from the data.
-        metric: ``pckh`` for MPII, ``pck`` for LSP.
+        metric: ``pckh`` for MPII, ``pck`` for LSP; data without head boxes has only ``pck``.
+        head_boxes: whether the data has head boxes; ``train.py`` takes it from the data.
         **kwargs: see `BranchedRCNN`.
     """
 
@@ -162,12 +163,13 @@ class KeypointRCNN(BranchedRCNN):
         weights: str | None = None,
         joint_names: list[str] | None = None,
         metric: Literal["pckh", "pck"] = "pckh",
+        head_boxes: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=1, class_names=["person"], ap_method="area", compute_coco_ap=False, **kwargs)
         self.joint_names = list(joint_names or MPII_JOINTS)
-        self.metric: Literal["pckh", "pck"] = metric
-        self.monitor = (f"val/{metric}/total", "max")
+        self.metric = choose_metric(metric, self.joint_names, head_boxes)
+        self.monitor = (f"val/{self.metric}/total", "max")
         branch = KeypointBranch(self.network.channels, len(self.joint_names), self.width_multiplier)
         self.add_branch(branch, weights)
 

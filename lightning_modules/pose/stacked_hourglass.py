@@ -20,7 +20,7 @@ from errors import UserError
 from lightning_modules.base import OptimizerFactory, VisionModule
 from lightning_modules.pose.joints import MPII_JOINTS, flip_indices
 from lightning_modules.pose.keypoint_codec import decode, encode, inside_heatmap
-from lightning_modules.pose.metrics import pose_metrics, update_pose_metrics
+from lightning_modules.pose.metrics import choose_metric, pose_metrics, update_pose_metrics
 
 STRIDE = 4  # pixels per heatmap cell
 
@@ -168,7 +168,8 @@ class StackedHourglass(VisionModule):
         num_stacks: number of hourglasses.
         channels: channels of the hourglasses, a multiple of 4.
         depth: number of poolings in each hourglass; the images' sides must be multiples of 4 * 2^depth.
-        metric: ``pckh`` for MPII, ``pck`` for LSP.
+        metric: ``pckh`` for MPII, ``pck`` for LSP; data without head boxes has only ``pck``.
+        head_boxes: whether the data has head boxes; ``train.py`` takes it from the data.
         sigma: standard deviation of the target Gaussians in cells of 4 pixels: 1.75 in the authors' code, 1 in the
             paper.
         missing: target of joints that are not labeled or not inside of the crop: an ``empty`` heatmap (the authors'
@@ -187,6 +188,7 @@ class StackedHourglass(VisionModule):
         channels: int = 256,
         depth: int = 4,
         metric: Literal["pckh", "pck"] = "pckh",
+        head_boxes: bool = True,
         sigma: float = 1.75,
         missing: Literal["empty", "ignore"] = "empty",
         flip_test: bool = True,
@@ -199,8 +201,9 @@ class StackedHourglass(VisionModule):
         if missing not in ("empty", "ignore"):
             raise UserError(f"missing: expected empty or ignore, found {missing}")
         self.joint_names = list(joint_names or MPII_JOINTS)
-        self.metric, self.sigma, self.missing, self.flip_test = metric, sigma, missing, flip_test
-        self.monitor = (f"val/{metric}/total", "max")
+        self.metric = choose_metric(metric, self.joint_names, head_boxes)
+        self.sigma, self.missing, self.flip_test = sigma, missing, flip_test
+        self.monitor = (f"val/{self.metric}/total", "max")
         self.flip_indices = flip_indices(self.joint_names)
         self.network = StackedHourglassNetwork(len(self.joint_names), num_stacks, channels, depth)
 

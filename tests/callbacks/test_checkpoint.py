@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, checkpoints_by_age, read_checkpoint
-from errors import CheckpointError
-from tests.small_system import differences, fit
+from callbacks.early_stopping import EarlyStop
+from errors import CheckpointError, UserError
+from lightning_modules.schedules import Plateau
+from tests.small_system import SmallNet, differences, fit
 
 
 def checkpoint() -> dict[str, Any]:
@@ -146,3 +148,81 @@ def test_hyperparameters_are_plain(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=1)
     newest = checkpoints_by_age(tmp_path / "checkpoints")[0]
     assert read_checkpoint(newest)["hyper_parameters"] == {"norm": True, "dropout": 0.3}
+
+
+# --- the best checkpoint --------------------------------------------------------------------------------------------
+
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the values of ``val/accuracy`` of the next run; it is validated after each epoch of 6 steps."""
+    values: list[float] = []
+
+    def end(module: SmallNet) -> None:
+        module.log("val/accuracy", values.pop(0))
+
+    monkeypatch.setattr(SmallNet, "on_validation_epoch_end", end)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "score"),
+    [
+        ([NAN, 0.2, NAN, 0.5, 0.3], 24, 0.5),
+        ([0.5, NAN, 0.2], 6, 0.5),
+        ([NAN, NAN, 0.0], 18, 0.0),
+        ([NAN, NAN, NAN], None, None),
+    ],
+)
+def test_nan_is_never_the_best(
+    tmp_path: Path, scripted: list[float], values: list[float], best: int | None, score: float | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    scripted += values
+    trainer = fit(tmp_path, max_epochs=len(values), num_sanity_val_steps=0)
+    (callback,) = [c for c in trainer.callbacks if isinstance(c, BestCheckpoint)]
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    assert (torch.load(file, weights_only=True)["global_step"] if file.exists() else None) == best
+    assert (None if score is None else float(callback.best_model_score)) == (score and pytest.approx(score))
+    printed = capsys.readouterr().out
+    assert "best.ckpt: selected by the maximum of val/accuracy\n" in printed
+    step = 6 * (1 + next(i for i, value in enumerate(values) if value != value))
+    assert printed.count("is nan") == 1
+    assert f"best.ckpt: val/accuracy is nan after step {step}; " in printed
+
+
+def test_a_value_replaces_a_nan_of_an_older_checkpoint(tmp_path: Path) -> None:
+    best = BestCheckpoint("val/accuracy", "max")
+    best.best_k_models, best.kth_best_model_path = {"best.ckpt": torch.tensor(NAN)}, "best.ckpt"
+    trainer = fit(tmp_path, max_epochs=1)
+    assert best.check_monitor_top_k(trainer, torch.tensor(0.1))
+    assert not best.check_monitor_top_k(trainer, torch.tensor(NAN))
+
+
+def test_nan_is_no_improvement_for_early_stopping(
+    tmp_path: Path, scripted: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted += [NAN, 0.2, NAN, NAN, 0.9]
+    options: dict[str, Any] = {"max_epochs": 5, "num_sanity_val_steps": 0}
+    trainer = fit(tmp_path, callbacks=lambda: [EarlyStop("val/accuracy", "max", patience=2)], **options)
+    assert trainer.global_step == 24
+    assert "stopped early after step 24: val/accuracy has not improved in 2 validations\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_a_monitored_metric_that_is_not_logged_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sanity: int
+) -> None:
+    """The first validation ends the run, also if it is the sanity check."""
+    known = "val/accuracy, val/confidence"
+    early = {"callbacks": lambda: [EarlyStop("val/loss", "min")], "num_sanity_val_steps": sanity}
+    with pytest.raises(UserError, match=f"EarlyStop: monitor: expected .*, found val/loss; logged are {known}"):
+        fit(tmp_path / "early", **early)
+    monkeypatch.setattr(SmallNet, "monitor", ("val/map", "max"))
+    with pytest.raises(UserError, match=f"--best.monitor: expected .*, found val/map; logged are {known}"):
+        fit(tmp_path / "best", num_sanity_val_steps=sanity)
+    with pytest.raises(UserError, match="schedule: Plateau needs val/map, found val/accuracy, val/confidence"):
+        fit(tmp_path / "plateau", model={"schedule": Plateau}, num_sanity_val_steps=0)

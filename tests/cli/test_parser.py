@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import cli.parser
 from callbacks.metrics_file import read_metrics
+from datamodules.synthetic.imagenet import write_imagenet
 from tests.callbacks.wandb_reader import read_run
 from tests.command import QUICK, TINY, config_of, refusal
 
@@ -131,3 +136,41 @@ def test_wandb_gets_everything(data: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert in_file == in_wandb
     assert logged["config"]["model"]["init_args"]["base_channels"] == 4
     assert list(offline.glob("files/media/**/*.png"))
+
+
+def test_one_class_has_tables_and_figures(tmp_path: Path) -> None:
+    """The results per class are no scalars of the log."""
+    write_imagenet(str(tmp_path / "data"), classes=2, train=4, val=2, size=32)
+    for split in ("train", "val"):
+        shutil.rmtree(max((tmp_path / "data" / split).iterdir()))
+    cli.parser.run(["fit", *TINY, *QUICK, "--data.root", "data", "--trainer.max_epochs", "1", "--experiment", "one"])
+    (run,) = (tmp_path / "runs" / "one").iterdir()
+    logged = {name for row in read_metrics(run / "metrics.csv") for name in row if name.startswith("val/")}
+    assert logged == {"val/top1", "val/mean_class_accuracy", "val/macro_f1", "val/loss"}
+    (row,) = csv.DictReader((run / "per_class_val.csv").read_text().splitlines())
+    assert (row["count"], row["accuracy"]) == ("2", "1.0")
+    assert (run / "figures" / "val_confusion_step=00000001.png").is_file()
+
+
+def test_pose_without_head_boxes_is_selected_by_pck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MPII's JSON conversions have no head boxes; PCKh would be nan and keep the first checkpoint."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annot").mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("valid", 2)):
+        people = []
+        for i in range(count):
+            name = f"{split}{i}.jpg"
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "images" / name)
+            joints = rng.uniform(5, 60, (16, 2)).tolist()
+            person = {"image": name, "joints": joints, "joints_vis": [1] * 16, "center": [32, 32], "scale": 0.3}
+            people.append(person)
+        (tmp_path / "annot" / f"{split}.json").write_text(json.dumps(people))
+    model = ["--model", "StackedHourglass", "--model.num_stacks", "1", "--model.channels", "4", "--model.depth", "1"]
+    data = ["--data", "MPII", "--data.root", ".", "--data.image_size", "64", "--data.batch_size", "2"]
+    cli.parser.run(["fit", *model, *data, *QUICK, "--trainer.max_epochs", "1", "--experiment", "pose"])
+    printed = capsys.readouterr().out
+    assert "best.ckpt: selected by the maximum of val/pck/total\n" in printed
+    assert "(val/pck/total 0." in printed
+    (run,) = (tmp_path / "runs" / "pose").iterdir()
+    assert (run / "per_joint_pck_val.csv").is_file()
