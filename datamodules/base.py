@@ -1,6 +1,7 @@
 """The batch contract and the base class of all datamodules. See ``datamodules/loading.py`` for exact resume.
 
-A batch is a dict. Images travel as uint8 and are normalized on the device by the module. This table is the only one:
+A batch is a dict. Images travel as uint8 and are normalized on the device by the module. They have the orientation of
+their annotation (``datamodules/orientation.py``). This table is the only one:
 
 ====================  ==================================================================================================
 case study            keys

@@ -13,6 +13,8 @@ from PIL import Image
 
 import cli.parser
 from datamodules.classification.fer2013 import EMOTIONS
+from datamodules.segmentation.voc_semantic import VOCSegmentation
+from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from tests.command import CELLS, QUICK, ROOT, TINY, refusal
 from tests.datamodules.test_video import write_video
 
@@ -65,6 +67,41 @@ def test_detections_of_pictures_and_of_a_video(
     assert capture.get(cv2.CAP_PROP_FRAME_WIDTH) == 48
     capsys.readouterr()
     assert "expected a video, found nothing there" in refusal([*alone, "--data.images", "nowhere.mp4"], capsys)
+
+
+def test_predict_turns_photographs_as_the_training_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The option comes from the checkpoint; a predicted mask fits its photograph as training reads it."""
+    write_voc_segmentation(str(tmp_path), classes=2, train=2, val=1, size=32)
+    devkit = tmp_path / "VOCdevkit" / "VOC2012"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(next(devkit.glob("JPEGImages/*.jpg"))).resize((96, 72)).save("turned.jpg", exif=exif)
+    sets = {split: ["VOC2012/train"] for split in ("train", "val", "test")}
+    for option, size in (("false", (96, 72)), ("true", (72, 96))):
+        cli.parser.run([
+            "fit", "--model", "EncoderDecoder", "--model.channels", "[4, 4]", "--data", "VOCSegmentation", *QUICK,
+            "--data.root", str(tmp_path), "--data.classes", "[background, aeroplane, bicycle]",
+            "--data.crop_size", "32", "--data.batch_size", "2", "--data.exif_orientation", option,
+            "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--experiment", f"fit_{option}",
+        ])  # fmt: skip
+        (best,) = Path(f"runs/fit_{option}").glob("*/checkpoints/best.ckpt")
+        shutil.copy(best, "alone.ckpt")
+        capsys.readouterr()
+        alone = ["predict", *QUICK, "--ckpt_path", "alone.ckpt", "--data.root", "null", "--data.images", "turned.jpg"]
+        cli.parser.run([*alone, "--experiment", f"turned_{option}"])
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "EXIF" in line]
+        assert line.startswith(f"EXIF orientation: {'applied' if option == 'true' else 'ignored'} where ")
+        (run,) = Path(f"runs/turned_{option}").iterdir()
+        (record,) = json.loads((run / "predictions.json").read_text())
+        assert Image.open(run / record["mask"]).size == size
+        assert Image.open(run / record["annotated"]).width == size[0]  # its height includes a caption
+        # The photograph and its predicted mask become training data.
+        shutil.copy("turned.jpg", devkit / "JPEGImages")
+        shutil.copy(run / record["mask"], devkit / "SegmentationClass" / "turned.png")
+        (devkit / "ImageSets" / "Segmentation" / "train.txt").write_text("turned\n")
+        for reading in (True, False):
+            data = VOCSegmentation(str(tmp_path), **sets, exif_orientation=reading)  # type: ignore[arg-type]
+            assert data.dataset("val")[0]["image"].shape == (3, size[1], size[0])
 
 
 def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,9 @@ from datamodules.images import read_image
 from datamodules.proposals import read_image_proposals, read_proposals
 from datamodules.synthetic.voc import write_voc
 from errors import DatasetError, UserError
+from tests.datamodules.test_orientation import module as detection_module
+from tests.datamodules.test_orientation import write_masks
+from tests.datamodules.test_orientation import write_voc as write_detection
 from tests.datamodules.test_proposals import SETS, data, files
 from tools import proposals as command
 from tools.proposals import compute, main
@@ -99,6 +102,27 @@ def test_ctrl_c_keeps_what_is_done(
     monkeypatch.setattr(command, "selective_search", made_up)
     assert run(drawn, out) == 0
     assert len(searched) == len(files(out)) == 8
+
+
+def test_photographs_of_a_turned_camera_are_searched_as_they_were_annotated(
+    tmp_path: Path, searched: list[int]
+) -> None:
+    """Stored with a width of 64; the annotation tells for boxes and masks, the option where there is no size."""
+    write_masks(tmp_path, 6, as_stored=False)
+    masks = ["--root", str(tmp_path), "--sets", "VOC2012/train", "--workers", "1", "--masks"]
+    assert main([*masks, "--out", str(tmp_path / "masks")]) == 0
+    write_detection(tmp_path, 6)
+    boxes = ["--root", str(tmp_path), "--sets", "VOC2007/train", "--workers", "1", "--classes", "nut"]
+    assert main([*boxes, "--out", str(tmp_path / "upright")]) == 0
+    write_detection(tmp_path, 6, size=(48, 64))
+    assert main([*boxes, "--out", str(tmp_path / "stored")]) == 0
+    write_detection(tmp_path, 6, size=None)
+    assert main([*boxes, "--out", str(tmp_path / "applied")]) == 0
+    assert main([*boxes, "--out", str(tmp_path / "ignored"), "--exif_orientation", "false"]) == 0
+    assert searched == [48, 48, 64, 48, 64]
+    data = detection_module(tmp_path, proposals=str(tmp_path / "nowhere"), exif_orientation=False)
+    with pytest.raises(DatasetError, match="--sets VOC2007/train --exif_orientation false"):
+        data.dataset("train")
 
 
 def test_a_broken_image_is_named_and_the_others_are_done(
