@@ -45,6 +45,11 @@ class Detector(VisionModule):
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.ap_method, self.compute_coco_ap = ap_method, compute_coco_ap
 
+    def name_classes(self, class_names: list[str] | None) -> None:
+        """Take the names of the classes from a file of weights, unless they are known; checkpoints keep them."""
+        if self.class_names is None and class_names is not None:
+            self.class_names = self.hparams["class_names"] = class_names
+
     def build_metrics(self) -> MetricCollection:
         return detection_metrics(self.num_classes, self.ap_method, self.compute_coco_ap)
 

@@ -66,58 +66,70 @@ class Darknet19(nn.Module):
         return self.classifier(self.features(x)).mean((2, 3))
 
 
-def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
-    """Load the authors' ``.weights`` file into the convolutions of a network, in order; print one line about it.
+def darknet_layers(network: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
+    """Return the convolutions and fully connected layers of a network, each with the module that follows it."""
+    modules = list(network.modules())
+    pairs = zip(modules, [*modules[1:], None], strict=True)
+    return [(layer, after) for layer, after in pairs if isinstance(layer, (nn.Conv2d, nn.Linear))]
 
-    The file may end after any convolution, as darknet19_448.conv.23 does after the backbone; later layers keep their
-    values.
+
+def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
+    """Load the authors' ``.weights`` file into the layers of a network, in order; print one line about it.
+
+    The file may end after any layer, as darknet19_448.conv.23 does after the backbone; later layers keep their values.
 
     Args:
-        network: `YOLOv2Network` or `Darknet19`, on the CPU. Convolutions with a bias have no batch normalization.
+        network: `YOLOv1Network`, `YOLOv2Network` or `Darknet19`, on the CPU. Layers with a bias have no batch
+            normalization; else it directly follows its convolution.
         path: the file. Header: major, minor, revision (int32) and images seen (int64 from version 0.2, int32 before).
-            Then float32 per convolution: bias, with batch normalization also scale, mean and variance, then weights.
+            Then float32 per layer: bias, with batch normalization also scale, mean and variance, then weights. Those
+            of fully connected layers are transposed if major or minor is above 1000: older files start with the
+            learning rate.
 
     Returns:
-        Number of convolutions that were loaded.
+        Number of layers that were loaded.
 
     Raises:
         UserError: the file is damaged or belongs to another network; the network is unchanged.
     """
     data = Path(path).read_bytes()
-    modules = list(network.modules())
-    # Batch normalization directly follows its convolution.
-    layers = [(m, after) for m, after in zip(modules, [*modules[1:], None], strict=True) if isinstance(m, nn.Conv2d)]
+    layers = darknet_layers(network)
+    kind = "convolution" if all(isinstance(layer, nn.Conv2d) for layer, _ in layers) else "layer"
     # darknet/src/parser.c: load_weights_upto.
     major, minor = struct.unpack("<ii", data[:8]) if len(data) >= 16 else (0, 0)
     header = 20 if 10 * major + minor >= 2 and major < 1000 and minor < 1000 else 16
+    transposed = major > 1000 or minor > 1000
     if len(data) <= header or (len(data) - header) % 4:
         raise UserError(
-            f"weights: expected a darknet file with a header of {header} bytes and float32 values, found {len(data)} "
-            f"bytes in {path}; download it again"
+            f"weights: expected a darknet file with a header of {header} bytes and float32 values, or a checkpoint, "
+            f"found {len(data)} bytes in {path}; download it again"
         )
     values = torch.from_numpy(np.frombuffer(data, "<f4", offset=header).astype(np.float32))
     loaded: list[tuple[Tensor, Tensor]] = []
     start = count = 0
-    for conv, norm in layers:
+    for layer, norm in layers:
         if start == len(values):
             break
-        parts = [conv.weight] if conv.bias is None else [conv.bias, conv.weight]
-        if conv.bias is None:
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        parts = [layer.weight] if layer.bias is None else [layer.bias, layer.weight]
+        if layer.bias is None:
             assert isinstance(norm, nn.BatchNorm2d)
             parts = [norm.bias, norm.weight, norm.running_mean, norm.running_var, *parts]  # type: ignore[list-item]
         end = start + sum(part.numel() for part in parts)
         if end > len(values):
             raise UserError(
-                f"weights: expected {end} values up to convolution {count + 1} of {len(layers)}, found {len(values)} "
+                f"weights: expected {end} values up to {kind} {count + 1} of {len(layers)}, found {len(values)} "
                 f"in {path}; it is truncated or of another network"
             )
         pieces = values[start:end].split([part.numel() for part in parts])
         if not values[start:end].isfinite().all() or (len(parts) > 2 and (pieces[3] < 0).any()):
             raise UserError(
-                f"weights: expected finite values and variances of 0 or more, found others in convolution "
+                f"weights: expected finite values and variances of 0 or more, found others in {kind} "
                 f"{count + 1} of {path}; it is damaged or of another network"
             )
-        loaded += [(part, piece.view_as(part)) for part, piece in zip(parts, pieces, strict=True)]
+        if transposed and isinstance(layer, nn.Linear):
+            pieces = (*pieces[:-1], pieces[-1].view(layer.in_features, layer.out_features).T)
+        loaded += [(part, piece.reshape(part.shape)) for part, piece in zip(parts, pieces, strict=True)]
         start, count = end, count + 1
     if start < len(values):
         raise UserError(
@@ -128,5 +140,5 @@ def load_darknet_weights(network: nn.Module, path: str | Path) -> int:
         for part, piece in loaded:
             part.copy_(piece)
     rest = f"; the last {len(layers) - count} are newly initialized" if count < len(layers) else ""
-    rank_zero_only(print)(f"weights: {path} loaded into {count} of {len(layers)} convolutions{rest}", flush=True)
+    rank_zero_only(print)(f"weights: {path} loaded into {count} of {len(layers)} {kind}s{rest}", flush=True)
     return count

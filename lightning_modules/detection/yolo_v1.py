@@ -10,6 +10,7 @@ confidence each, and one distribution over the classes. Notation of the shapes:
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from errors import UserError
-from lightning_modules.base import OptimizerFactory
+from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, OptimizerFactory
 from lightning_modules.components.boxes import (
     concatenate_targets,
     constant_like,
@@ -29,7 +30,9 @@ from lightning_modules.components.boxes import (
 from lightning_modules.components.image_batches import require_square
 from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.unsaved import Constant
 from lightning_modules.detection.base import Detector
+from lightning_modules.detection.yolo_weights import LoadedWeights, is_checkpoint_of, load_detector
 
 # --- network ------------------------------------------------------------------------------------------------------
 
@@ -57,6 +60,9 @@ class YOLOv1Network(nn.Module):
         batch_norm: see `YOLOv1`.
         hidden_units: units of the first fully connected layer.
         weights: see `YOLOv1`.
+
+    Attributes:
+        loaded: contents of a file of weights for the whole network; None without one.
     """
 
     def __init__(
@@ -71,18 +77,20 @@ class YOLOv1Network(nn.Module):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if weights is not None and backbone == "darknet":
+        if weights is not None and backbone == "darknet" and not Path(weights).is_file():
             raise UserError(
-                f"weights: expected null for backbone 'darknet' (none are published for it), found {weights}; "
-                "use a ResNet backbone"
+                f"weights: expected null for backbone 'darknet' or a file (of the authors, or a checkpoint), found "
+                f"{weights}; name a file, or use a ResNet backbone"
             )
+        path = None if weights is None else find_weights(backbone, weights)
+        is_whole = path is not None and (backbone == "darknet" or is_checkpoint_of(path, "fc2.weight"))
         self.grid_size, self.depth = grid_size, 5 * boxes_per_cell + num_classes
         trunk: list[nn.Module] = []
         layers, in_channels = LAYERS, 3
         if backbone != "darknet":
             resnet = torchvision.models.get_model(backbone, weights=None)
-            if weights is not None:
-                load_weights(resnet, find_weights(backbone, weights), backbone, "fc")
+            if path is not None and not is_whole:
+                load_weights(resnet, path, backbone, "fc")
             trunk = [module for name, module in resnet.named_children() if name not in ("avgpool", "fc")]
             layers, in_channels = LAYERS[-4:], resnet.fc.in_features
         convolutions, channels = make_convolutions(layers, in_channels, width_multiplier, batch_norm)
@@ -94,6 +102,13 @@ class YOLOv1Network(nn.Module):
             he_normal(module, negative_slope=0.1)
         # Outputs near 0: the gradients of large squared errors would destroy the pretrained layers.
         nn.init.normal_(self.fc2.weight, std=0.01)
+        self.loaded: LoadedWeights | None = None
+        if path is not None and is_whole:
+            self.loaded = load_detector(self, path, "YOLOv1", num_classes)
+            if self.loaded.is_darknet_detector:
+                order = darknet_outputs(grid_size, boxes_per_cell, num_classes)
+                for parameter in self.fc2.parameters():
+                    parameter.data = parameter.data[order]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images, float (N, 3, 64 S, 64 S), to (N, S, S, 5 B + C), see `CellPredictions`."""
@@ -118,6 +133,18 @@ def make_convolutions(
         modules.append(nn.LeakyReLU(0.1, inplace=True))
         in_channels = out_channels
     return nn.Sequential(*modules), in_channels
+
+
+def darknet_outputs(grid_size: int, boxes_per_cell: int, num_classes: int) -> Tensor:
+    """Return where darknet's network has each output of ours, int64 (S * S * (5 B + C),).
+
+    Darknet's outputs are the classes of all cells, then all confidences, then all boxes (src/detection_layer.c).
+    """
+    cells = grid_size**2
+    sizes = cells * num_classes, cells * boxes_per_cell, cells * boxes_per_cell * 4
+    classes, confidence, boxes = torch.arange(sum(sizes)).split(sizes)
+    predictors = torch.cat([boxes.view(cells, boxes_per_cell, 4), confidence.view(cells, boxes_per_cell, 1)], 2)
+    return torch.cat([predictors.flatten(1), classes.view(cells, num_classes)], 1).flatten()
 
 
 class CellPredictions(NamedTuple):
@@ -336,8 +363,11 @@ class YOLOv1(Detector):
         batch_norm: batch normalization after each convolution, in place of its bias; not in the paper, but useful for
             training from scratch.
         hidden_units: units of the first fully connected layer.
-        weights: None to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT, the newest, for
-            torchvision's ImageNet weights of a ResNet backbone; or a file.
+        weights: None to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT, the newest, for torchvision's
+            ImageNet weights of a ResNet backbone, or a file of them; one of our checkpoints; or, for ``darknet``, a
+            file of the authors for the paper's network or its first layers, see `load_darknet_weights`. The later
+            yolov1.weights has a locally connected layer and is another network. Class names, if not given, are those
+            of the checkpoint or of VOC. With a whole network of the authors, default ``mean`` and ``std`` become theirs.
         lambda_coord: weight of the errors of the coordinates in the loss.
         lambda_noobj: weight of the confidence of predictors without an object in the loss.
         score_threshold: detections with a lower score are dropped.
@@ -373,6 +403,11 @@ class YOLOv1(Detector):
         self.network = YOLOv1Network(
             backbone, self.num_classes, grid_size, boxes_per_cell, width_multiplier, batch_norm, hidden_units, weights
         )
+        if self.network.loaded is not None:
+            self.name_classes(self.network.loaded.class_names)
+            if self.network.loaded.is_darknet_detector:
+                # Pixels of -1 to 1 (src/crop_layer.c, in the cfg files of the paper's time), later 0 to 1.
+                self.normalize_as(*((0.0, 1.0) if batch_norm else (0.5, 0.5)))
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor:
         """Map uint8 images to the output of the network, (N, S, S, 5 B + C)."""
@@ -382,6 +417,13 @@ class YOLOv1(Detector):
         output = self(batch["image"])
         targets = encode(batch["target"], self.grid_size, self.image_size)
         return yolo_loss(output, targets, self.boxes_per_cell, self.lambda_coord, self.lambda_noobj)
+
+    def normalize_as(self, mean: float, std: float) -> None:
+        """Replace the default ``mean`` and ``std`` by those of a file of weights; given ones are kept."""
+        given = [tuple(self.hparams.get(name, ())) for name in ("mean", "std")]
+        if given in ([(), ()], [IMAGENET_MEAN, IMAGENET_STD]):
+            self.hparams.update(mean=[mean] * 3, std=[std] * 3)
+            self.pixel_mean, self.pixel_std = (Constant(torch.full((1, 3, 1, 1), 255 * v)) for v in (mean, std))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the weights, and all biases and batch normalization without weight decay."""

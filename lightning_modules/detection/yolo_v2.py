@@ -28,8 +28,9 @@ from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.pretrained import find_weights
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.detection.base import Detector
-from lightning_modules.detection.darknet19 import Darknet19, conv_bn_leaky, load_darknet_weights
+from lightning_modules.detection.darknet19 import Darknet19, conv_bn_leaky
 from lightning_modules.detection.yolo_v1 import responsible_mask
+from lightning_modules.detection.yolo_weights import load_detector
 
 #: Side of a grid cell in pixels.
 STRIDE = 32
@@ -309,8 +310,9 @@ class YOLOv2(Detector):
         width_multiplier: scales the channels of all layers but the last.
         batch_norm_momentum: momentum of the batch statistics. The authors' 0.01 needs some thousand steps; use 0.1 for
             short runs.
-        weights: None to train from scratch; or a file of the authors, that of a detector (yolov2-voc.weights) or of the
-            pretrained trunk (darknet19_448.conv.23), see `load_darknet_weights`.
+        weights: None to train from scratch; a file of the authors, that of a detector (yolov2-voc.weights) or of the
+            pretrained trunk (darknet19_448.conv.23), see `load_darknet_weights`; or one of our checkpoints. The names
+            of the classes, if not given, are those of the checkpoint or of the authors' VOC and COCO detectors.
         train_sizes: sides in pixels, multiples of 32, for multi-scale training (section 2): every 10 steps, a new one
             is drawn and the training images are resized to it on the device. Set ``--data.image_size`` to the largest.
             None trains at the size of the data.
@@ -359,7 +361,8 @@ class YOLOv2(Detector):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.network = YOLOv2Network(self.num_classes, len(anchors), width_multiplier, batch_norm_momentum)
         if weights is not None:
-            load_darknet_weights(self.network, find_weights("yolo_v2", weights))
+            path = find_weights("yolo_v2", weights)
+            self.name_classes(load_detector(self.network, path, "YOLOv2", self.num_classes).class_names)
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor:
         """Map uint8 images to the output of the network, (N, S, T, A, 5 + C)."""

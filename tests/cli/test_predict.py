@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,8 +16,11 @@ import cli.parser
 from datamodules.classification.fer2013 import EMOTIONS
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from datamodules.synthetic.voc_segmentation import write_voc_segmentation
+from datamodules.voc import VOC_CLASSES
+from lightning_modules.detection.yolo_v2 import YOLOv2Network
 from tests.command import CELLS, QUICK, ROOT, TINY, refusal
 from tests.datamodules.test_video import write_video
+from tests.lightning_modules.detection.test_darknet19 import write_weights
 
 
 def test_predict_needs_only_the_checkpoint(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -102,6 +106,20 @@ def test_predict_turns_photographs_as_the_training_did(tmp_path: Path, capsys: p
         for reading in (True, False):
             data = VOCSegmentation(str(tmp_path), **sets, exif_orientation=reading)  # type: ignore[arg-type]
             assert data.dataset("val")[0]["image"].shape == (3, size[1], size[0])
+
+
+def test_darknet_weights_predict_vocs_classes(devkit: Path, tmp_path: Path) -> None:
+    write_weights(YOLOv2Network(20, width_multiplier=0.05), tmp_path / "voc.weights", np.random.default_rng(0))
+    cli.parser.run([
+        "predict", "--model", "YOLOv2", "--model.width_multiplier", "0.05", "--model.weights", "voc.weights",
+        "--data", "VOCDetection", "--data.image_size", "96", "--data.images", str(devkit / "VOC2007" / "JPEGImages"),
+        *QUICK, "--experiment", "darknet",
+    ])  # fmt: skip
+    (run,) = Path("runs/darknet").glob("*_predict")
+    records = json.loads((run / "predictions.json").read_text())
+    found = {item["class"] for record in records for item in record["detections"]}
+    assert found
+    assert found <= set(VOC_CLASSES)
 
 
 def test_predict_finds_the_faces_of_photographs(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,8 +52,8 @@ def test_the_input_size_must_fit_the_grid() -> None:
         module.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
 
 
-def test_weights_need_a_resnet() -> None:
-    with pytest.raises(UserError, match="weights: expected null for backbone 'darknet' .* use a ResNet backbone"):
+def test_the_papers_network_has_no_published_weights_by_name() -> None:
+    with pytest.raises(UserError, match="expected null for backbone 'darknet' or a file .* use a ResNet backbone"):
         YOLOv1Network(weights="DEFAULT")
 
 
