@@ -139,6 +139,10 @@ class VisionDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> ResumingLoader:
         return self.loader("predict")
 
+    def __str__(self) -> str:
+        """Return the class name. Lightning's version builds the loaders of all splits; jsonargparse calls it to log."""
+        return type(self).__name__
+
     def no_root_error(self) -> DatasetError:
         """Return the error for a dataset without ``root``."""
         return DatasetError(f"root: expected the folder of {type(self).__name__}, found none; set --data.root FOLDER")

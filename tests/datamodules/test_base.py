@@ -52,6 +52,13 @@ def test_hyperparameters_of_the_subclass_are_saved() -> None:
     assert (parameters["size"], parameters["batch_size"]) == (3, 2)
 
 
+def test_its_name_does_not_build_datasets() -> None:
+    """The command line converts the data to a string for each link that they do not have."""
+    data = NumbersData()
+    assert str(data) == "NumbersData"
+    assert data.built == 0
+
+
 def test_a_checked_dataset_is_built_once() -> None:
     data = NumbersData()
     data.check("val")
