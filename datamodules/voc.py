@@ -177,7 +177,7 @@ class VOCData(VisionDataModule):
         """Print a line if evaluation has another image size than training."""
 
         def describe(size: int | tuple[int, int] | None) -> str:
-            return "the size on disk" if size is None else str(size if isinstance(size, int) else list(size))
+            return "as on disk" if size is None else str(size if isinstance(size, int) else list(size))
 
         sizes = describe(train_size), describe(eval_size)
         if sizes[0] != sizes[1]:

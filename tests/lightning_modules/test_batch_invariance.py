@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datamodules.detection.voc import VOCDetection
+from datamodules.synthetic.voc import write_voc
 from lightning_modules.base import VisionModule
 from lightning_modules.detection.fast_rcnn import FastRCNN
 from lightning_modules.detection.faster_rcnn import FasterRCNN
@@ -87,3 +91,24 @@ def test_predictions_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -
         assert_equal(a, b)
     found = [len(a["boxes"]) if isinstance(a, dict) else a.numel() for a in batch]
     assert all(found), found
+
+
+def test_metrics_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    """The recall of an untrained network, with its many proposals, has digits that differ for any other proposal."""
+    write_voc(str(tmp_path), classes=3, train=2, val=6, size=64)
+    results = []
+    for batch_size in (1, 2, 5):
+        torch.manual_seed(0)
+        module = RPN(**NARROW, **{**PROPOSALS, "rpn_post_nms_top_n_test": 300})
+        data = VOCDetection(
+            str(tmp_path),
+            image_size=(64, 100),
+            eval_batch_size=batch_size,
+            num_workers=0,
+            val=["VOC2007/test"],
+        )
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=str(tmp_path))
+        (values,) = trainer.validate(module, data, verbose=False)
+        results.append(values)
+    assert 0.1 < results[0]["val/average_recall_300"] < 0.9
+    assert results[0] == results[1] == results[2]
