@@ -367,7 +367,7 @@ class YOLOv1(Detector):
             ImageNet weights of a ResNet backbone, or a file of them; one of our checkpoints; or, for ``darknet``, a
             file of the authors for the paper's network or its first layers, see `load_darknet_weights`. The later
             yolov1.weights has a locally connected layer and is another network. Class names, if not given, are those
-            of the checkpoint or of VOC. With a whole network of the authors, default ``mean`` and ``std`` become theirs.
+            of the checkpoint or of VOC. With a whole network of the authors, default mean and std become theirs.
         lambda_coord: weight of the errors of the coordinates in the loss.
         lambda_noobj: weight of the confidence of predictors without an object in the loss.
         score_threshold: detections with a lower score are dropped.
