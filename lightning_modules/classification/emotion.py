@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from errors import UserError
 from lightning_modules.classification.base import Classifier
@@ -25,6 +26,7 @@ from lightning_modules.classification.faces import (
     find_eyes,
     standardize,
 )
+from lightning_modules.classification.metrics import ClassificationMetrics
 
 Normalization = Literal["scale", "equalize", "standardize"]
 
@@ -120,23 +122,53 @@ class MiniXception(nn.Module):
         return self.conv1.weight.square().sum() + self.conv2.weight.square().sum()
 
 
+# --- metrics ------------------------------------------------------------------------------------------------------
+
+
+class RegularizedMetrics(ClassificationMetrics):
+    """`ClassificationMetrics` whose ``loss`` includes the L2 penalty, as Keras's ``val_loss`` does.
+
+    The authors' learning-rate schedule, early stopping and checkpoints monitor ``val_loss``.
+
+    Args:
+        num_classes: number of classes, C.
+    """
+
+    penalty: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        # Equal on all ranks, except on one without a batch, where it is 0.
+        self.add_state("penalty", torch.zeros(()), dist_reduce_fx="max")
+
+    def update(self, probabilities: Tensor, labels: Tensor, penalty: Tensor) -> None:  # type: ignore[override]
+        """Add a batch; ``penalty`` is the weighted L2 term, float32 scalar, which is constant during an evaluation."""
+        super().update(probabilities, labels)
+        self.penalty = penalty
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the results of `ClassificationMetrics`, with the penalty added to ``loss``."""
+        results = super().compute()
+        return {**results, "loss": results["loss"] + self.penalty}
+
+
 # --- module -------------------------------------------------------------------------------------------------------
 
 
 class EmotionClassifier(Classifier):
     """mini-Xception on gray faces, and on the faces of photographs.
 
-    Batch: ``image`` uint8 (B, 1, H, W), ``label`` int64 (B,). Metrics: those of `ClassificationMetrics`.
+    Batch: ``image`` uint8 (B, 1, H, W), ``label`` int64 (B,). Metrics: those of `RegularizedMetrics`.
 
     Args:
         num_classes: number of classes, C.
         normalization: normalization of illumination, in training and prediction: ``scale`` to -1..1 (the authors'),
             ``equalize`` the histogram and scale, or ``standardize`` each face.
-        l2: weight of the squared weights in the loss, see `MiniXception.squared_weights`.
+        l2: weight of the squared weights in the loss, see `MiniXception.squared_weights`; ``val/loss`` includes it.
         **kwargs: see `Classifier`.
     """
 
-    # The authors' schedule, early stopping and checkpoints monitor the loss.
+    # The authors' schedule, early stopping and checkpoints monitor the loss, L2 penalty included.
     monitor = ("val/loss", "min")
 
     def __init__(
@@ -163,6 +195,12 @@ class EmotionClassifier(Classifier):
         if self.l2:
             terms["l2"] = self.l2 * self.network.squared_weights()
         return terms
+
+    def build_metrics(self) -> MetricCollection:
+        return MetricCollection({"classification": RegularizedMetrics(self.num_classes)})
+
+    def update_metrics(self, metrics: MetricCollection, predictions: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        metrics.update(predictions["probabilities"], batch["label"], self.l2 * self.network.squared_weights().float())
 
     def predict(self, images: Tensor | list[Tensor]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Predict emotions of gray faces or of all faces of photographs.

@@ -152,8 +152,8 @@ def align_face(gray: np.ndarray, eyes: np.ndarray, size: int = FACE_SIZE) -> np.
 def equalize(faces: Tensor) -> Tensor:
     """Equalize the histogram of each face, as OpenCV's equalizeHist does.
 
-    Gray value g becomes 255 (F(g) - F(g0)) / (HW - F(g0)). F counts the pixels up to a value, and g0 is the smallest
-    value that occurs. A face of one gray value does not change.
+    Gray value g becomes 255 (F(g) - F(g0)) / (HW - F(g0)), in OpenCV's float32 arithmetic. F counts the pixels up to a
+    value, and g0 is the smallest value that occurs. A face of one gray value does not change.
 
     Args:
         faces: uint8 (B, 1, H, W).
@@ -162,11 +162,13 @@ def equalize(faces: Tensor) -> Tensor:
         Equalized faces, uint8 (B, 1, H, W).
     """
     flat = faces.flatten(1).long()
-    counts = torch.zeros(len(flat), 256, device=faces.device).scatter_add_(1, flat, torch.ones_like(flat).float())
-    cumulative = counts.cumsum(1)
+    counts = torch.zeros(len(flat), 256, dtype=torch.int64, device=faces.device)
+    cumulative = counts.scatter_add_(1, flat, torch.ones_like(flat)).cumsum(1)
     first = cumulative.gather(1, flat.amin(1, keepdim=True))
     rest = flat.shape[1] - first
-    table = ((cumulative - first) * (255 / rest.clamp_min(1))).round().clamp(0, 255)
+    # torch.div rounds once, as OpenCV does; ``255 / x`` is 255 * (1 / x), which moves some halves to the other side.
+    scale = torch.div(torch.full_like(rest, 255, dtype=torch.float32), rest.clamp_min(1).float())
+    table = ((cumulative - first).float() * scale).round().clamp(0, 255).long()
     return torch.where(rest > 0, table.gather(1, flat), flat).to(torch.uint8).view_as(faces)
 
 

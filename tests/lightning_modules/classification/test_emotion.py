@@ -98,6 +98,22 @@ def test_l2_is_of_two_kernels_and_not_halved() -> None:
     assert set(EmotionClassifier(l2=0).losses(batch)) == {"cross_entropy"}
 
 
+@pytest.mark.parametrize("l2", [0.01, 0.5, 0.0])
+def test_the_loss_of_an_evaluation_includes_l2(l2: float) -> None:
+    """Keras adds regularization to ``val_loss``, which the authors' plateau and early stopping monitor."""
+    module = EmotionClassifier(l2=l2).eval()
+    metrics, labels = module.build_metrics(), torch.tensor([1, 6, 0, 3, 3])
+    images = draw_faces(5)
+    with torch.no_grad():
+        for part in (slice(0, 4), slice(4, 5)):  # unequal batches: the penalty counts once, not once per batch
+            batch = {"image": images[part], "label": labels[part]}
+            module.update_metrics(metrics, module.predict_batch(batch), batch)
+        p = module.predict(images)["probabilities"].numpy()  # type: ignore[call-overload]
+    squares = sum(float((w.detach() ** 2).sum()) for w in (module.network.conv1.weight, module.network.conv2.weight))
+    expected = -np.log(p[np.arange(5), labels]).mean() + l2 * squares
+    assert metrics.compute()["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_class_weights_enter_the_loss() -> None:
     weights = [1.0, 5.0, 1.0, 1.0, 1.0, 1.0, 2.0]
     module = EmotionClassifier(class_weights=weights).eval()

@@ -148,8 +148,20 @@ def test_real_faces_are_found_and_aligned() -> None:
 def test_equalization_is_opencvs() -> None:
     images = torch.cat([draw_faces(5), torch.full((1, 1, 48, 48), 77, dtype=torch.uint8)])
     expected = np.stack([cv2.equalizeHist(image[0].numpy()) for image in images])[:, None]
-    assert np.abs(equalize(images).numpy().astype(int) - expected).max() <= 1  # halves may be rounded either way
-    assert (equalize(images) == torch.from_numpy(expected)).float().mean() > 0.99
+    np.testing.assert_array_equal(equalize(images).numpy(), expected)
+
+
+def test_equalization_is_opencvs_for_any_size_and_range() -> None:
+    """Sizes decide which values lie on a half; a scale that is rounded twice moves some to the other side."""
+    rng = np.random.default_rng(0)
+    for i in range(1000):
+        height, width = rng.integers(1, 80, 2)
+        low = rng.integers(0, 255)
+        image = rng.integers(low, rng.integers(low + 1, 257), (height, width)).astype(np.uint8)
+        if i % 2:
+            image = np.clip(rng.normal(120, rng.uniform(1, 60), (height, width)), 0, 255).astype(np.uint8)
+        found = equalize(torch.from_numpy(image)[None, None])[0, 0].numpy()
+        np.testing.assert_array_equal(found, cv2.equalizeHist(image))
 
 
 def test_standardized_faces_have_mean_0_and_deviation_1() -> None:
