@@ -20,7 +20,7 @@ from datamodules.images import EncodedImage
 from datamodules.pose.crops import FullImage, PersonCrop, apply_affine
 from datamodules.pose.joints import flip_indices
 from datamodules.pose.people import People
-from errors import DatasetError
+from errors import DatasetError, UserError
 
 JOINT_BOX_MARGIN = 0.15  # relative to the longer side of the joints' extent, to include hands and feet
 
@@ -164,6 +164,9 @@ class PoseData(VisionDataModule):
         rotation: standard deviation in degrees of the rotation of 40% of the training crops; crops only.
         hflip: probability of a horizontal flip in training; left and right joints are exchanged with it.
         color_jitter: each channel is multiplied by a random factor in [1 - c, 1 + c] in training.
+        translation: largest random shift of a training crop along x and y, relative to its side; crops only. Toshev
+            and Szegedy 2014 (DeepPose) translate crops but state no range. Their configs here use 0.1, which is the
+            margin around a person in the crops.
         images: for prediction, an image or a folder of images; with ``crop: person`` each is taken as one person.
         **kwargs: see `VisionDataModule`.
 
@@ -188,6 +191,7 @@ class PoseData(VisionDataModule):
         rotation: float = 30.0,
         hflip: float = 0.5,
         color_jitter: float = 0.4,
+        translation: float = 0.0,
         images: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -196,10 +200,12 @@ class PoseData(VisionDataModule):
         self.train_transform: PersonCrop | FullImage
         self.eval_transform: PersonCrop | FullImage
         if crop == "person":
-            options = (image_size, scale, rotation, hflip, color_jitter, self.exif_orientation)
+            options = (image_size, scale, rotation, hflip, color_jitter, self.exif_orientation, translation)
             self.train_transform = PersonCrop(*options)  # type: ignore[arg-type]
             self.eval_transform = PersonCrop(image_size, exif_orientation=self.exif_orientation)  # type: ignore[arg-type]
         else:
+            if translation:
+                raise UserError(f"translation: expected 0 with crop image, found {translation}; it needs crop person")
             self.train_transform = FullImage(image_size, hflip, color_jitter, self.exif_orientation)
             self.eval_transform = FullImage(image_size, exif_orientation=self.exif_orientation)
 

@@ -102,7 +102,8 @@ def scale_channels(pixels: np.ndarray, color_jitter: float) -> np.ndarray:
 class PersonCrop:
     """Crop a square around one person and resize it.
 
-    The augmentation is that of Newell et al. 2016 (pose-hg-train). The defaults disable it, for evaluation.
+    The augmentation is that of Newell et al. 2016 (pose-hg-train), and the random translation of Toshev and Szegedy
+    2014. The defaults disable it, for evaluation.
 
     Args:
         size: side of the crop in pixels.
@@ -112,6 +113,8 @@ class PersonCrop:
         hflip: probability of a horizontal flip.
         color_jitter: each channel is multiplied by a random factor in [1 - c, 1 + c].
         exif_orientation: apply the EXIF orientation.
+        translation: the square's center moves along x and y by independent uniform offsets of up to this fraction of
+            the square's side.
 
     Raises:
         UserError: an option is out of range.
@@ -125,6 +128,7 @@ class PersonCrop:
         hflip: float = 0.0,
         color_jitter: float = 0.0,
         exif_orientation: bool = True,
+        translation: float = 0.0,
     ) -> None:
         valid = isinstance(size, int) and size >= 1
         check_option(valid, "image_size", "one side of at least 1 px for person crops", size)
@@ -132,14 +136,17 @@ class PersonCrop:
         check_option(0 <= rotation <= 90, "rotation", "0 to 90 degrees", rotation)
         check_option(0 <= hflip <= 1, "hflip", "a probability", hflip)
         check_option(0 <= color_jitter <= 1, "color_jitter", "0 to 1", color_jitter)
+        check_option(0 <= translation <= 0.5, "translation", "0 to 0.5 of the crop's side", translation)
         self.size, self.scale, self.rotation, self.hflip, self.color_jitter = size, scale, rotation, hflip, color_jitter
-        self.exif_orientation = exif_orientation
+        self.exif_orientation, self.translation = exif_orientation, translation
 
     def __call__(self, path: str, center: Sequence[float], side: float) -> TransformedImage:
         # The number of draws is constant, so that an option changes only its own effect.
         zoom, angle = (random.gauss(0, 1) for _ in range(2))
         rotate, flip = random.random() < ROTATION_PROBABILITY, random.random() < self.hflip
+        offset = [random.uniform(-1, 1) for _ in range(2)]
         side *= 2 ** (self.scale * min(2.0, max(-2.0, zoom)))
+        center = [c + self.translation * side * o for c, o in zip(center, offset, strict=True)]
         angle = self.rotation * min(2.0, max(-2.0, angle)) if rotate else 0.0
         matrix = crop_matrix(center, side, self.size, angle, flip)
         pixels = warp(path, matrix, self.size, self.exif_orientation)

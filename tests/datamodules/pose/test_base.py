@@ -15,7 +15,7 @@ from datamodules.base import Split
 from datamodules.pose.base import PoseData, PoseDataset, joint_boxes
 from datamodules.pose.crops import FullImage, PersonCrop, apply_affine, crop_matrix
 from datamodules.pose.people import People, Person
-from errors import DatasetError
+from errors import DatasetError, UserError
 from tests.datamodules.pose.spots import center_of_mass, spots
 
 NAMES = ["right_wrist", "head_top", "left_wrist", "left_eye"]
@@ -81,6 +81,32 @@ def test_joints_come_back_to_where_they_were(root: Path) -> None:
     assert 0.45 < np.mean(np.abs(angles) < 1e-3) < 0.75, "60% are not rotated"
     assert 40 < np.abs(angles).max() < 60.01
     assert 0.7 < min(scales) < 0.8 < 1.25 < max(scales) < 1.42
+
+
+def test_random_translation_is_uniform_and_of_the_crop_only(root: Path) -> None:
+    """Offsets along x and y are independent, up to 0.2 of a crop of 64 px; another epoch draws others."""
+    data = Spots(str(root), sample(), scale=0.0, rotation=0.0, hflip=0.0, translation=0.2)
+    loader, shifts = data.train_dataloader(), []
+    for epoch in range(60):
+        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        for batch in torch.utils.data.DataLoader(
+            loader.dataset, batch_size=3, sampler=loader.sampler, collate_fn=loader.collate_fn
+        ):
+            for i, name in enumerate(batch["id"]):
+                person = sample()[int(name[0])]
+                middle = batch["to_original"][i] @ torch.tensor([31.5, 31.5, 1.0])
+                shifts.append((middle.numpy() - person.center) / person.side)
+    found = np.array(shifts)
+    assert np.abs(found).max() <= 0.2
+    np.testing.assert_allclose(found.min(0), -0.2, atol=0.01)
+    np.testing.assert_allclose(found.std(0), 0.2 / 3**0.5, rtol=0.1)
+    assert abs(np.corrcoef(found.T)[0, 1]) < 0.2
+    evaluation = next(iter(data.val_dataloader()))["to_original"] @ torch.tensor([31.5, 31.5, 1.0])
+    np.testing.assert_allclose(evaluation.numpy(), [person.center for person in sample()[:4]], atol=1e-3)
+    with pytest.raises(UserError, match="translation: expected 0 with crop image, found 0.2"):
+        Spots(str(root), sample(), crop="image", translation=0.2)
+    with pytest.raises(UserError, match="translation: expected 0 to 0.5"):
+        Spots(str(root), sample(), translation=0.7)
 
 
 def test_the_spots_are_under_the_joints(root: Path) -> None:
