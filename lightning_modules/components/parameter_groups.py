@@ -29,6 +29,21 @@ def caffe_groups(network: nn.Module) -> list[dict[str, Any]]:
     return [group for group in (weights, biases, norms) if group["params"]]
 
 
+def weight_decay_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Group parameters so that weight decay applies to the weights of convolutions and linear layers only.
+
+    Args:
+        network: the network; parameters that do not require gradients are skipped.
+
+    Returns:
+        Groups of weights, and of biases and batch normalization without weight decay; empty groups are omitted.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    weights = {"params": [p for p in parameters if p.ndim > 1]}
+    rest = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    return [group for group in (weights, rest) if group["params"]]
+
+
 def head_groups(network: nn.Module, heads: list[nn.Module], head_lr_scale: float) -> list[dict[str, Any]]:
     """Group parameters into the backbone and the heads; empty groups are omitted.
 

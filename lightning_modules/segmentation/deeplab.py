@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
@@ -54,13 +56,14 @@ class DeepLabNetwork(BatchNormNetwork):
         batch_norm: bool = False,
         scales: Sequence[float] = (1.0,),
         freeze_batch_norm: bool = False,
+        stride_in_1x1: bool = True,
     ) -> None:
         super().__init__(freeze_batch_norm)
         self.scales = tuple(scales)
         dilations = [12] if variant == "largefov" else [6, 12, 18, 24]
         self.features: nn.Sequential
         if variant == "resnet101":
-            self.features = DilatedResNet("resnet101", width_multiplier, output_stride=8, stride_first=True)
+            self.features = DilatedResNet("resnet101", width_multiplier, output_stride=8, stride_first=stride_in_1x1)
             channels = self.features.out_channels
             branches: list[nn.Module] = [nn.Identity() for _ in dilations]
             score = [nn.Conv2d(channels, num_classes, 3, padding=d, dilation=d) for d in dilations]
@@ -189,6 +192,27 @@ def convert_vgg16_weights(state: dict[str, Tensor], num_branches: int) -> dict[s
     return converted
 
 
+def has_stride_in_1x1(weights: str | None) -> bool:
+    """Return where a ResNet's weights were trained with the stride of a bottleneck: in its first 1x1 convolution?
+
+    Torchvision trains with the stride in the 3x3 convolution. The paper's Caffe model has it in the 1x1 convolution,
+    and so has a network from scratch. Our checkpoints record it; older ones had it in the 1x1 convolution.
+
+    Args:
+        weights: see `DeepLab`.
+    """
+    if weights is None:
+        return True
+    if not Path(weights).is_file():
+        return False  # the name of torchvision's weights; `find_weights` reports a missing file
+    try:
+        content = torch.load(weights, map_location="meta", weights_only=True)
+        is_ours = any("features." in key for key in content.get("state_dict", content))
+        return bool(content.get("hyper_parameters", {}).get("stride_in_1x1", is_ours))
+    except Exception:
+        return False  # not a checkpoint; `load_weights` reports it
+
+
 # --- module ---------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +229,10 @@ class DeepLab(MultiScaleSegmenter):
         scales: scales of the image that the network combines, in training and prediction; the first is 1. v2 on
             ResNet-101 uses [1, 0.75, 0.5].
         freeze_batch_norm: normalize with the running statistics in training too, and do not train scale and shift.
+        stride_in_1x1: position of the stride in a bottleneck of ResNet-101: true for the first 1x1 convolution, as in
+            the authors' Caffe model, false for the 3x3 convolution, as in torchvision. It must match the weights. The
+            default is that of the weights: false for torchvision's, true from scratch, and that of a checkpoint of
+            ours. Set true for Caffe weights that were converted to torchvision's names: the file does not tell.
         weights: null to train from scratch; DEFAULT or the name of torchvision's weights of VGG-16 or ResNet-101; or a
             file: such weights, or one of our checkpoints.
         head_lr_scale: multiplies the learning rate of the score layers.
@@ -222,6 +250,7 @@ class DeepLab(MultiScaleSegmenter):
         batch_norm: bool = False,
         scales: Sequence[float] = (1.0,),
         freeze_batch_norm: bool = False,
+        stride_in_1x1: bool | None = None,
         weights: str | None = None,
         head_lr_scale: float = 10.0,
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(
@@ -234,9 +263,28 @@ class DeepLab(MultiScaleSegmenter):
             raise UserError(f"variant: expected largefov, aspp or resnet101, found {variant}")
         if not scales or scales[0] != 1 or min(scales) <= 0 or len(set(scales)) != len(scales):
             raise UserError(f"scales: expected 1, then other factors above 0, found {list(scales)}")
-        self.head_lr_scale = head_lr_scale
+        if variant == "resnet101" and batch_norm:
+            raise UserError("batch_norm: expected false for variant resnet101, which always has it, found true")
+        if variant != "resnet101" and freeze_batch_norm and not batch_norm:
+            raise UserError(
+                f"freeze_batch_norm: expected false for variant {variant} without batch_norm, found true; "
+                "set --model.batch_norm true"
+            )
+        if variant != "resnet101" and stride_in_1x1 is not None:
+            raise UserError(
+                f"stride_in_1x1: expected null for variant {variant}, which has no bottlenecks, found {stride_in_1x1}"
+            )
+        self.head_lr_scale, self._stride_option = head_lr_scale, stride_in_1x1
+        if variant == "resnet101" and stride_in_1x1 is None:
+            stride_in_1x1 = has_stride_in_1x1(weights)
+            if weights is not None:
+                place = "first 1x1" if stride_in_1x1 else "3x3"
+                rank_zero_only(print)(
+                    f"stride_in_1x1: {place} convolution of each bottleneck, for {weights}", flush=True
+                )
+            self.hparams["stride_in_1x1"] = stride_in_1x1  # a checkpoint loads without the weights
         self.network = DeepLabNetwork(
-            variant, self.num_classes, width_multiplier, batch_norm, scales, freeze_batch_norm
+            variant, self.num_classes, width_multiplier, batch_norm, scales, freeze_batch_norm, bool(stride_in_1x1)
         )
         if weights is not None and variant == "resnet101":
             load_resnet_weights(self.network, "resnet101", weights, "score")
@@ -257,6 +305,14 @@ class DeepLab(MultiScaleSegmenter):
 
     def pixel_logits(self, pixels: Tensor) -> Tensor:
         return self.network.pixel_logits(pixels)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the stride's position from the checkpoint, unless the option was given."""
+        super().on_load_checkpoint(checkpoint)
+        if isinstance(self.network.features, DilatedResNet) and self._stride_option is None:
+            recorded = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("stride_in_1x1", True)
+            self.network.features.place_strides(recorded)
+            self.hparams["stride_in_1x1"] = recorded
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = caffe_groups(nn.ModuleList([self.network.features, self.network.branches]))

@@ -62,23 +62,29 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = 4 * channels if bottleneck else channels
-        first, second = (stride, 1) if stride_first or not bottleneck else (1, stride)
 
-        def conv3x3(in_channels: int, stride: int) -> nn.Conv2d:
+        def conv3x3(in_channels: int, stride: int = 1) -> nn.Conv2d:
             return nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
 
-        self.conv1 = Conv1x1(in_channels, channels, first) if bottleneck else conv3x3(in_channels, first)
+        self.conv1 = Conv1x1(in_channels, channels) if bottleneck else conv3x3(in_channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, second)
+        self.conv2 = conv3x3(channels)
         self.bn2 = nn.BatchNorm2d(channels)
         if bottleneck:
             self.conv3 = Conv1x1(channels, out_channels)
             self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.bottleneck = bottleneck
+        self.bottleneck, self.stride = bottleneck, stride
+        self.place_stride(stride_first)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(Conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+    def place_stride(self, stride_first: bool) -> None:
+        """Give the stride of a bottleneck to its first convolution, or to the 3x3 convolution."""
+        if isinstance(self.conv1, Conv1x1):
+            self.conv1.subsampling, second = (self.stride, 1) if stride_first else (1, self.stride)
+            self.conv2.stride = (second, second)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -140,6 +146,12 @@ class DilatedResNet(nn.Sequential):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         he_normal(self, "fan_out")
 
+    def place_strides(self, stride_first: bool) -> None:
+        """Call `ResidualBlock.place_stride` of all blocks."""
+        for block in self.modules():
+            if isinstance(block, ResidualBlock):
+                block.place_stride(stride_first)
+
 
 def load_resnet_weights(network: nn.Module, backbone: ResNetName, weights: str, *others: str) -> None:
     """Load ImageNet weights, or one of our checkpoints, into a network whose ``features`` are a `DilatedResNet`.
@@ -168,6 +180,12 @@ class BatchNormNetwork(nn.Module):
     def __init__(self, freeze_batch_norm: bool) -> None:
         super().__init__()
         self.freeze_batch_norm = freeze_batch_norm
+
+    def set_batch_norm_momentum(self, momentum: float) -> None:
+        """Set the weight of a new batch in the running statistics (PyTorch's convention) of all layers."""
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = momentum
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

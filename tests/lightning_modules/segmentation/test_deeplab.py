@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG
+from torchvision.models import VGG, resnet101
 from torchvision.models.vgg import make_layers
 
 from lightning_modules.components.image_batches import pad_to_multiple
@@ -194,6 +194,73 @@ def test_a_classifier_becomes_branches(tmp_path: Path) -> None:
     again = small(width_multiplier=1 / 16, weights=str(tmp_path / "ours.ckpt"))
     for key, value in module.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[key], value)
+
+
+def strides(module: DeepLab) -> tuple[int, int]:
+    """Return the strides of the 1x1 and the 3x3 convolution of the first bottleneck with a stride."""
+    block = module.network.features.layer2[0]
+    return block.conv1.subsampling, block.conv2.stride[0]
+
+
+def test_the_stride_is_where_the_weights_were_trained_with_it(tmp_path: Path, capsys: Any) -> None:
+    options: dict[str, Any] = {"variant": "resnet101", "width_multiplier": 0.03}
+    torch.save(resnet101(width_per_group=64).state_dict(), tmp_path / "resnet101.pth")
+    assert strides(small(**options)) == (2, 1)  # the paper's
+    assert strides(small(**options, stride_in_1x1=False)) == (1, 2)
+    torchvisions = small(variant="resnet101", width_multiplier=1.0, weights=str(tmp_path / "resnet101.pth"))
+    assert strides(torchvisions) == (1, 2)
+    assert "stride_in_1x1: 3x3 convolution" in capsys.readouterr().out
+    caffe = small(
+        variant="resnet101", width_multiplier=1.0, stride_in_1x1=True, weights=str(tmp_path / "resnet101.pth")
+    )
+    assert strides(caffe) == (2, 1)
+
+    # Checkpoints record the position: for the next stage, for loading, and for a run that resumes without weights.
+    for trained, expected in ((small(**options), (2, 1)), (small(**options, stride_in_1x1=False), (1, 2))):
+        checkpoint = {
+            "state_dict": trained.state_dict(),
+            "hyper_parameters": {**trained.hparams, "weights": None},
+            "pytorch-lightning_version": "2.6.6",
+        }
+        torch.save(checkpoint, tmp_path / "run.ckpt")
+        assert strides(small(**options, weights=str(tmp_path / "run.ckpt"))) == expected
+        assert strides(DeepLab.load_from_checkpoint(tmp_path / "run.ckpt")) == expected
+        resumed = small(**options)
+        resumed.on_load_checkpoint(checkpoint)
+        assert strides(resumed) == expected
+    # Checkpoints without a record are older: they were trained with the stride in the 1x1 convolution.
+    del checkpoint["hyper_parameters"]["stride_in_1x1"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert strides(small(**options, weights=str(tmp_path / "old.ckpt"))) == (2, 1)
+
+
+def test_with_torchvisions_weights_and_stride_the_backbone_is_torchvisions(tmp_path: Path) -> None:
+    """The oracle is torchvision's network with dilation in place of strides, and its own stride position."""
+    torch.manual_seed(0)
+    reference = resnet101(replace_stride_with_dilation=[False, True, True]).eval()
+    for stage, rate in ((reference.layer3, 2), (reference.layer4, 4)):
+        stage[0].conv2.dilation = stage[0].conv2.padding = (rate, rate)  # type: ignore[union-attr, assignment]
+    torch.save(reference.state_dict(), tmp_path / "resnet101.pth")
+    module = small(variant="resnet101", width_multiplier=1.0, weights=str(tmp_path / "resnet101.pth")).eval()
+    reference, features = reference.double(), module.network.features.double()
+    pixels = torch.randn(1, 3, 49, 41, dtype=torch.float64)
+    with torch.inference_mode():
+        x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(pixels))))
+        expected = reference.layer4(reference.layer3(reference.layer2(reference.layer1(x))))
+        torch.testing.assert_close(features(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "resnet101", "batch_norm": True}, "batch_norm: expected false for variant resnet101"),
+        ({"freeze_batch_norm": True}, "freeze_batch_norm: expected false for variant largefov without batch_norm"),
+        ({"variant": "aspp", "stride_in_1x1": False}, "stride_in_1x1: expected null for variant aspp"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
 
 
 def test_an_all_void_batch_and_bad_input() -> None:

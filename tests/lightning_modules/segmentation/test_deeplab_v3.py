@@ -116,12 +116,37 @@ def test_weights_of_imagenet_and_of_the_stage_before(tmp_path: Path) -> None:
         ({"multi_grid": (1, 0)}, "multi_grid: expected a factor of 1 or more"),
         ({"output_stride": 32}, "output_stride: expected 8 or 16, found 32"),
         ({"backbone": "vgg16"}, "backbone: expected one of resnet18"),
+        ({"batch_norm_momentum": 0.0}, "batch_norm_momentum: expected more than 0, at most 1, found 0.0"),
         ({"atrous_rates": ()}, "atrous_rates: expected one or more dilations"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_batch_normalization_and_weight_decay_are_the_papers() -> None:
+    """A decay of 0.9997: after one batch the running mean is 0.0003 of the batch's mean."""
+    module = small().train()
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {layer.momentum for layer in norms} == {3e-4}
+    seen: list[torch.Tensor] = []
+    module.network.features.bn1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    images = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
+    module.losses({"image": images, "mask": torch.zeros(2, 33, 33).long()})
+    torch.testing.assert_close(module.network.features.bn1.running_mean, 3e-4 * seen[0])
+    assert {n.momentum for n in small(batch_norm_momentum=0.1).modules() if isinstance(n, nn.BatchNorm2d)} == {0.1}
+
+    optimizer = module.optimizer_factory(module.parameter_groups())
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(module.parameters()))
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            expected = 1e-4 if isinstance(layer, nn.Conv2d) and name == "weight" else 0.0
+            assert decay[id(parameter)] == expected
+    everything = small(decay_norms=True)
+    groups = everything.optimizer_factory(everything.parameter_groups()).param_groups
+    assert {group["weight_decay"] for group in groups} == {1e-4}
 
 
 def test_an_all_void_batch() -> None:
@@ -137,7 +162,7 @@ def test_an_all_void_batch() -> None:
 def test_it_learns_colors(stride: Any) -> None:
     """Images have two colors: bright is class 1, dark is class 2. Memory is NHWC, as in training."""
     torch.manual_seed(0)
-    module = small(output_stride=stride).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = small(output_stride=stride, batch_norm_momentum=0.1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(module.parameters(), 5e-3)
     for _ in range(30):
         images, mask = two_colors(4)
