@@ -86,13 +86,75 @@ def test_upsampling_is_bilinear(factor: int) -> None:
     scores = torch.randn(1, 3, 6, 7)
     expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
     inner = slice(factor, -factor)  # the transposed convolution pads the border with zeros
-    for crop_border in (True, False):
-        layer = BilinearUpsampling(3, factor, crop_border)
-        assert not layer.weight.requires_grad
-        found = layer(scores)
-        found = found if crop_border else found[:, :, factor // 2 : -(factor // 2), factor // 2 : -(factor // 2)]
-        assert found.shape == expected.shape
-        torch.testing.assert_close(found[:, :, inner, inner], expected[:, :, inner, inner])
+    layer = BilinearUpsampling(3, factor)
+    assert not layer.weight.requires_grad
+    found = layer(scores)[:, :, factor // 2 : -(factor // 2), factor // 2 : -(factor // 2)]
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found[:, :, inner, inner], expected[:, :, inner, inner])
+
+
+@pytest.mark.parametrize(("factor", "peak"), [(2, 1.0), (2, 1.25), (8, 7.0), (32, 31.0), (32, 31.5)])
+def test_upsampling_puts_cells_at_the_peak(factor: int, peak: float) -> None:
+    """A linear ramp over the cells stays linear and has the value of cell i at factor * i + peak."""
+    ramp = torch.arange(6.0).view(1, 1, 1, 6).expand(1, 1, 6, 6)
+    found = BilinearUpsampling(1, factor, peak)(ramp)[0, 0, 3 * factor]
+    inner = torch.arange(2 * factor, 5 * factor)
+    torch.testing.assert_close(found[inner], (inner - peak) / factor)
+
+
+# Independent of `cell_centers`: the middle of the pixels that an inner cell depends on.
+@pytest.mark.parametrize(
+    ("backbone", "starts"),
+    [
+        ("resnet18", (0, 0, 0)),
+        ("mobilenet_v2", (0, 0, 0)),
+        ("densenet121", (2, 6, 14)),
+        ("convnext_tiny", (3.5, 7.5, 15.5)),
+    ],
+)
+def test_cells_of_other_backbones_are_drawn_where_they_see(backbone: str, starts: tuple[float, ...]) -> None:
+    """Logits that are the column of each cell's center become the column of each pixel."""
+    network = FCNNetwork("8s", 1, backbone).eval()
+    assert list(network.centers.values()) == list(zip((8, 16, 32), starts, strict=True))
+    with torch.inference_mode():
+        shapes = {name: m.shape for name, m in network.feature_maps(torch.zeros(1, 3, 257, 257)).items()}
+    for variant, drawn in (("32s", ["top"]), ("8s", ["top", "pool4", "pool3"])):
+        network = FCNNetwork(variant, 1, backbone).eval()  # type: ignore[arg-type]
+        ramps = {
+            name: (torch.arange(shape[3]) * stride + start).expand(1, 1, *shape[2:])
+            for (name, shape), (stride, start) in zip(shapes.items(), network.centers.values(), strict=True)
+        }
+        # Each score layer returns its map's ramp, so that their sum is the number of maps times the column.
+        network.feature_maps = lambda x, ramps=ramps: ramps  # type: ignore[method-assign, assignment, misc]
+        network.score_fr = nn.Identity()  # type: ignore[assignment]
+        network.score = nn.ModuleDict({name: nn.Identity() for name in network.score})
+        with torch.inference_mode():
+            found = network(torch.zeros(1, 3, 257, 257))[0, 0, 128]
+        columns = torch.arange(64, 160)
+        torch.testing.assert_close(found[columns] / len(drawn), columns.float())
+
+
+@pytest.mark.parametrize(("backbone", "part", "cell"), [("resnet18", "pool3", 20), ("resnet18", "pool4", 20)])
+def test_centers_are_the_middle_of_what_a_cell_sees(backbone: str, part: str, cell: int) -> None:
+    network = FCNNetwork("8s", 1, backbone).double().eval()
+    for layer in network.modules():  # positive weights, so that no path cancels another
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 0.01)
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.MaxPool2d):  # an average depends on all pixels of its window
+            network.set_submodule(name, nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding))
+    pixels = torch.rand(1, 3, 64, 641, dtype=torch.float64, requires_grad=True)
+    network.feature_maps(pixels)[part][0, 0, 1, cell].backward()
+    assert pixels.grad is not None
+    seen = pixels.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+    stride, start = network.centers[part]
+    assert float(seen.min() + seen.max()) / 2 == stride * cell + start
+
+
+@pytest.mark.parametrize("options", [{"width_multiplier": 0.5}, {"batch_norm": True}, {"conv1_padding": 1}])
+def test_options_of_vgg16_are_refused_for_other_backbones(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(options))}: expected .* for backbone resnet18, found"):
+        FCN(num_classes=3, backbone="resnet18", **options)
 
 
 def test_a_classifier_becomes_convolutional(tmp_path: Path) -> None:
