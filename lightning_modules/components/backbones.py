@@ -52,14 +52,17 @@ def make_trunk(
     Args:
         backbone: name of the network.
         width_multiplier: scales all channels of VGG-16 and of the pyramid, and those of a ResNet's 3x3 convolutions.
-        batch_norm: add batch normalization to each convolution of VGG-16; without effect on a ResNet.
-        freeze_backbone: freeze the first two blocks, and a ResNet's batch normalization.
+        batch_norm: add batch normalization to each convolution of VGG-16. A ResNet always has it.
+        freeze_backbone: freeze the first two blocks, with the statistics of their batch normalization; in a ResNet
+            those of all blocks.
         stride: stride of VGG-16; 8 removes its fourth pooling, for small objects.
     """
     if stride != 16 and backbone != "vgg16":
         raise UserError(
             f"stride: expected 16 for backbone {backbone}, found {stride}; use backbone vgg16 or a feature pyramid"
         )
+    if batch_norm and backbone != "vgg16":
+        raise UserError(f"batch_norm: expected false for backbone {backbone}, which always has it, found true")
     if backbone == "vgg16":
         plan = vgg16_plan(width_multiplier)
         layers = make_layers(plan, batch_norm)[:-1]
@@ -68,6 +71,10 @@ def make_trunk(
             layers[pools[3]] = nn.Identity()  # removing it would renumber the layers, which name the weights
         he_normal(layers)
         layers[: pools[1]].requires_grad_(not freeze_backbone)
+        for i in range(pools[1]):
+            norm = layers[i]
+            if freeze_backbone and isinstance(norm, nn.BatchNorm2d):
+                layers[i] = FrozenBatchNorm2d(norm.num_features, norm.eps)
         return Trunk(layers, int(plan[-2]), (stride,))
     resnet = _resnet(backbone, width_multiplier, freeze_backbone)
     names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")

@@ -372,9 +372,17 @@ class OverFeat(Detector):
             path = find_weights("overfeat", weights)
             load_weights(self.network, path, f"OverFeat {variant}", "classifier.6", "regressor.4")
         self.trained_part = train
-        frozen = {"classifier": ["regressor"], "regressor": ["features", "classifier"], "both": []}[train]
-        for name in frozen:
-            self.network.get_submodule(name).requires_grad_(False).eval()
+        self.frozen_parts = {"classifier": ["regressor"], "regressor": ["features", "classifier"], "both": []}[train]
+        for name in self.frozen_parts:
+            self.network.get_submodule(name).requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> OverFeat:
+        """Set the training mode; frozen parts stay in eval mode, so that their batch statistics do not change."""
+        super().train(mode)
+        for name in self.frozen_parts:
+            self.network.get_submodule(name).eval()
+        return self
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         images, sizes = stack_images(batch["image"])

@@ -68,10 +68,10 @@ class RegionModule(VisionModule, ABC):
     Args:
         backbone: ``vgg16``, a ResNet (conv5 is part of the RoI heads), or a ResNet with a feature pyramid (``_fpn``).
         width_multiplier: scales all channels; in a ResNet those of the 3x3 convolutions only.
-        batch_norm: add batch normalization to each convolution of VGG-16, for training from scratch; without effect on
-            a ResNet.
-        freeze_backbone: freeze the first two blocks of the backbone, and a ResNet's batch normalization, as the authors
-            do with pretrained weights.
+        batch_norm: add batch normalization to each convolution of VGG-16, for training from scratch; refused for a
+            ResNet, which always has it.
+        freeze_backbone: freeze the first two blocks of the backbone with their batch normalization, and all batch
+            normalization of a ResNet, as the authors do with pretrained weights.
         stride: stride of VGG-16's feature map; 8 removes its fourth pooling, for small objects.
         optimizer: makes the optimizer from parameter groups. Default: the authors'.
         **kwargs: see `VisionModule`.

@@ -31,7 +31,8 @@ SMALL = {
 
 
 def small(**options: Any) -> FasterRCNN:
-    return FasterRCNN(**{**SMALL, "num_classes": 3, "rois_per_image": 8, **options})
+    batch_norm = options.get("backbone", "vgg16") == "vgg16"  # a ResNet always has it
+    return FasterRCNN(**{**SMALL, "num_classes": 3, "rois_per_image": 8, "batch_norm": batch_norm, **options})
 
 
 def small_batch() -> dict[str, Any]:

@@ -327,3 +327,14 @@ def test_nothing_is_padded_in_the_small_network() -> None:
 def test_suppression_is_not_an_option() -> None:
     with pytest.raises(TypeError, match="nms_threshold"):
         small(nms_threshold=0.5)
+
+
+def test_frozen_features_keep_their_batch_statistics() -> None:
+    module = small(train="regressor", batch_norm=True)
+    module.eval()
+    module.train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    images = torch.randint(0, 256, (2, 3, 100, 120), dtype=torch.uint8)
+    target = {"boxes": torch.tensor([[10.0, 10, 80, 80]]), "labels": torch.tensor([0])}
+    sum(module.losses({"image": images, "target": [target, target]}).values()).backward()  # type: ignore[union-attr]
+    assert not [n for n, v in module.state_dict().items() if not torch.equal(v, before[n]) and "regressor" not in n]
