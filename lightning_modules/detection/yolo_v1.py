@@ -29,6 +29,7 @@ from lightning_modules.components.boxes import (
 )
 from lightning_modules.components.image_batches import require_square
 from lightning_modules.components.initialization import he_normal
+from lightning_modules.components.parameter_groups import weight_decay_groups
 from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.detection.base import Detector
@@ -426,10 +427,7 @@ class YOLOv1(Detector):
             self.pixel_mean, self.pixel_std = (Constant(torch.full((1, 3, 1, 1), 255 * v)) for v in (mean, std))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the weights, and all biases and batch normalization without weight decay."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        weights, others = ([p for p in parameters if (p.ndim > 1) == is_weight] for is_weight in (True, False))
-        return [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+        return weight_decay_groups(self.network)
 
     def predict(self, images: Tensor | list[Tensor]) -> list[dict[str, Any]]:
         output = self(images)

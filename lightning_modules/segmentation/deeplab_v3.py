@@ -129,8 +129,7 @@ class DeepLabV3(MultiScaleSegmenter):
         decay_norms: apply the weight decay to batch normalization and biases, too. The authors' code decays only the
             weights of convolutions (tensorflow/models, deeplab/model.py: ``weights_regularizer``).
         weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
-            torchvision's weights of the backbone; or a file:
-            such weights, or the checkpoint of the first stage.
+            torchvision's weights of the backbone; or a file: such weights, or the checkpoint of the first stage.
         optimizer: makes the optimizer from parameter groups. The default has the paper's learning rate.
         **kwargs: see `MultiScaleSegmenter`.
     """

@@ -221,25 +221,24 @@ def convert_backbone_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class FCN(SemanticSegmenter):
     """FCN-32s, FCN-16s and FCN-8s (Long et al. 2015). See `SemanticSegmenter` for batch, predictions and metrics.
 
-        The authors train in stages: 32s from ImageNet weights, 16s from 32s, 8s from 16s. Biases have twice the learning
-        rate and no weight decay.
+    The authors train in stages: 32s from ImageNet weights, 16s from 32s, 8s from 16s. Biases have twice the learning
+    rate and no weight decay.
 
-        Args:
-            variant: stride of the finest scores. ``8s-atonce`` is 8s trained in one stage, with the features of pool4 and
-                pool3 scaled down.
-            backbone: ``vgg16``, or any of torchvision's networks with feature maps at strides 8, 16 and 32.
-            width_multiplier: scales the channels of VGG-16; other backbones have their own, and refuse it.
+    Args:
+        variant: stride of the finest scores. ``8s-atonce`` is 8s trained in one stage, with the features of pool4 and
+            pool3 scaled down.
+        backbone: ``vgg16``, or any of torchvision's networks with feature maps at strides 8, 16 and 32.
+        width_multiplier: scales the channels of VGG-16; other backbones have their own, and refuse it.
         batch_norm: add batch normalization to each convolution of VGG-16; refused for other backbones.
         conv1_padding: zero padding of the first convolution of VGG-16: 100 as in the authors' code, which null means,
             or 1, which takes a third of the time on small images. Refused for other backbones.
         weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
-            torchvision's weights of the backbone; or a file:
-                such weights, or the checkpoint of the previous stage.
-            loss_reduction: ``mean`` or ``sum`` over the pixels of the batch. The authors' learning rates (1e-10 and less)
-                are for the sum.
-            optimizer: makes the optimizer from parameter groups. The default is the authors', for the mean: their learning
-                rate of 1e-10 for the sum over an image is 1.9e-5 for its mean.
-            **kwargs: see `SemanticSegmenter`.
+            torchvision's weights of the backbone; or a file: such weights, or the checkpoint of the previous stage.
+        loss_reduction: ``mean`` or ``sum`` over the pixels of the batch. The authors' learning rates (1e-10 and less)
+            are for the sum.
+        optimizer: makes the optimizer from parameter groups. The default is the authors', for the mean: their learning
+            rate of 1e-10 for the sum over an image is 1.9e-5 for its mean.
+        **kwargs: see `SemanticSegmenter`.
     """
 
     network: FCNNetwork
