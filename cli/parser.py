@@ -23,6 +23,7 @@ import lightning_modules
 from callbacks.average_precision import AveragePrecision
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, read_checkpoint
 from callbacks.class_iou import ClassIoU
+from callbacks.class_tables import format_table
 from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.figures import Figures
 from callbacks.film import Film
@@ -251,6 +252,16 @@ class VisionCLI(LightningCLI):
             if directory is not None and (directory / name).is_dir():
                 print_once(f"{name}: {directory / name}")
         print_once(f"continue with: python train.py fit --resume {directory} --trainer.max_epochs N")
+
+    def test(self, model: Any, datamodule: Any, verbose: bool = True, **kwargs: Any) -> None:
+        """Test. If the test samples are those of val, the head of the table says so."""
+        shared = isinstance(datamodule, VisionDataModule) and bool(datamodule.test_is_val)
+        results = self.trainer.test(model, datamodule=datamodule, verbose=verbose and not shared, **kwargs)
+        if verbose and shared:
+            rows = [
+                {"test metric (samples of val)": name, "value": value} for name, value in sorted(results[0].items())
+            ]
+            print_once(format_table(rows))
 
     def predict(self, model: Any, datamodule: Any, **kwargs: Any) -> None:
         """Run prediction without collecting the results in memory: `PredictionWriter` writes them."""

@@ -122,6 +122,18 @@ class VisionDataModule(pl.LightningDataModule):
         """
         return None
 
+    def source_name(self, split: Split) -> str | None:
+        """Name what a split is read from, such as a folder. Equal names mean equal samples; None is unknown."""
+        return None
+
+    @property
+    def test_is_val(self) -> str:
+        """One line that says so if ``test`` has the samples of ``val``; otherwise empty."""
+        source = self.source_name("test")
+        if source is None or source != self.source_name("val"):
+            return ""
+        return f"{type(self).__name__}: test has the samples of val ({source}); best.ckpt is selected on them too"
+
     @property
     def num_classes(self) -> int:
         """Number of classes; the command line links it to the model's ``num_classes``."""
@@ -134,6 +146,8 @@ class VisionDataModule(pl.LightningDataModule):
         return self.loader("val")
 
     def test_dataloader(self) -> ResumingLoader:
+        if self.test_is_val:
+            rank_zero_warn(self.test_is_val)
         return self.loader("test")
 
     def predict_dataloader(self) -> ResumingLoader:

@@ -147,6 +147,21 @@ class VOCData(VisionDataModule):
         )
         return self.root if is_devkit and not os.path.isdir(inside) else inside
 
+    def source_name(self, split: Split) -> str | None:
+        return ", ".join(self.image_sets.get(split, ())) or None
+
+    def absent_classes(self, names: Sequence[str], counts: np.ndarray, unit: str) -> str:
+        """Describe the classes without a training object or pixel, in one line; empty if there are none.
+
+        Args:
+            names: C names.
+            counts: objects or pixels per class, int64 (C,).
+            unit: ``object`` or ``pixel``.
+        """
+        absent = [name for name, count in zip(names, counts, strict=True) if not count]
+        classes = summarize_names(absent, "class", "classes")
+        return f"train has no {unit} of {classes}; correct --data.classes or the annotations" if absent else ""
+
     def prepare_data(self) -> None:
         """Download the archives of missing image sets if ``download`` is set."""
         if not self.download:

@@ -121,7 +121,7 @@ class ClassificationData(VisionDataModule):
         raise NotImplementedError
 
     def source_name(self, split: Split) -> str:
-        """Return the name of the file or folder that lists the split. Equal names mean equal splits."""
+        """Return the name of the file or folder that lists the split. Equal names mean equal samples."""
         raise NotImplementedError
 
     def missing_source(self, split: Split) -> str:

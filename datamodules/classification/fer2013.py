@@ -203,6 +203,9 @@ class FER2013(VisionDataModule):
         """Return the indices of a split's faces, int64 (N,)."""
         return np.flatnonzero(self.faces.usages == list(USAGES).index(split))
 
+    def source_name(self, split: Split) -> str | None:
+        return USAGES.get(split)
+
     def labels(self, split: Split) -> np.ndarray | None:
         return None if split == "predict" else self.faces.labels[self.indices(split)]
 

@@ -257,9 +257,17 @@ class VOCDetection(VOCData):
             names = [annotations.images[i] for i in range(len(annotations.images))]
             require_proposals(self.proposals, names, self._proposal_options(split))
         training = split == "train"
+        if training and (line := self.untrained_classes(annotations)):
+            rank_zero_warn(line)
         transform = self.train_transform if training else self.eval_transform
         keep_difficult = self.train_difficult or not training
         return VOCDetectionDataset(self.devkit, annotations, transform, keep_difficult, self.proposals, training)
+
+    def untrained_classes(self, annotations: DetectionAnnotations) -> str:
+        """Describe the classes without an object that is trained on, see `VOCData.absent_classes`."""
+        labels = annotations.labels[~annotations.difficult | self.train_difficult]
+        counts = np.bincount(labels, minlength=len(self.class_names))
+        return self.absent_classes(self.class_names, counts, "object")
 
     def _proposal_options(self, split: Split) -> str:
         """Return the options of ``python -m tools.proposals`` for this dataset."""

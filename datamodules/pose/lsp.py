@@ -102,6 +102,9 @@ class LSP(PoseData):
                 if not _SET.fullmatch(name):
                     raise UserError(f"{split}: expected sets like lsp_dataset or lsp_dataset:1-1000, found {name}")
 
+    def source_name(self, split: Split) -> str | None:
+        return ", ".join(self.sets.get(split, ())) or None
+
     def people(self, split: Split) -> People:
         kept, skipped = [], Counter[str]()
         for name in self.sets[split]:

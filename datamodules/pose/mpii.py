@@ -76,6 +76,9 @@ class MPII(PoseData):
         super().__init__(root, **kwargs)
         self.train, self.val, self.headboxes = train, val, headboxes
 
+    def source_name(self, split: Split) -> str | None:
+        return "training images" if split == "train" else "held-out training images"
+
     def people(self, split: Split) -> People:
         evaluation = split != "train"
         requires_head = evaluation and (self.headboxes is not None or not self._uses_json)

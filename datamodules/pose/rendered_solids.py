@@ -215,6 +215,9 @@ class RenderedSolids(VisionDataModule):
                 raise UserError(f"{split}_size: expected at least 1, found {size}")
         self.solids, self.image_size, self.coloring, self.images = list(solids), image_size, coloring, images
 
+    def source_name(self, split: Split) -> str | None:
+        return split
+
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
             transform = EvalTransform(self.image_size, self.image_size, self.exif_orientation)

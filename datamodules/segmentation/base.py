@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+import numpy as np
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from datamodules.archives import Archive
 from datamodules.base import Split
 from datamodules.folders import draw_tree, is_image
 from datamodules.image_dataset import PackedStrings
+from datamodules.segmentation.masks import count_ids, read_ids
 from datamodules.transforms import VOID
 from datamodules.voc import VOCData
-from errors import DatasetError, UserError
+from errors import BrokenImageError, DatasetError, UserError
 
 # The checksum is torchvision's.
 SBD_ARCHIVE = Archive(
@@ -30,6 +33,8 @@ SBD_ARCHIVE = Archive(
     "benchmark.tgz",
     "82b4d87ceb2ed10f6038a1cba92111cb",
 )
+
+MAX_MASKS_AT_START = 200  # that are read to find classes without a pixel; about 0.5 s
 
 VOC_TRAIN_SIZE = 1464  # images of VOC2012 train
 TRAINAUG_SIZE = 10582  # images of VOC2012 train and SBD, without VOC2012 val
@@ -113,6 +118,39 @@ class VOCMaskData(VOCData):
         """
         found = [files for image_set in self.image_sets[split] for files in self._files(image_set)]
         return PackedMaskFiles(*(PackedStrings([files[i] for files in found]) for i in range(3)))
+
+    def untrained_classes(self, counts: np.ndarray) -> str:
+        """Describe the classes without a pixel, see `VOCData.absent_classes`.
+
+        Args:
+            counts: pixels of the training masks per id, int64 (256,).
+        """
+        first = 0 if self.classes_include_background else 1
+        line = self.absent_classes(self.class_names, counts[first : first + self.num_classes], "pixel")
+        if line and counts[VOID] and not counts[1:VOID].any():
+            line += (
+                f". All masks have ids 0 and {VOID} only, and {VOID} is void. To make white class 1: python -m "
+                "tools.color_masks MASKS FOLDER --colors FILE, with the lines '0 0 0 0' and '1 255 255 255'"
+            )
+        return line
+
+    @rank_zero_only
+    def warn_of_untrained_classes(self, files: PackedMaskFiles) -> None:
+        """Warn of classes without a pixel in the training masks, on rank 0.
+
+        Masks are read, evenly spaced, until all classes are found, but `MAX_MASKS_AT_START` at most. The loader reports
+        masks that cannot be read.
+        """
+        counts, read = np.zeros(256, np.int64), 0
+        for i in np.linspace(0, len(files) - 1, min(len(files), MAX_MASKS_AT_START)).round().astype(int).tolist():
+            with suppress(BrokenImageError, DatasetError):
+                counts += count_ids(read_ids(os.path.join(self.devkit, files[i].class_mask)))
+                read += 1
+                if not self.untrained_classes(counts):
+                    return
+        if read:
+            sample = f"in {read} of {len(files)} masks; python -m tools.check reads all of them"
+            rank_zero_warn(self.untrained_classes(counts) + ("" if read == len(files) else f" ({sample})"))
 
     def _required_image_sets(self) -> list[str]:
         names = super()._required_image_sets()

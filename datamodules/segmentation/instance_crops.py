@@ -213,6 +213,7 @@ class VOCInstanceCrops(VOCMaskData):
             names = [files.images[i] for i in range(len(files))]
             require_proposals(self.proposals, names, self._proposal_options(split))
         if training:
+            self.warn_of_untrained_classes(files)
             folder = self.proposals if crops_proposals else None
             return InstanceCropDataset(
                 self.devkit, files, self.num_classes, self.train_transform, folder, self.exif_orientation

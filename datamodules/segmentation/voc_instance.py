@@ -111,7 +111,9 @@ class VOCInstance(VOCMaskData):
         if split == "predict":
             return self._prediction_dataset()
         training, files = split == "train", self.files(split)
-        if not training:
+        if training:
+            self.warn_of_untrained_classes(files)
+        else:
             self._report_eval_size(split, self.train_transform.image_size, self.eval_transform.image_size)
         transform = self.train_transform if training else self.eval_transform
         return InstanceDataset(self.devkit, files, self.num_classes, transform, not training, self.exif_orientation)

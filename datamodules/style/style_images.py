@@ -152,6 +152,9 @@ class StyleImages(VisionDataModule):
         self.eval_transform = EvalTransform(image_size, resize, self.exif_orientation)
         self.predict_transform = FullImageTransform(max_size, self.exif_orientation)
 
+    def source_name(self, split: Split) -> str | None:
+        return "training images" if split == "train" else "validation images"
+
     def dataset(self, split: Split) -> Dataset:
         if split == "predict":
             if self.images is not None and is_video(self.images):

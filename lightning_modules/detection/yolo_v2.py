@@ -25,6 +25,7 @@ from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.boxes import concatenate_targets, non_maximum_suppression, paired_iou
 from lightning_modules.components.image_batches import require_equal_size, require_size
 from lightning_modules.components.initialization import he_normal
+from lightning_modules.components.parameter_groups import weight_decay_groups
 from lightning_modules.components.pretrained import find_weights
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.detection.base import Detector
@@ -383,10 +384,7 @@ class YOLOv2(Detector):
         return decode(self(images), self.anchors.value, self.score_threshold, self.nms_threshold)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the convolution weights, and all other parameters without weight decay."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        weights, others = ([p for p in parameters if (p.ndim == 4) == four] for four in (True, False))
-        return [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+        return weight_decay_groups(self.network)
 
     def _resize(self, images: Tensor) -> Tensor:
         if self.train_sizes is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,17 @@ from PIL import Image
 
 import cli.parser
 from callbacks.metrics_file import read_metrics
+from datamodules.classification.fer2013 import FER2013
+from datamodules.classification.food101 import Food101
+from datamodules.classification.image_folder import ImageFolder
+from datamodules.classification.places365 import Places365
+from datamodules.classification.yummly import Yummly28K
+from datamodules.detection.voc import VOCDetection
+from datamodules.pose.lsp import LSP
+from datamodules.pose.mpii import MPII
+from datamodules.pose.rendered_solids import RenderedSolids
+from datamodules.segmentation.voc_semantic import VOCSegmentation
+from datamodules.style.style_images import StyleImages
 from datamodules.synthetic.imagenet import write_imagenet
 from tests.callbacks.wandb_reader import read_run
 from tests.command import QUICK, TINY, config_of, refusal
@@ -174,3 +187,38 @@ def test_pose_without_head_boxes_is_selected_by_pck(tmp_path: Path, capsys: pyte
     assert "(val/pck/total 0." in printed
     (run,) = (tmp_path / "runs" / "pose").iterdir()
     assert (run / "per_joint_pck_val.csv").is_file()
+
+
+def test_test_on_the_samples_of_val_says_so(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a test folder, the numbers are those of val under another name."""
+    arguments = ["test", "--ckpt_path", str(trained / "checkpoints" / "best.ckpt"), *QUICK]
+    line = r"ImageFolder: test has the samples of val \(val/\); best.ckpt is selected on them too"
+    with pytest.warns(UserWarning, match=line):
+        cli.parser.run(arguments)
+    printed = capsys.readouterr().out
+    assert re.search(r"^test metric \(samples of val\) +value$", printed, re.MULTILINE)
+    assert re.search(r"^test/top1 +[01]\.\d{4}$", printed, re.MULTILINE)
+    assert "DataLoader 0" not in printed
+
+    copy = Path("with_test")
+    shutil.copytree(data, copy)
+    shutil.copytree(copy / "val", copy / "test")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=line)
+        cli.parser.run([*arguments, "--data.root", str(copy)])
+    assert "samples of val" not in capsys.readouterr().out
+
+
+def test_sources_of_test_and_val(tmp_path: Path) -> None:
+    """Whatever datamodule has no test split of its own says so."""
+    same = [
+        MPII(str(tmp_path)), LSP(str(tmp_path)), StyleImages(str(tmp_path)), VOCDetection(str(tmp_path)),
+        VOCSegmentation(str(tmp_path)), Food101(str(tmp_path)), Places365(str(tmp_path)), ImageFolder(str(tmp_path)),
+    ]  # fmt: skip
+    for module in same:
+        assert module.test_is_val.startswith(f"{type(module).__name__}: test has the samples of val (")
+    different = [
+        RenderedSolids(), FER2013(str(tmp_path)), Yummly28K(str(tmp_path)), Food101(str(tmp_path), val_fraction=0.1),
+        VOCDetection(str(tmp_path), val=["VOC2007/val"]), LSP(str(tmp_path), val=["lsp_dataset:1-10"]),
+    ]  # fmt: skip
+    assert [module.test_is_val for module in different] == [""] * len(different)

@@ -97,3 +97,13 @@ def test_a_missing_root_is_named() -> None:
     assert isinstance(NumbersData().no_root_error(), DatasetError)
     expected = "root: expected the folder of NumbersData, found none; set --data.root FOLDER"
     assert str(NumbersData().no_root_error()) == expected
+
+
+def test_a_datamodule_is_printed_without_its_datasets() -> None:
+    """jsonargparse prints it in every run; Lightning's text would build the loaders of all splits."""
+
+    class Unreadable(VisionDataModule):
+        def dataset(self, split: Split) -> Dataset:
+            raise AssertionError("read")
+
+    assert str(Unreadable()) == "Unreadable"

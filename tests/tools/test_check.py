@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from datamodules.classification.image_folder import ImageFolder
 from datamodules.detection.voc import VOCDetection
 from datamodules.pose.mpii import MPII
 from datamodules.segmentation.instance_crops import VOCInstanceCrops
+from datamodules.segmentation.masks import read_ids
 from datamodules.segmentation.voc_instance import VOCInstance
 from datamodules.segmentation.voc_semantic import VOCSegmentation
 from datamodules.synthetic.imagenet import write_imagenet
@@ -23,6 +26,7 @@ from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.voc_segmentation import write_voc_segmentation
 from tools.check import check, main
+from tools.color_masks import main as color_masks
 
 
 @pytest.fixture
@@ -211,3 +215,55 @@ def test_contents_and_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "style images: 5 images" in report
     assert re.search(r"PROBLEM .*text.jpg: not an image", report)
     assert "stolen.jpg" in report
+
+
+def test_binary_masks_of_255_are_a_problem(tmp_path: Path) -> None:
+    """255 is void, so nothing but the background would be trained."""
+    write_voc_segmentation(str(tmp_path), classes=2, train=2, val=2, size=32)
+    folder = tmp_path / "VOCdevkit" / "VOC2012" / "SegmentationClass"
+    options: dict[str, Any] = {"root": str(tmp_path), "classes": ["background", "polyp"]}
+    for path in folder.iterdir():
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where(ids > 0, 255, 0).astype(np.uint8)).save(path)
+    advice = r"All masks have ids 0 and 255 only, and 255 is void\. .*tools.color_masks .*'1 255 255 255'"
+    (problem,) = check(VOCSegmentation(**options)).problems
+    assert re.search(rf"^VOC2012/train: train has no pixel of 1 class \(polyp\).*{advice}", problem)
+    with pytest.warns(UserWarning, match=rf"train has no pixel of 1 class \(polyp\).*{advice}"):
+        VOCSegmentation(**options).dataset("train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VOCSegmentation(**options).dataset("val")
+    # The remedy of the message.
+    colors = tmp_path / "colors.txt"
+    colors.write_text("0 0 0 0\n1 255 255 255\n")
+    assert color_masks([str(folder), str(tmp_path / "ids"), "--colors", str(colors)]) == 0
+    shutil.rmtree(folder)
+    (tmp_path / "ids").rename(folder)
+    assert check(VOCSegmentation(**options)).problems == []
+
+
+def test_a_class_without_a_training_object_is_a_problem(tmp_path: Path) -> None:
+    write_voc(str(tmp_path), classes=2, train=3, val=2, size=32)
+    options: dict[str, Any] = {
+        "root": str(tmp_path), "train": ["VOC2007/train"], "val": ["VOC2007/val"], "test": ["VOC2007/val"],
+        "classes": ["aeroplane", "bicycle", "kite"],
+    }  # fmt: skip
+    line = "train has no object of 1 class (kite); correct --data.classes or the annotations"
+    assert check(VOCDetection(**options)).problems == [f"VOC2007/train: {line}"]
+    with pytest.warns(UserWarning, match=re.escape(line)):
+        VOCDetection(**options).dataset("train")
+
+
+def test_masks_are_read_until_all_classes_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 200 masks, so that the start of a run on a large set takes no time; the line says how many."""
+    write_voc_segmentation(str(tmp_path), classes=2, train=4, val=1, size=32)
+    monkeypatch.setattr("datamodules.segmentation.base.MAX_MASKS_AT_START", 3)
+    read = []
+    monkeypatch.setattr("datamodules.segmentation.base.read_ids", lambda path: read.append(path) or read_ids(path))
+    VOCSegmentation(str(tmp_path), classes=["background"]).dataset("train")
+    assert len(read) == 1
+    with pytest.warns(
+        UserWarning, match=r"of 2 classes \(aeroplane, kite\).*\(in 3 of 8 masks; python -m tools.check reads all"
+    ):
+        VOCSegmentation(str(tmp_path), classes=["background", "aeroplane", "bicycle", "kite"]).dataset("train")
+    assert len(read) == 4

@@ -45,6 +45,10 @@ def check_objects(data: VOCDetection, report: Report) -> None:
             f"{(np.diff(annotations.start) == 0).sum()} images without objects"
         )
         report.add_counts(data.class_names, counts)
+        # Data with the default classes may be a part of VOC.
+        line = data.untrained_classes(annotations) if split == "train" else ""
+        if line and (data.classes is not None or not counts.any()):
+            report.problems.append(f"{title}: {line}")
         report.problems += [f"{title}: {line}" for line in annotations.warnings()]
         sizes = [annotations.annotated_size(i) for i in range(len(annotations.images))]
         report.read_images(title, data.devkit, annotations.images, annotated_sizes=sizes)
@@ -113,11 +117,17 @@ def check_masks(data: VOCMaskData, report: Report) -> None:
                 f"{(counts.sum(1) == 0).sum()} images without objects"
             )
             report.add_counts(names, totals[: len(names)])
+            untrained = data.absent_classes(names, totals[: len(names)], "object")
         else:
+            untrained = data.untrained_classes(totals)
             fraction = totals / max(1, totals.sum())
             report.notes.append(f"{title}: {len(files)} images, {totals.sum()} pixels, {fraction[VOID]:.2%} void")
             report.notes += [
                 f"  {name}: {totals[i]} pixels ({fraction[i]:.2%}) in {images[i]} images"
                 for i, name in enumerate(names)
             ]
+        # Data with the default classes may be a part of VOC; it contains some of them.
+        first_object = 0 if data.needs_object_masks else 1
+        if split == "train" and untrained and (data.classes is not None or not totals[first_object:VOID].any()):
+            report.problems.append(f"{title}: {untrained}")
         report.read_images(title, data.devkit, files.images, annotated_sizes=[fact.size for fact in facts])
