@@ -235,7 +235,8 @@ def read_original(source: str, crop: Tensor, exif_orientation: bool = True) -> I
     try:
         with Image.open(source) as image:
             image.draft("RGB", (LONG_SIDE, LONG_SIDE))
-            is_plain = image.mode in PLAIN_MODES and (exif_orientation or image.format != "TIFF")
+            # Pillow turns a TIFF by itself, and wrongly if it is uncompressed, gray and opened by its name.
+            is_plain = image.mode in PLAIN_MODES and image.format != "TIFF"
             oriented = ImageOps.exif_transpose(image) if exif_orientation else image
             original = oriented.convert("RGB") if is_plain else _read_strictly(source, exif_orientation)
     except Exception:  # Pillow raises SyntaxError, struct.error and more for broken files

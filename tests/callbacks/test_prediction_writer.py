@@ -80,9 +80,11 @@ def test_originals_are_upright_rgb_and_bounded(tmp_path: Path) -> None:
     turned = write_image(tmp_path / "turned.jpg", (3000, 1500), exif=exif)
     assert read_original(str(turned), CROP).size == (640, 1280)
     assert read_original(str(turned), CROP, exif_orientation=False).size == (1280, 640)
-    tiff = write_image(tmp_path / "turned.tif", (300, 150), exif=exif)  # Pillow applies it when it decodes a TIFF
-    assert read_original(str(tiff), CROP).size == (150, 300)
-    assert read_original(str(tiff), CROP, exif_orientation=False).size == (300, 150)
+    for mode in ("RGB", "L"):
+        tiff = tmp_path / f"{mode}.tif"
+        Image.new(mode, (300, 150)).save(tiff, exif=exif)
+        assert read_original(str(tiff), CROP).size == (150, 300)
+        assert read_original(str(tiff), CROP, exif_orientation=False).size == (300, 150)
     assert read_original(str(write_image(tmp_path / "small.png", (20, 10))), CROP).size == (20, 10)
 
 

@@ -18,7 +18,7 @@ from datamodules.base import VisionDataModule
 from datamodules.classification.fer2013 import FER2013
 from datamodules.classification.image_folder import ImageFolder
 from datamodules.detection.voc import VOCDetection
-from datamodules.images import EncodedImage, read_header, read_image
+from datamodules.images import EncodedImage, read_header, read_image, to_rgb
 from datamodules.orientation import ImageHeader, jpeg_may_have_exif
 from datamodules.pose.lsp import LSP
 from datamodules.segmentation.instance_crops import VOCInstanceCrops
@@ -105,6 +105,25 @@ def test_all_formats(tmp_path: Path, name: str, options: dict[str, Any], orienta
     assert read_header(path) == EncodedImage(path).header == (*stored.shape[:2], orientation)
     image = EncodedImage(path)
     np.testing.assert_array_equal(image.crop((4, 6, 20, 16), (20, 16)), expected[4:24, 6:22])
+
+
+@pytest.mark.parametrize("orientation", [2, 5, 6, 8])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        *[(mode, f"x.{ending}") for mode in ("1", "L", "P", "RGBA") for ending in ("png", "tif")],
+        *[("L", "x.jpg"), ("CMYK", "x.jpg"), ("CMYK", "x.tif"), ("RGBA", "x.webp")],
+    ],
+)
+def test_all_pixel_formats(tmp_path: Path, mode: str, name: str, orientation: int) -> None:
+    path = tmp_path / name
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (5, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, exif=exif_of(orientation))
+    # From memory: Pillow 13.0 misreads some TIFFs that it opens by name.
+    expected = to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes()))))
+    np.testing.assert_allclose(read_image(str(path)), expected, atol=1)
+    np.testing.assert_allclose(read_image(str(path), exif_orientation=False), store(expected, orientation), atol=1)
+    assert read_header(str(path)) == (40, 64, orientation)
 
 
 def xmp(orientation: int) -> bytes:
