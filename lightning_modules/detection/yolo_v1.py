@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 import torchvision
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
@@ -425,6 +426,7 @@ class YOLOv1(Detector):
         if given in ([(), ()], [IMAGENET_MEAN, IMAGENET_STD]):
             self.hparams.update(mean=[mean] * 3, std=[std] * 3)
             self.pixel_mean, self.pixel_std = (Constant(torch.full((1, 3, 1, 1), 255 * v)) for v in (mean, std))
+            rank_zero_only(print)(f"weights: mean {mean} and std {std} of the pixels, as in the authors' network")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return weight_decay_groups(self.network)

@@ -84,6 +84,7 @@ def test_a_darknet_file_of_yolo_v1_predicts_what_darknet_does(transposed: bool, 
     write_yolo_v1(network, tmp_path / "plain.weights", seed=0)
     module = YOLOv1(weights=str(tmp_path / "yolo.weights"), **SMALL_V1).eval()
     assert module.class_names == module.hparams["class_names"] == list(VOC_CLASSES)
+    assert module.hparams["mean"] == module.hparams["std"] == [0.5] * 3
     pixels = torch.randint(256, (1, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     boxes, scores = darknet_boxes(tmp_path / "plain.weights", network, pixels / 255 * 2 - 1)
     with torch.no_grad():
