@@ -39,6 +39,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from datamodules.loading import EpochSampler, ResumingLoader, SeededDataset, collate, init_worker
@@ -64,7 +65,8 @@ class VisionDataModule(pl.LightningDataModule):
         broken_images: what evaluation does with an unreadable image: ``error`` stops at it, ``skip`` skips, reports and
             counts it. Training always uses the next image instead and counts it.
         seed: seed of sample order and augmentation; null uses the run's ``seed_everything``.
-        drop_last: drop the last, smaller training batch.
+        drop_last: drop the last, smaller training batch. A last batch of one sample is always dropped if the model has
+            batch normalization, with a warning.
         sampling: ``balanced`` draws all classes equally often in training, for datasets with rare classes; the length
             of an epoch is unchanged. See `EpochSampler`.
         exif_orientation: apply the EXIF orientation of an image where its annotation gives no size that tells: in
@@ -203,6 +205,7 @@ class VisionDataModule(pl.LightningDataModule):
             raise UserError(
                 f"batch_size: expected at most the {len(sampler)} samples of a rank with drop_last, found {batch_size}"
             )
+        drop_last = training and (self.drop_last or self._drops_last_sample(len(sampler)))
         return ResumingLoader(
             dataset,
             batch_size=batch_size,
@@ -210,7 +213,7 @@ class VisionDataModule(pl.LightningDataModule):
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            drop_last=training and self.drop_last,
+            drop_last=drop_last,
             persistent_workers=workers > 0 and split in ("train", "val"),
             worker_init_fn=init_worker,
             generator=torch.Generator(),  # the default would draw from the training's own generator in every epoch
@@ -219,6 +222,26 @@ class VisionDataModule(pl.LightningDataModule):
             stop_on_broken=not training and self.broken_images == "error",
             noted=self._noted,
         )
+
+    def _drops_last_sample(self, size: int) -> bool:
+        """Whether an epoch ends with a batch of one sample that the model cannot normalize; warn if so.
+
+        Batch normalization has no statistics of one sample on 1x1 maps, and poor ones on larger maps. All ranks have
+        the same number of samples, so they drop alike.
+
+        Args:
+            size: training samples of a rank per epoch.
+        """
+        model = self.trainer.lightning_module if self.trainer else None
+        if model is None or self.batch_size == 1 or size == 1 or size % self.batch_size != 1:
+            return False
+        if not any(isinstance(layer, _BatchNorm) and layer.training for layer in model.modules()):
+            return False
+        rank_zero_warn(
+            f"batch_size: {size} training samples (per rank) in batches of {self.batch_size} leave a batch of one, "
+            "which batch normalization cannot use; 1 sample (per rank) is not used in an epoch, a random one of them"
+        )
+        return True
 
     def _balanced_labels(self, size: int) -> np.ndarray:
         labels, name = self.labels("train"), type(self).__name__

@@ -138,7 +138,7 @@ class VisionModule(pl.LightningModule):
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        terms = self.losses(batch)
+        terms = self._training_losses(batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         # One log call costs about 0.5 ms, so the terms are logged only in steps that the loggers record.
@@ -147,6 +147,21 @@ class VisionModule(pl.LightningModule):
             named = {f"train/{name}": term.detach() for name, term in terms.items()}
             self.log_dict(named, on_step=True, on_epoch=False, batch_size=1)
         return loss
+
+    def _training_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return `losses`; a batch that batch normalization cannot normalize is a `UserError`.
+
+        Datamodules drop a last batch of one sample. This remains for a batch size or a dataset of one.
+        """
+        try:
+            return self.losses(batch)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel when training"):
+                raise
+        raise UserError(
+            "batch_size: expected 2 or more training samples per step and rank for batch normalization on 1x1 maps, "
+            "found 1; increase --data.batch_size, or the number of samples"
+        )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         return self._evaluate("val", batch)

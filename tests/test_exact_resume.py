@@ -47,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
         "max_epochs": 9,
         "check_val_every_n_epoch": 2,
     },
+    # 21 samples in batches of 4 leave one, which batch normalization cannot use.
+    "last batch of one": {"data": {"train": 21}},
     "clipping, no sanity check, last batch dropped": {
         "gradient_clip_val": 0.5,
         "num_sanity_val_steps": 0,

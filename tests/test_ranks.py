@@ -72,3 +72,13 @@ def test_fewer_samples_than_ranks_are_rejected(tmp_path: Path) -> None:
         "error: BlobsData: expected a val sample per rank, found 1 for 2 ranks; use fewer ranks"
         in (tmp_path / "log.txt").read_text()
     )
+
+
+def test_all_ranks_drop_a_last_batch_of_one(tmp_path: Path) -> None:
+    """17 samples are 9 per rank, in batches of 4: two steps per epoch. The last weights are validated on both ranks."""
+    sizes = ["--data.train", "17", "--data.batch_size", "4", "--trainer.max_steps", "5"]
+    assert finish(*train_ranks([*FIT, *sizes, *TWO], tmp_path)) == [0, 0], (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("9 training samples (per rank) in batches of 4 leave a batch of one") == 1
+    rows = read_metrics(run_of(tmp_path) / "metrics.csv")
+    assert [row["step"] + 1 for row in rows if "val/accuracy" in row] == [2, 4, 5]

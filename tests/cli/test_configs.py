@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,71 @@ def test_every_style_config_trains_on_generated_data(config: str, styles: Path) 
     assert len(losses) == 2
     assert any("val/loss" in row or "val/psnr" in row for row in rows)
     assert list(run.glob("figures/val_step=*.png"))
+
+
+# One config of each system; those of `ImagePair` always have a batch of one.
+SYSTEMS = {
+    "classification": ("demo", "mini_xception_fer2013", "cuisinenet_yummly28k"),
+    "detection": (
+        "fast_rcnn_bccd", "faster_rcnn_bccd", "overfeat_bccd", "rcnn_bccd", "rpn_bccd", "sliding_window_bccd",
+        "ssd300_bccd", "yolo_v1_bccd", "yolo_v2_bccd",
+    ),
+    "segmentation": (
+        "deconvnet_stage1_voc", "deeplab_largefov_voc", "deeplab_v3_camvid", "encoder_decoder_camvid", "fcn8s_camvid",
+        "mask_rcnn_synthetic", "patch_classifier_camvid",
+    ),
+    "pose": ("orientation_solids", "stacked_hourglass_mpii", "deeppose_synthetic", "keypoint_rcnn_synthetic"),
+    "style": ("adain_cpu", "fast_style_cpu", "inversion_network", "style_prediction_cpu"),
+}  # fmt: skip
+CONFIG_TESTS = {
+    "classification": (test_every_config_trains_on_generated_data, ("roots", "tmp_path")),
+    "detection": (test_every_detector_trains_on_generated_data, ("devkit", "request")),
+    "segmentation": (test_every_segmentation_config_trains_on_generated_data, ("masks",)),
+    "pose": (test_every_pose_config_trains_on_generated_data, ("people",)),
+    "style": (test_every_style_config_trains_on_generated_data, ("styles",)),
+}
+# These normalize maps of one pixel.
+REFUSED = {"deconvnet_stage1_voc", "deeplab_v3_camvid", "stacked_hourglass_mpii"}
+
+
+def test_the_systems_are_complete() -> None:
+    def classes(chosen: dict[str, Any]) -> set[str]:
+        texts = [read_config(case_study, config) for case_study in chosen for config in chosen[case_study]]
+        return {text["model"]["class_path"] for text in texts if text["data"]["class_path"] != "ImagePair"}
+
+    assert classes(SYSTEMS) == classes({case_study: configs(case_study) for case_study in SYSTEMS})
+
+
+@pytest.mark.parametrize(
+    ("case_study", "config"), [(case_study, config) for case_study in SYSTEMS for config in SYSTEMS[case_study]]
+)
+def test_every_system_trains_on_one_sample_or_refuses_it(
+    case_study: str,
+    config: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A batch of one sample gives a finite loss, or one line."""
+    losses: list[float] = []
+    train_config = train
+
+    def train_on_one(*arguments: str) -> tuple[Path, list[dict[str, float]], list[float]]:
+        found = train_config(*arguments, "--data.batch_size", "1")
+        losses.extend(found[2])
+        return found
+
+    monkeypatch.setattr(sys.modules[__name__], "train", train_on_one)
+    test, fixtures = CONFIG_TESTS[case_study]
+    arguments = [request if name == "request" else request.getfixturevalue(name) for name in fixtures]
+    if config in REFUSED:
+        with pytest.raises(SystemExit):
+            test(config, *arguments)
+        assert "error: batch_size: expected 2 or more training " in capsys.readouterr().err
+    else:
+        test(config, *arguments)
+        assert losses
+        assert np.isfinite(losses).all()
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

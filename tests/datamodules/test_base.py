@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 from datamodules.base import Split, VisionDataModule
 from datamodules.classification.image_folder import ImageFolder
+from datamodules.loading import EpochSampler
 from datamodules.synthetic.imagenet import write_imagenet
 from errors import DatasetError, UserError
+from tests.small_system import fit
 
 
 class Numbers(Dataset):
@@ -107,3 +111,35 @@ def test_a_datamodule_is_printed_without_its_datasets() -> None:
             raise AssertionError("read")
 
     assert str(Unreadable()) == "Unreadable"
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "norm", "steps"),
+    [(13, 4, True, 3), (13, 4, False, 4), (12, 4, True, 3), (14, 4, True, 4), (3, 1, True, 3), (1, 4, True, 1)],
+)
+def test_a_last_batch_of_one_is_dropped_for_batch_norm(
+    tmp_path: Path, samples: int, batch_size: int, norm: bool, steps: int
+) -> None:
+    """The schedule's length agrees with the steps that are made."""
+    data, totals = {"train": samples, "batch_size": batch_size}, []
+
+    def constant(optimizer: Any, total: int) -> LambdaLR:
+        totals.append(total)
+        return LambdaLR(optimizer, lambda step: 1.0)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(tmp_path, max_epochs=2, data=data, model={"norm": norm, "schedule": constant})
+    assert trainer.global_step == totals[0] == 2 * steps
+    lines = {str(warning.message) for warning in caught if "leave a batch of one" in str(warning.message)}
+    expected = "batch_size: 13 training samples (per rank) in batches of 4 leave a batch of one, which batch "
+    assert [line[: len(expected)] for line in lines] == ([expected] if (samples, norm) == (13, True) else [])
+
+
+def test_another_sample_is_dropped_in_each_epoch() -> None:
+    """Over the epochs, all samples are used."""
+    sampler = EpochSampler(5, seed=0, shuffle=True, pad=True)
+    dropped = []
+    for sampler.epoch in range(40):
+        dropped.append(list(sampler)[-1][1])
+    assert set(dropped) == set(range(5))
