@@ -213,7 +213,8 @@ class VOCDetection(VOCData):
         iou_crop: use SSD's random crops in training, see `BoxTransform`.
         jitter: largest relative shift of each side of the training crop (YOLO), see `BoxTransform`.
         hflip: probability of a horizontal flip in training.
-        train_difficult: train on difficult objects too (SSD does; YOLO and the R-CNN family do not).
+        train_difficult: train on difficult objects too. The authors of R-CNN, Fast R-CNN and SSD do, those of Faster
+            R-CNN and YOLO do not: there a proposal, anchor or cell on a difficult object is background.
         proposals: folder of region proposals for R-CNN and Fast R-CNN, written by ``python -m tools.proposals``;
             not used in prediction.
         **kwargs: see `VOCData`.

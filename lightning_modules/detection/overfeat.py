@@ -5,7 +5,14 @@ Convolutional Networks", ICLR 2014.
 
 The classifier slides over the image at several scales as a convolution; its last pooling is applied at every offset, so
 that windows are dense. For every window that shows an object, a regressor predicts the object's box. The boxes are
-merged rather than suppressed. Notation of the shapes:
+merged rather than suppressed.
+
+The paper's networks pad their 3x3 layers. The logits of a dense map therefore differ from those of a single window,
+which is how training sees it: zeros surround the window, but the image surrounds it in the map. In the fifth layer of
+a window, 7x7 of 15x15 cells are equal (``accurate``), or 6x6 of 12x12 (``fast``). ``small`` has no padding: its dense
+maps equal single windows.
+
+Notation of the shapes:
 
     N windows or images, K selected windows, C classes
 """

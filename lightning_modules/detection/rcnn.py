@@ -13,15 +13,15 @@ the shapes is:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from errors import UserError
+from errors import CheckpointError, UserError
 from lightning_modules.base import OptimizerFactory, ScheduleFactory
 from lightning_modules.components.boxes import (
     Sample,
@@ -39,7 +39,15 @@ from lightning_modules.components.pretrained import find_weights, load_weights
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.detection.base import Detector
 from lightning_modules.detection.crop_network import CropBackbone, CropNetwork, rename_crop_weights, warp_crops
-from lightning_modules.detection.linear_models import DeltaWhitening, LinearModel, ridge_objective, svm_objective
+from lightning_modules.detection.linear_models import (
+    DeltaWhitening,
+    HardExamples,
+    LinearModel,
+    delta_moments,
+    solve_ridge,
+    solve_svms,
+    svm_objective,
+)
 from lightning_modules.stages import StagedModule
 
 FINE_TUNING_IOU = 0.5  # section 2.3: candidates with a higher IoU are positives
@@ -122,22 +130,6 @@ def svm_targets(candidates: Candidates, sample: Sample, num_proposals: Tensor) -
     return positive.float() - negative.float(), torch.where(positive, 2.0, weight)
 
 
-def delta_moments(candidates: Candidates) -> Tensor:
-    """Return the moments of the deltas of each class: float64 (C, 22).
-
-    They are the number of candidates with an IoU of at least 0.6, the sums of their deltas (4) and of the products of
-    the deltas (16), and the number of batches, 1.
-    """
-    deltas = candidates.deltas.double()
-    products = (deltas[..., :, None] * deltas[..., None, :]).flatten(2)
-    row = torch.cat([torch.ones_like(deltas[..., :1]), deltas, products], dim=2)
-    near = (candidates.valid & (candidates.max_iou >= REGRESSION_IOU))[..., None]
-    # A matrix product: index_add on a GPU sums in a random order.
-    one_hot = F.one_hot(candidates.label, candidates.class_iou.shape[2]).double()
-    sums = one_hot.flatten(0, 1).mT @ torch.where(near, row, 0).flatten(0, 1)
-    return F.pad(sums, (0, 1), value=1.0)
-
-
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
@@ -180,11 +172,6 @@ def decode(
 # --- module -----------------------------------------------------------------------------------------------------------
 
 
-def linear_decay(optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """Decay the learning rate linearly to 0."""
-    return LambdaLR(optimizer, lambda step: max(0.0, (total_steps - step) / total_steps))
-
-
 class RCNN(StagedModule, Detector):
     """R-CNN (Girshick et al. 2014). See `Detector` for batch, predictions and metrics.
 
@@ -198,10 +185,15 @@ class RCNN(StagedModule, Detector):
     2. One linear support vector machine per class on fc7 of the frozen network.
     3. One ridge regression of the box deltas per class on pool5.
 
-    The paper solves stages 2 and 3 on features that are cached on disk, hundreds of gigabytes. Here the optimizer
-    minimizes the same convex objectives. Each batch estimates them without bias, at ``solver_lr``, which decays
-    linearly to 0. A run therefore resumes within any stage and scales over ranks. (Normal equations would be exact, but
-    those of AlexNet take 340 MB per class in every checkpoint.)
+    Stages 2 and 3 do not use ``optimizer``. They minimize the objectives of the paper with solvers of their own:
+
+    - Stage 2 mines hard negatives in one pass over the training set, as in the authors' code. Each step adds the
+      examples of its batch to a cache, which keeps the hardest ones. The machines are solved on the cache about 32
+      times. The cache is part of the checkpoint until the pass ends.
+    - Stage 3 solves the regression in its first step, on the features of one pass over the training set. A proposal
+      near an object takes 18 kB (AlexNet) or 50 kB (VGG-16) of the device's memory, 2 bytes per feature.
+
+    The other steps of these stages only measure. One epoch is enough for each stage.
 
     Args:
         backbone: ``alexnet``, ``vgg16`` or ``small``, see `CropNetwork`.
@@ -210,19 +202,22 @@ class RCNN(StagedModule, Detector):
             file. The classifier is new and gets ten times the learning rate, as in the authors' files.
         crop_size: side of the crops in pixels; the paper's is 227, VGG16's 224.
         context: pixels of a crop around its box, on each side.
-        rois_per_image: crops per image in stages 1 and 3. In stage 1 a quarter of them has an IoU of at least 0.5 with
-            an object. The paper's batch has 128.
-        svm_proposals_per_image: proposals per image that are sampled for stage 2, beside all ground-truth boxes.
+        rois_per_image: crops per image in stage 1. A quarter of them has an IoU of at least 0.5 with an object. The
+            paper's batch has 128.
+        svm_proposals_per_image: proposals per image that are sampled for stage 2, beside all ground-truth boxes. The
+            default takes all of Selective Search, as the authors do.
+        svm_cache_size: number of examples that stage 2 keeps. Each takes 8 kB of memory and of the checkpoint for
+            AlexNet and VGG-16, 2 bytes per feature.
         crop_batch_size: crops per forward pass where no gradient is needed.
-        stage_fractions: fractions of the run's steps for the three stages.
-        solver_lr: initial learning rate of stages 2 and 3.
+        stage_fractions: fractions of the run's steps for the three stages, rounded to whole epochs in runs
+            of three epochs or more. A stage 2 of less than an epoch sees only a part of the training set.
         svm_cost: C of the support vector machines; lower values regularize more.
         ridge_lambda: lambda of the ridge regression.
         score_threshold: detections with a lower score are dropped. The default keeps objects that are hard to
             recognize, whose scores lie below -1, the margin of the background.
         nms_threshold: IoU above which non-maximum suppression drops the weaker of two boxes of one class.
-        optimizer: makes the optimizer from parameter groups. Default: the authors' SGD. Biases get twice the learning
-            rate and no weight decay.
+        optimizer: makes the optimizer of stage 1 from parameter groups. Default: the authors' SGD. Biases get twice the
+            learning rate and no weight decay.
         schedule: learning-rate schedule of stage 1; it must be a function of the step.
         **kwargs: see `Detector`.
 
@@ -241,9 +236,9 @@ class RCNN(StagedModule, Detector):
         context: float = 16,
         rois_per_image: int = 64,
         svm_proposals_per_image: int = 2000,
+        svm_cache_size: int = 32768,
         crop_batch_size: int = 512,
         stage_fractions: Sequence[float] = (0.8, 0.1, 0.1),
-        solver_lr: float = 1e-3,
         svm_cost: float = 1e-3,
         ridge_lambda: float = 1000.0,
         score_threshold: float = -2.0,
@@ -265,15 +260,19 @@ class RCNN(StagedModule, Detector):
             )
         if not 0 <= 2 * context < crop_size:
             raise UserError(f"context: expected 0 or more and less than half of a crop of {crop_size}, found {context}")
-        self.crop_size, self.context = crop_size, context
+        for name, value in (("svm_cache_size", svm_cache_size), ("svm_cost", svm_cost), ("ridge_lambda", ridge_lambda)):
+            if value <= 0:
+                raise UserError(f"{name}: expected a number above 0, found {value}")
+        self.crop_size, self.context, self.svm_cache_size = crop_size, context, svm_cache_size
         self.rois_per_image, self.svm_proposals_per_image = rois_per_image, svm_proposals_per_image
         self.crop_batch_size, self.stage_fractions = crop_batch_size, list(stage_fractions)
-        self.solver_lr, self.svm_cost, self.ridge_lambda = solver_lr, svm_cost, ridge_lambda
+        self.svm_cost, self.ridge_lambda = svm_cost, ridge_lambda
         self.network = CropNetwork(backbone, self.num_classes, width_multiplier)
         # Initially all candidates are background, none of them within the margin.
         self.svm = LinearModel(self.network.fc7_size, self.num_classes, initial_output=-1.0)
         self.box_regressor = LinearModel(self.network.pool5_size, 4 * self.num_classes)
-        self.moments = Constant(torch.zeros(self.num_classes, 22, dtype=torch.float64))
+        self.hard_examples: HardExamples | None = None  # in stage 2
+        self.moments = Constant(torch.zeros(self.num_classes, 21, dtype=torch.float64))
         self._whitening: tuple[Tensor, DeltaWhitening] | None = None  # with the moments that it is computed from
         self.pretrained = weights is not None
         if weights is not None:
@@ -305,43 +304,120 @@ class RCNN(StagedModule, Detector):
         return {"cross_entropy": softmax_loss(logits.flatten(0, 1), label.flatten(), sample.valid.flatten())}
 
     def _svm_losses(self, pixels: Tensor, candidates: Candidates, valid: Tensor) -> dict[str, Tensor]:
-        self.moments.value = self.moments.value + self._sum_over_ranks(delta_moments(candidates))
+        mining_ends = self._mining_ends()
+        # After the mining, a few candidates suffice for the value that is logged.
+        num_proposals = self.svm_proposals_per_image if self.global_step < mining_ends else self.rois_per_image
         max_objects = candidates.is_object.shape[1] - valid.shape[1]
         negative = candidates.valid & ~candidates.is_object
-        sample = sample_balanced(candidates.is_object, negative, self.svm_proposals_per_image + max_objects, 1.0)
+        sample = sample_balanced(candidates.is_object, negative, num_proposals + max_objects, 1.0)
         sampled = candidates.select(sample.indices)
         with torch.no_grad():
-            chunks = [self._features(pixels, chunk) for chunk in self._chunks(sampled.boxes)]
-        pool5, fc7 = (torch.cat(chunk, 1) for chunk in zip(*chunks, strict=True))
-        for model, features in ((self.svm, fc7), (self.box_regressor, pool5)):
-            model.measure(features.flatten(0, 1), sample.valid.flatten(), self._sum_over_ranks)
-        scores = self.svm(fc7).flatten(0, 1)
-        sign, weight = (x.flatten(0, 1) for x in svm_targets(sampled, sample, valid.sum(1)))
-        cost = self.svm_cost * self._batches_per_epoch
-        objective = svm_objective(scores, sign, weight, self.svm.uncentered(), cost)
-        # Divide by the weight of the examples within the margin, so that the step size does not depend on their number.
-        hard = (weight * sign.abs() * (sign * scores < 1)).sum(0).detach()
-        return {"svm": (objective / (cost * self._sum_over_ranks(hard) / self.trainer.world_size).clamp_min(1)).sum()}
+            fc7 = torch.cat([self._features(pixels, chunk)[1] for chunk in self._chunks(sampled.boxes)], 1).flatten(
+                0, 1
+            )
+            self.svm.measure(fc7, sample.valid.flatten(), self._sum_over_ranks)
+            scores = self.svm(fc7)
+            sign, weight = (x.flatten(0, 1) for x in svm_targets(sampled, sample, valid.sum(1)))
+            cost = self.svm_cost * self.trainer.num_training_batches * self.trainer.world_size
+            objective = svm_objective(scores, sign, weight, self.svm.weight, self.svm.bias, cost)
+            if self.global_step < mining_ends:
+                self._mine(HardExamples(self.svm.scale(fc7).half(), sign * weight), scores)
+                self._solve_svms(mining_ends)
+        return {"svm": self._without_gradient(objective.sum())}
+
+    def _mining_ends(self) -> int:
+        """Return the step at which stage 2 has read the training set once."""
+        return min(self.stage_ends[1], self.stage_ends[0] + self._steps_per_epoch)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def _mine(self, examples: HardExamples, scores: Tensor) -> None:
+        """Add the examples of a batch to the cache, and keep the hardest."""
+        if self.trainer.world_size > 1:
+            # All ranks have the same cache. They exchange tensors of one size.
+            size = max(1, self.svm_cache_size // 4)
+            hardest = examples.keep_hardest(scores, size)
+            padded = (F.pad(part, (0, 0, 0, size - len(part))) for part in hardest)
+            examples = HardExamples(*(self.all_gather(part).flatten(0, 1) for part in padded))  # type: ignore[union-attr]
+        if self.hard_examples is not None:
+            pairs = zip(self.hard_examples, examples, strict=True)
+            examples = HardExamples(*(torch.cat(pair) for pair in pairs))
+        self.hard_examples = examples.keep_hardest(self._scores(examples), self.svm_cache_size)
+
+    def _scores(self, examples: HardExamples) -> Tensor:
+        """Compute the scores of scaled features: float32 (N, C)."""
+        with torch.autocast(self.device.type, enabled=False):
+            return F.linear(examples.features.float(), self.svm.weight, self.svm.bias)
+
+    def _solve_svms(self, mining_ends: int) -> None:
+        """Solve the machines in the first and the last step of the mining, and about 31 times on the way."""
+        assert self.hard_examples is not None
+        start, is_last = self.stage_ends[0], self.global_step == mining_ends - 1
+        if not is_last and (self.global_step - start) % ceil((mining_ends - start) / 32):
+            return
+        # A stage of less than an epoch has seen only a part of the training set.
+        cost = self.svm_cost * max(1.0, self._steps_per_epoch / (mining_ends - start))
+        with torch.autocast(self.device.type, enabled=False):
+            self.svm.assign(*solve_svms(self.hard_examples, cost))
+        if not is_last:
+            return
+        sign = self.hard_examples.signed_weights.sign()
+        is_hard = (sign * self._scores(self.hard_examples) < sign.abs()).any(1)
+        if int(is_hard.sum()) > 0.95 * self.svm_cache_size:
+            rank_zero_warn(
+                f"svm_cache_size: expected room for all examples within the margins, found {int(is_hard.sum())} in a "
+                f"cache of {self.svm_cache_size}; weaker ones may have been dropped; increase it"
+            )
+        self.hard_examples = None
 
     def _regression_losses(self, pixels: Tensor, candidates: Candidates) -> dict[str, Tensor]:
-        near = candidates.valid & (candidates.max_iou >= REGRESSION_IOU)
-        sample = sample_balanced(near, torch.zeros_like(near), self.rois_per_image, 1.0)
-        sampled = candidates.select(sample.indices)
+        if not self.box_regressor.measured:
+            self._solve_box_regression()
+        pool5, deltas, label, valid = self._regression_examples(pixels, candidates, self.rois_per_image)
         with torch.no_grad():
-            pool5 = torch.cat([self._features(pixels, chunk)[0] for chunk in self._chunks(sampled.boxes)], 1)
-        prediction = self.box_regressor(pool5).flatten(0, 1).unflatten(1, (-1, 4))
-        mean, whiten, _ = self.whitening()
-        target = ((sampled.deltas.flatten(0, 1)[:, None] - mean)[..., None] * whiten).sum(2)
-        sampling_weight = near.sum(1, keepdim=True) / sample.valid.sum(1, keepdim=True).clamp_min(1)
-        weight = torch.where(sample.valid, sampling_weight, 0).flatten()
-        objective = ridge_objective(
-            prediction, target, sampled.label.flatten(), weight, self.box_regressor.uncentered(), self.ridge_lambda,
-            self._batches_per_epoch,
-        )  # fmt: skip
-        # Divide by an estimate of the curvature, so that one learning rate fits all classes.
-        moments = self.moments.value
-        examples = self._batches_per_epoch * (moments[:, 0] / moments[:, 21].clamp_min(1)).float()
-        return {"box": (objective / (examples + self.ridge_lambda)).sum() / 2}
+            prediction = self.box_regressor(pool5).unflatten(1, (-1, 4))
+            prediction = prediction.gather(1, label[:, None, None].expand(-1, 1, 4))[:, 0]
+            errors = (prediction - self.whitening().apply(deltas, label)).square().mean(1)
+        return {"box": self._without_gradient(torch.where(valid, errors, 0).sum() / valid.sum().clamp_min(1))}
+
+    @torch.no_grad()
+    def _regression_examples(self, pixels: Tensor, candidates: Candidates, size: int) -> tuple[Tensor, ...]:
+        """Sample candidates near objects of each image: pool5 (K, D), deltas (K, 4), label and valid (K,)."""
+        near = candidates.valid & (candidates.max_iou >= REGRESSION_IOU)
+        sample = sample_balanced(near, torch.zeros_like(near), size, 1.0)
+        sampled = candidates.select(sample.indices)
+        pool5 = torch.cat([self._features(pixels, chunk)[0] for chunk in self._chunks(sampled.boxes)], 1)
+        return tuple(x.flatten(0, 1) for x in (pool5, sampled.deltas, sampled.label, sample.valid))
+
+    @torch.no_grad()
+    def _solve_box_regression(self) -> None:
+        """Measure the whitening and solve the ridge regressions, on one pass over the training set of all ranks."""
+        batches = []
+        for batch in self.training_batches():
+            pixels, _ = pad_images(batch["image"], self.preprocess)
+            candidates = encode(*training_proposals(batch), batch["target"], self.num_classes)
+            most = int((candidates.max_iou >= REGRESSION_IOU).sum(1).amax())
+            pool5, deltas, label, valid = self._regression_examples(pixels, candidates, max(1, most))
+            batches.append((pool5[valid].half(), deltas[valid], label[valid]))
+        pool5, deltas, label = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        with torch.autocast(self.device.type, enabled=False):
+            self.box_regressor.measure(pool5, torch.ones_like(label, dtype=torch.bool), self._sum_over_ranks)
+            self.moments.value = self._sum_over_ranks(delta_moments(deltas, label, self.num_classes))
+            targets = self.whitening().apply(deltas, label)
+            solutions = []
+            for c in range(self.num_classes):
+                # The bias is the weight of a constant feature of 1, and is regularized.
+                x = F.pad(self.box_regressor.scale(pool5[label == c]), (0, 1), value=1.0)
+                solutions.append(solve_ridge(x, targets[label == c], self.ridge_lambda, self._sum_over_ranks))
+            beta = torch.cat(solutions, 1).mT
+            self.box_regressor.assign(beta[:, :-1], beta[:, -1])
+
+    def _without_gradient(self, value: Tensor) -> Tensor:
+        """Return a loss with the gradient 0; stages 2 and 3 do not need the optimizer, but Lightning runs it."""
+        parameters = self.stage_modules()[self.stage].parameters()
+        return value.detach() + 0 * torch.stack([p.sum() for p in parameters]).sum()
 
     def _features(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Compute pool5 and fc7 of the crops of boxes (B, n, 4): (B, n, D) each."""
@@ -355,13 +431,8 @@ class RCNN(StagedModule, Detector):
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
-    @property
-    def _batches_per_epoch(self) -> int:
-        """Batches of all ranks; times the sum over a batch, it estimates the sum over the training set."""
-        return int(self.trainer.num_training_batches) * self.trainer.world_size
-
     def whitening(self) -> DeltaWhitening:
-        """Return the whitening of the deltas that were measured in stage 2."""
+        """Return the whitening of the deltas that were measured in stage 3."""
         moments = self.moments.value
         if self._whitening is None or self._whitening[0] is not moments:
             # The eigenvectors are not computed again in each step.
@@ -375,30 +446,53 @@ class RCNN(StagedModule, Detector):
 
     def plan_stages(self, total_steps: int) -> list[int]:
         first, second, _ = self.stage_fractions
-        return [round(total_steps * first), round(total_steps * (first + second)), total_steps]
+        ends = [round(total_steps * first), round(total_steps * (first + second)), total_steps]
+        epoch = self._steps_per_epoch
+        if total_steps < 3 * epoch:
+            return ends
+        # Stages of whole epochs read each image equally often.
+        most = total_steps // epoch - 2
+        aligned = [epoch * min(max(i + 1, round(end / epoch)), most + i) for i, end in enumerate(ends[:2])]
+        return [*aligned, total_steps]
 
     def stage_schedule(self, stage: int) -> ScheduleFactory | None:
-        return super().stage_schedule(stage) if stage == 0 else linear_decay
+        return super().stage_schedule(stage) if stage == 0 else None
 
     def stage_parameter_groups(self, stage: int) -> list[dict[str, Any]]:
         if stage > 0:
-            # The objectives contain their own regularization.
-            return [{**super().stage_parameter_groups(stage)[0], "weight_decay": 0.0, "lr": self.solver_lr}]
+            # The solvers set these parameters; the optimizer must not change them.
+            return [{**super().stage_parameter_groups(stage)[0], "weight_decay": 0.0, "lr": 0.0}]
         network = self.network
         groups = caffe_groups(nn.ModuleList([network.features, network.fc6, network.fc7]))
         for group in caffe_groups(network.classifier):
             groups.append({**group, "lr_scale": group.get("lr_scale", 1.0) * (10.0 if self.pretrained else 1.0)})
         return groups
 
+    def on_stage_end(self) -> None:
+        # The next stage measures its features again, also if a longer run repeats it.
+        following = (self.svm, self.box_regressor)[self.stage]
+        following.measured = False
+        self.hard_examples = None
+
     def stage_state(self) -> dict[str, Any]:
         models = {"svm": self.svm, "box_regressor": self.box_regressor}
-        scaling = {name: (m.mean.value.cpu(), m.norm.value.cpu()) for name, m in models.items() if m.measured}
-        return {"moments": self.moments.value.cpu(), "scaling": scaling}
+        state = {
+            "moments": self.moments.value.cpu(),
+            "scaling": {name: model.norm.value.cpu() for name, model in models.items() if model.measured},
+        }
+        return state if self.hard_examples is None else {**state, "hard_examples": tuple(self.hard_examples)}
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
         self.moments.value = state["moments"].to(self.device)
-        for name, (mean, norm) in state["scaling"].items():
-            self.get_submodule(name).set_scaling(mean, norm)  # type: ignore[operator]
+        for name, norm in state["scaling"].items():
+            if not isinstance(norm, Tensor):
+                raise CheckpointError(
+                    "RCNN: expected a checkpoint of this version, found one whose linear models use centered features; "
+                    "train it again"
+                )
+            self.get_submodule(name).set_norm(norm)  # type: ignore[operator]
+        examples = state.get("hard_examples")
+        self.hard_examples = None if examples is None else HardExamples(*(part.to(self.device) for part in examples))
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from lightning_modules.detection.overfeat import (
     merge_boxes,
     merge_detections,
 )
-from lightning_modules.detection.windows import IGNORE_LABEL
+from lightning_modules.detection.windows import IGNORE_LABEL, resize_to_window_grid, window_grid
 from tests.lightning_modules.detection.test_sliding_window import learn, with_random_statistics
 
 C = 3
@@ -104,6 +104,52 @@ def test_every_offset_gives_what_each_window_gives(extra: tuple[int, int]) -> No
         )
         some = network.regress_boxes(features, image, row, column)
         torch.testing.assert_close(some.flatten(1), edges[image, :, row, column], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("variant", "cells", "equal"), [("accurate", 15, 7), ("fast", 12, 6), ("small", 9, 9)])
+def test_padding_changes_the_border_cells_of_a_window(variant: Any, cells: int, equal: int) -> None:
+    """The padded layers see zeros around a window, but the image around the same window of a dense map.
+
+    The docstring of the module has these numbers.
+    """
+    torch.manual_seed(0)
+    network = OverFeatNetwork(variant, C + 1, width_multiplier=0.03).eval()
+    side, offset = network.window_size, 5 * network.stride
+    image = torch.randn(1, 3, side + 2 * offset, side + 2 * offset)
+    with torch.inference_mode():
+        window = network.features(image[:, :, offset : offset + side, offset : offset + side])
+        dense = network.features(image)[:, :, 5 : 5 + cells, 5 : 5 + cells]
+    assert window.shape[-1] == cells
+    same = torch.isclose(window, dense, atol=1e-5).all(1)[0]
+    border = (cells - equal) // 2
+    inside = slice(border, cells - border)
+    assert same[inside, inside].all()
+    assert int(same.any(0).sum()) <= equal + 2  # a border cell may be 0 in both by chance
+    assert int(same.sum()) <= equal**2 + 2
+
+
+@pytest.mark.parametrize(
+    ("variant", "scales", "shorter", "smallest", "largest"),
+    [
+        ("accurate", (245, 281, 317, 389, 425, 461), 375, 128, 375),
+        ("fast", (245, 281, 317, 389, 425, 461), 375, 135, 375),
+        ("small", (150, 190, 270, 330, 600, 720), 320, 20, 188),
+    ],
+)
+def test_object_sizes_that_six_scales_reach(
+    variant: Any, scales: tuple[int, ...], shorter: int, smallest: int, largest: int
+) -> None:
+    """Sides of square objects with which a window can have an IoU of 0.5; docs/detection.md has these numbers."""
+    network = OverFeatNetwork(variant, C, width_multiplier=0.01)
+    reached = set()
+    for scale in scales:
+        image = torch.zeros(1, 1, shorter, shorter)
+        resized = resize_to_window_grid(image, scale, scale, network.window_size, network.stride)
+        windows = window_grid(resized, shorter, shorter, network.window_size, network.stride)
+        side = float(windows[0, 0, 2])
+        # An object within the window, or around it, with the same center.
+        reached |= {s for s in range(1, shorter + 1) if min(s / side, side / s) ** 2 >= 0.5}
+    assert (min(reached), max(reached)) == (smallest, largest)
 
 
 def test_offsets_are_a_dilated_convolution() -> None:
