@@ -112,8 +112,11 @@ class OptimizedImage(VisionModule):
         if stage == "fit":
             if data is None:
                 raise UserError(f"{type(self).__name__}: expected a datamodule, found none; set --data ImagePair")
-            content = data.dataset("train")[0]["image"]
+            sample = data.dataset("train")[0]
+            content = sample["image"]
             self._check_memory(content)
+            if "style" in sample:
+                self._required_memory("style", sample["style"])
             if self.image is None:
                 self.image = nn.Parameter(self._initial_image(content[None].float() / 255))
 
@@ -133,16 +136,9 @@ class OptimizedImage(VisionModule):
 
     def _check_memory(self, content: Tensor) -> None:
         """Print the memory that the run needs; raise a UserError if it exceeds the free memory."""
-        assert self.features is not None
         height, width = content.shape[-2:]
         name = type(self).__name__
-        try:
-            required = estimate_memory(self.features.network, height, width)
-        except RuntimeError:
-            raise UserError(
-                f"image_size: expected an image large enough for {self.feature_layers[-1]}, found {width}x{height}; "
-                "use a larger image or an earlier layer"
-            ) from None
+        required = self._required_memory("image_size", content)
         # Lightning moves the module after setup, so self.device is still the CPU.
         free = free_memory(self.trainer.strategy.root_device)
         if free is not None and required > MAX_MEMORY_FRACTION * free:
@@ -152,6 +148,18 @@ class OptimizedImage(VisionModule):
                 f"{width}x{height} pixels, which need about {required / 2**30:.1f} GiB; set --data.image_size {side}"
             )
         rank_zero_only(print)(f"{name}: {width}x{height} pixels, about {required / 2**30:.1f} GiB", flush=True)
+
+    def _required_memory(self, option: str, image: Tensor) -> int:
+        """Return the bytes that an image (3, H, W) needs; raise a UserError if it is too small for the features."""
+        assert self.features is not None
+        height, width = image.shape[-2:]
+        try:
+            return estimate_memory(self.features.network, height, width)
+        except RuntimeError:
+            raise UserError(
+                f"{option}: expected an image large enough for {self.feature_layers[-1]}, found {width}x{height}; "
+                "use a larger image or an earlier layer"
+            ) from None
 
     def prepare_targets(self, batch: dict[str, Any]) -> None:
         """Rescale the filters and make the targets in the first step."""

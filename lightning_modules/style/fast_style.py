@@ -18,7 +18,13 @@ from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.components.unsaved import Constant
 from lightning_modules.style.base import PerceptualStyleTransfer
 from lightning_modules.style.losses import gram_matrix
-from lightning_modules.style.stylization import pad_replicate, read_style_image, stylized_prediction, to_uint8
+from lightning_modules.style.stylization import (
+    MIN_SIDE,
+    pad_replicate,
+    read_style_image,
+    stylized_prediction,
+    to_uint8,
+)
 
 # --- network ----------------------------------------------------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class FastStyle(PerceptualStyleTransfer):
             return
         if self.style is None:
             raise UserError("style: expected the path of a style image, found none; set --model.style IMAGE")
-        style = read_style_image(self.style, self.style_size)
+        style = read_style_image(self.style, self.style_size, MIN_SIDE)
         super().setup(stage)
         assert self.features is not None
         with torch.no_grad():

@@ -14,12 +14,14 @@ from torchmetrics import MeanMetric, MetricCollection
 from errors import UserError
 from lightning_modules.components.image_batches import pad_to_multiple
 
-MIN_SIDE = 16  # pixels; reflection padding needs several cells in the deepest feature map, which has 1/4 or 1/8 of them
+# Pixels of the shorter side: reflection padding needs several cells in the deepest feature map, which has 1/4 or 1/8 of
+# them, and VGG's relu5_1 has 1/16.
+MIN_SIDE = 16
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def read_style_image(path: str, max_size: int | None) -> Tensor:
+def read_style_image(path: str, max_size: int | None, min_side: int = 1) -> Tensor:
     """Read an image as float (1, 3, H, W) in 0..1.
 
     EXIF orientation is applied, alpha is composited on white, and 16-bit images are scaled to 8-bit.
@@ -27,9 +29,10 @@ def read_style_image(path: str, max_size: int | None) -> Tensor:
     Args:
         path: path of the image.
         max_size: maximum of the longer side in pixels; None does not resize.
+        min_side: minimum of the shorter side in pixels, after resizing.
 
     Raises:
-        UserError: the file does not exist or cannot be read.
+        UserError: the file does not exist or cannot be read, or the image is too small.
     """
     try:
         with Image.open(path) as opened:
@@ -46,6 +49,11 @@ def read_style_image(path: str, max_size: int | None) -> Tensor:
         scale = max_size / max(image.size)
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if min(image.size) < min_side:
+        raise UserError(
+            f"style: expected an image of at least {min_side}x{min_side} pixels, found {path} with "
+            f"{image.width}x{image.height}; use a larger image"
+        )
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
@@ -57,7 +65,7 @@ def read_styles(paths: Sequence[str], max_size: int | None) -> list[Tensor]:
     """
     if not paths:
         raise UserError("styles: expected paths of style images, found none; set --model.styles '[IMAGE]'")
-    return [read_style_image(path, max_size) for path in paths]
+    return [read_style_image(path, max_size, MIN_SIDE) for path in paths]
 
 
 def content_and_style(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

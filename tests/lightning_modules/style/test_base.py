@@ -89,3 +89,11 @@ def test_memory_is_checked_on_the_device_of_the_run(
 def test_an_image_that_is_too_small_is_refused(image_paths: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="image_size: expected an image large enough for relu5_1, found 8x"):
         prepare(NeuralStyle(backbone="vgg16", weights="random"), image_paths, 8)
+
+
+def test_a_style_image_that_is_too_small_is_refused(image_paths: dict[str, str], tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "tiny.png")
+    with pytest.raises(ValueError, match="style: expected an image large enough for relu5_1, found 2x2"):
+        prepare(
+            NeuralStyle(backbone="vgg16", weights="random"), {**image_paths, "style": str(tmp_path / "tiny.png")}, 40
+        )

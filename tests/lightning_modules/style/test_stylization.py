@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from errors import UserError
 from lightning_modules.components.image_batches import require_equal_size
 from lightning_modules.style.stylization import (
     normalize_interpolation_weights,
     pad_replicate,
     read_style_image,
+    read_styles,
     stylization_metrics,
     to_uint8,
     update_stylization_metrics,
@@ -81,3 +83,14 @@ def test_style_ratio_is_a_mean_over_images() -> None:
     values = {name: value.item() for name, value in metrics.compute().items()}
     expected = {"content": 1, "style": 2, "loss": 3, "style_ratio": (0.5 + 1 + 0.1) / 3}
     assert values == pytest.approx(expected)
+
+
+def test_a_tiny_style_image_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "tiny.png")
+    for size, max_size, found in (((2, 2), None, "2x2"), ((300, 15), None, "300x15"), ((640, 64), 128, "128x13")):
+        Image.new("RGB", size).save(path)
+        message = f"style: expected an image of at least 16x16 pixels, found {path} with {found}; use a larger image"
+        with pytest.raises(UserError, match=f"^{message}$"):
+            read_styles([path], max_size)
+    Image.new("RGB", (16, 16)).save(path)
+    assert read_styles([path], None)[0].shape == (1, 3, 16, 16)
