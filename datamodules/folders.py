@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from datamodules.video import is_video
 from errors import DatasetError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
@@ -66,7 +70,51 @@ def list_prediction_images(images: str | None) -> list[str]:
     """
     if images is None:
         raise DatasetError("images: expected an image or a folder to predict, found none; set --data.images FOLDER")
-    return [images] if os.path.isfile(images) else list_images(images)
+    if os.path.isfile(images):
+        return [images]
+    found = list_images(images)
+    others = [name for name in walk_files(images) if not is_image(name)]
+    videos = [name for name in others if is_video(name)]
+    files = [name for name in others if not is_video(name)]
+    if others:
+        counts = [summarize_names(names, noun) for names, noun in ((videos, "video"), (files, "other file")) if names]
+        advice = "; predict a video by itself with --data.images VIDEO" if videos else ""
+        rank_zero_warn(f"{images}: predicting {len(found)} images, ignored {' and '.join(counts)}{advice}")
+    return found
+
+
+def match_ids(lines: Iterable[str], files: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the id that each line of a list names, without blank lines.
+
+    An id may contain anything but a line break. A line is, in this order:
+
+    - an id, with or without the blanks around it;
+    - a file name: an id with the ending of one of its files;
+    - an id with the second column of a list for one class (``aeroplane_train.txt``): -1, 0 or 1.
+
+    Args:
+        lines: the lines of the list.
+        files: {id: paths of its files}.
+
+    Returns:
+        Ids; a line that names none is returned without the blanks around it.
+    """
+    id_of = {os.path.basename(path): name for name, paths in files.items() for path in paths}
+    ids = []
+    for line in lines:
+        stripped = line.strip()
+        first, *second = stripped.rsplit(maxsplit=1) or [""]
+        if line in files:
+            ids.append(line)
+        elif stripped in files:
+            ids.append(stripped)
+        elif line in id_of or stripped in id_of:
+            ids.append(id_of.get(line) or id_of[stripped])
+        elif first in files and second in (["-1"], ["0"], ["1"]):
+            ids.append(first)
+        elif stripped:
+            ids.append(stripped)
+    return ids
 
 
 def compare_to_list(root: str, folder: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -90,6 +138,11 @@ def compare_to_list(root: str, folder: str, names: Iterable[str]) -> tuple[list[
     return sorted(missing), unlisted
 
 
+def printable_name(name: str) -> str:
+    """Return a file name as text: a byte that is not UTF-8 becomes ``\\xe9``, which figures, YAML and W&B can show."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def summarize_names(names: list[str], singular: str, plural: str = "") -> str:
     """Count names and give the first five: ``7 images (a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ...)``.
 
@@ -100,6 +153,25 @@ def summarize_names(names: list[str], singular: str, plural: str = "") -> str:
     """
     first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{len(names)} {singular if len(names) == 1 else plural or singular + 's'} ({first})"
+
+
+def require_different_names(option: str, names: Sequence[str], where: str = "") -> None:
+    """Require names of classes that are different and not empty.
+
+    Args:
+        option: the option, for the error message.
+        names: the names.
+        where: end of the error message: the file that lists them.
+
+    Raises:
+        DatasetError: there are no names, or one is empty or listed twice.
+    """
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        found = summarize_names(repeated, "name")
+        raise DatasetError(f"{option}: expected different names, found {found} more than once{where}")
+    if not names or not all(str(name).strip() for name in names):
+        raise DatasetError(f"{option}: expected names of classes, found {'an empty one' if names else 'none'}{where}")
 
 
 def draw_tree(root: str) -> str:

@@ -7,7 +7,6 @@ Recipe Retrieval and Exploration", IEEE Transactions on Multimedia 2017.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -21,8 +20,9 @@ import torch
 
 from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing
-from datamodules.folders import summarize_names
+from datamodules.folders import require_different_names, summarize_names
 from datamodules.image_dataset import ImageDataset, PackedStrings
+from datamodules.text import load_json
 from errors import DatasetError, UserError
 
 Attribute = Literal["cuisine", "course", "taste"]
@@ -47,6 +47,16 @@ thawed the thick thickly thin thinly to toasted torn trimmed tsp uncooked unpeel
 washed well whole with yield you your
 """
 NON_INGREDIENTS = frozenset(_NON_INGREDIENTS.split())
+
+# Words of recipes that the rules of `singular` would spoil: singulars in -che, -ie or -sse, and words in -s.
+_SINGULARS = {
+    **{f"{word}s": word for word in ["bouillabaisse", "brioche", "ceviche", "ganache", "mousse", "quiche"]},
+    **{f"{word}s": word for word in ["brownie", "calorie", "cookie", "hoagie", "smoothie", "veggie"]},
+    **{word: word for word in ["anis", "cassis", "gras", "haggis", "molasses", "pastis", "schnapps"]},
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "halves": "half",
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,9 @@ class Yummly28K(ClassificationData):
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             found = f"{val_fraction} and {test_fraction}"
             raise UserError(f"val_fraction, test_fraction: expected 0 or more, together less than 1, found {found}")
+        for option, names in (("cuisines", cuisines), ("courses", courses)):
+            if names is not None:
+                require_different_names(option, names)
         self.vocabulary_size = vocabulary_size
         self.given_classes = {"cuisine": cuisines, "course": courses, "taste": TASTES}
         self.balance, self.unpaired = balance, unpaired
@@ -345,13 +358,7 @@ def read_recipe(path: str) -> Recipe:
     Raises:
         DatasetError: the file is not valid JSON or not a recipe.
     """
-    try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{path}: expected a recipe's JSON, found invalid JSON ({error}); download the file again"
-        ) from None
+    content = load_json(path, "a recipe's JSON")
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected a recipe's JSON object, found {str(content)[:40]}")
     attributes = content.get("attributes") or {}
@@ -401,15 +408,21 @@ def strongest_flavor(path: str, flavors: Any) -> str | None:
 def ingredient_words(lines: list[str]) -> frozenset[str]:
     """Extract the words that may name an ingredient: ``2 large eggs, beaten`` gives ``egg``.
 
-    Plural endings are removed: berries, tomatoes, eggs become berry, tomato, egg; hummus and watercress stay.
+    Words are singular (`singular`): berries, tomatoes, peaches become berry, tomato, peach; hummus and watercress stay.
     """
-    words = {_singular(word) for line in lines for word in re.findall(r"[^\W\d_]+", line.lower())}
+    words = {singular(word) for line in lines for word in re.findall(r"[^\W\d_]+", line.lower())}
     return frozenset(word for word in words if len(word) > 1 and word not in NON_INGREDIENTS)
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """Return the singular of a lower-case English noun; a word that is no plural is returned unchanged.
+
+    Libraries for inflection are not used: they take hummus, asparagus and couscous for plurals, and spoil olives.
+    """
+    if word in _SINGULARS:
+        return _SINGULARS[word]
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
-    if word.endswith("oes"):
+    if word.endswith(("oes", "ches", "shes", "sses", "xes")):
         return word[:-2]
     return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us")) else word

@@ -18,6 +18,7 @@ from datamodules.classification.yummly import (
     Yummly28K,
     ingredient_words,
     read_recipe,
+    singular,
     strongest_flavor,
 )
 from datamodules.images import read_image
@@ -182,10 +183,34 @@ def test_ingredient_words() -> None:
         "berries",
         "½ c molasses",
     ]
-    assert ingredient_words(lines) == {"flour", "egg", "tomato", "berry", "molasse"}
+    assert ingredient_words(lines) == {"flour", "egg", "tomato", "berry", "molasses"}
     assert ingredient_words(["fresh asparagus, hummus & watercress", "crème fraîche"]) == {
         "asparagus", "hummus", "watercress", "crème", "fraîche",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("plural", "expected"),
+    [
+        ("peaches", "peach"), ("radishes", "radish"), ("squashes", "squash"), ("sandwiches", "sandwich"),
+        ("boxes", "box"), ("glasses", "glass"), ("tomatoes", "tomato"), ("potatoes", "potato"), ("mangoes", "mango"),
+        ("avocados", "avocado"), ("olives", "olive"), ("chives", "chive"), ("endives", "endive"), ("cheeses", "cheese"),
+        ("sauces", "sauce"), ("sausages", "sausage"), ("slices", "slice"), ("leaves", "leaf"), ("loaves", "loaf"),
+        ("berries", "berry"), ("anchovies", "anchovy"), ("cookies", "cookie"), ("brownies", "brownie"),
+        ("quiches", "quiche"), ("brioches", "brioche"), ("mousses", "mousse"), ("pies", "pie"), ("peas", "pea"),
+        ("oats", "oat"), ("chilis", "chili"), ("kiwis", "kiwi"), ("eggs", "egg"), ("herbs", "herb"),
+    ],
+)  # fmt: skip
+def test_a_plural_and_its_singular_are_one_ingredient(plural: str, expected: str) -> None:
+    assert singular(plural) == singular(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["molasses", "asparagus", "hummus", "couscous", "citrus", "watercress", "swiss", "haggis", "gras", "octopus"],
+)
+def test_words_that_are_no_plurals_stay(word: str) -> None:
+    assert singular(word) == word
 
 
 def test_the_vocabulary_is_trains(tmp_path: Path) -> None:
@@ -343,3 +368,14 @@ def test_prediction_needs_no_dataset(drawn: str) -> None:
     samples = data.dataset("predict")
     assert len(samples) == 80
     assert samples[0].keys() == {"image", "id"}
+
+
+def test_a_class_listed_twice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cuisines: expected different names, found 1 name \(Thai\) more than once"):
+        yummly(None, images="x", cuisines=["Thai", "Greek", "Thai"])
+
+
+def test_metadata_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "meta00001.json"
+    path.write_bytes(json.dumps({"attributes": {"cuisine": ["Crème"]}}, ensure_ascii=False).encode("utf-16"))
+    assert read_recipe(str(path)).cuisines == ["Crème"]
