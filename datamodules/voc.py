@@ -7,21 +7,30 @@ Challenge: A Retrospective", IJCV 2015.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from datamodules.archives import Archive
 from datamodules.base import Split, VisionDataModule
 from datamodules.box_transforms import BoxTransform
-from datamodules.folders import draw_tree, is_image, list_prediction_images, summarize_names
+from datamodules.folders import (
+    IMAGE_EXTENSIONS,
+    draw_tree,
+    list_prediction_images,
+    match_ids,
+    require_different_names,
+    summarize_names,
+)
 from datamodules.image_dataset import ImageDataset
 from datamodules.images import image_size
+from datamodules.text import read_lines, read_text
 from datamodules.video import VideoDataset, is_video
 from errors import DatasetError, UserError
 
@@ -119,6 +128,9 @@ class VOCData(VisionDataModule):
             for name in names:
                 if len(name.split("/")) != 2:
                     raise UserError(f"{split}: expected image sets like VOC2007/trainval, found {name}")
+        if isinstance(classes, list):
+            require_different_names("classes", classes)
+        self._reported: set[str] = set()
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
@@ -126,13 +138,10 @@ class VOCData(VisionDataModule):
             return list(self.default_classes)
         if isinstance(self.classes, list):
             return self.classes
-        try:
-            with open(self.classes, encoding="utf-8") as file:
-                names = [line.strip() for line in file if line.strip()]
-        except OSError as error:
-            raise DatasetError(f"classes: expected a list of names or a file of them, found {error}") from None
-        if len(set(names)) != len(names) or not names:
-            raise DatasetError(f"classes: expected different names, one per line, found {len(names)} in {self.classes}")
+        if not os.path.isfile(self.classes):
+            raise DatasetError(f"classes: expected a list of names or a file of them, found no file {self.classes}")
+        names = [line.strip() for line in read_lines(self.classes) if line.strip()]
+        require_different_names("classes", names, f" in {self.classes}")
         return names
 
     @property
@@ -174,7 +183,11 @@ class VOCData(VisionDataModule):
 
     def _required_image_sets(self) -> list[str]:
         """Return all image sets whose lists are read."""
-        return [name for names in self.image_sets.values() for name in names]
+        return [name for names in self.image_sets.values() for image_set in names for name in self._lists(image_set)]
+
+    def _lists(self, image_set: str) -> list[str]:
+        """Return the image sets whose lists define an image set."""
+        return [image_set]
 
     def _prediction_dataset(self) -> Dataset:
         if self.images is None or not is_video(self.images):
@@ -204,16 +217,28 @@ class VOCData(VisionDataModule):
         folder, name = image_set.split("/")
         return os.path.join(self.devkit, folder, "ImageSets", self.image_set_folder, f"{name}.txt")
 
+    def missing_image_sets(self, split: str) -> list[str]:
+        """Return the image sets of a split whose list does not exist."""
+        names = (name for image_set in self.image_sets[split] for name in self._lists(image_set))
+        return [name for name in names if not os.path.isfile(self._list_path(name))]
+
     def _read_ids(self, image_set: str) -> list[str]:
         path = self._list_path(image_set)
-        try:
-            with open(path, encoding="utf-8") as file:
-                # The list of a single class ("aeroplane_train.txt") has a second column.
-                ids = [line.split()[0] for line in file if line.strip()]
-        except OSError:
-            raise self._missing_list(image_set) from None
+        if not os.path.isfile(path):
+            raise self._missing_list(image_set)
+        return self._match_ids(path, self._image_paths(image_set.split("/")[0]))
+
+    def _match_ids(self, path: str, images: dict[str, list[str]]) -> list[str]:
+        """Read a list of ids, see `match_ids`.
+
+        Raises:
+            DatasetError: the list is empty, or is not UTF-8 and names files that do not exist.
+        """
+        ids = match_ids(read_lines(path, file_names=True), images)
         if not ids:
             raise DatasetError(f"{path}: expected one image id per line, found none")
+        if any(name not in images for name in ids):
+            read_text(path)  # a name in another encoding is not found: say which
         return ids
 
     def _missing_list(self, image_set: str) -> DatasetError:
@@ -233,21 +258,61 @@ class VOCData(VisionDataModule):
             f"found\n{draw_tree(self.root or '')}{advice}"
         )
 
-    def _require_files(self, image_set: str, ids: list[str], files: dict[str, dict[str, str]]) -> None:
-        """Raise DatasetError if an id of an image set lacks a file; ``files`` is {kind of file: {id: path}}."""
+    def _select_files(
+        self, image_set: str, ids: list[str], files: dict[str, dict[str, list[str]]]
+    ) -> list[dict[str, str]]:
+        """Select the one file of each kind that each id has.
+
+        Args:
+            image_set: for the error message.
+            ids: the ids.
+            files: {kind of file: {id: paths}}.
+
+        Returns:
+            {id: path} for each kind.
+
+        Raises:
+            DatasetError: an id has no file of a kind, or several.
+        """
         for kind, paths in files.items():
             missing = [name for name in ids if name not in paths]
             if missing:
                 raise DatasetError(
                     f"{image_set}: expected for each id {kind}, found none for {summarize_names(missing, 'id')}"
                 )
+            several = [" and ".join(map(os.path.basename, paths[name])) for name in ids if len(paths[name]) > 1]
+            if several:
+                found = summarize_names(several, "id")
+                raise DatasetError(
+                    f"{image_set}: expected for each id {kind}, found several for {found}; keep one each"
+                )
+        return [{name: paths[name][0] for name in ids} for paths in files.values()]
 
-    def _image_paths(self, folder: str) -> dict[str, str]:
-        """Return {id: path of the image relative to the devkit}."""
-        return {stem: name for stem, name in self._paths_by_stem(f"{folder}/JPEGImages").items() if is_image(name)}
+    def _image_paths(self, folder: str) -> dict[str, list[str]]:
+        """Return {id: paths of its images relative to the devkit}."""
+        return self._paths_by_stem(f"{folder}/JPEGImages", IMAGE_EXTENSIONS)
 
-    def _paths_by_stem(self, folder: str) -> dict[str, str]:
-        """Return {file name without extension: path relative to the devkit}."""
+    def _paths_by_stem(self, folder: str, extensions: tuple[str, ...]) -> dict[str, list[str]]:
+        """Return {file name without extension: paths relative to the devkit}. Warn once about other files.
+
+        Args:
+            folder: relative to the devkit.
+            extensions: of the files, in lower case; files match in any letter case. Hidden files are ignored.
+        """
         path = os.path.join(self.devkit, folder)
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-        return {os.path.splitext(name)[0]: f"{folder}/{name}" for name in names if not name.startswith(".")}
+        paths: defaultdict[str, list[str]] = defaultdict(list)
+        others = []
+        for name in names:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(extensions):
+                paths[os.path.splitext(name)[0]].append(f"{folder}/{name}")
+            else:
+                others.append(name)
+        if others and folder not in self._reported:
+            self._reported.add(folder)
+            rank_zero_warn(
+                f"{path}: ignored {summarize_names(others, 'file')} that do not end in {' '.join(extensions)}"
+            )
+        return dict(paths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,10 +19,14 @@ from datamodules.image_dataset import PackedStrings
 from datamodules.images import read_header
 from datamodules.orientation import Size
 from datamodules.proposals import read_image_proposals, require_proposals
+from datamodules.text import read_xml
 from datamodules.voc import VOCData
 from errors import BrokenImageError, DatasetError
 
 _ADVICE = "restore the annotated images: boxes are not rescaled"
+
+# Values of ``difficult`` that tools write, in lower case.
+_FLAGS = {"0": False, "1": True, "": False, "unspecified": False, "false": False, "true": True}
 
 # --- annotations ----------------------------------------------------------------------------------------------------
 
@@ -46,7 +49,8 @@ class AnnotatedObject(NamedTuple):
 def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[AnnotatedObject], tuple[float, float]]:
     """Read one XML file.
 
-    Parts of objects (head, hands and feet of a person) are ignored. A missing ``difficult`` means no.
+    Parts of objects (head, hands and feet of a person) are ignored. A missing, empty or unspecified ``difficult`` means
+    no.
 
     Args:
         path: the file.
@@ -56,12 +60,10 @@ def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Annotated
         The objects, and the (width, height) of the image according to the file; (0, 0) if it gives no positive size.
 
     Raises:
-        DatasetError: the file is not XML, an object has no box, or its class is unknown.
+        DatasetError: the file is not XML in VOC's format (see `read_xml`), an object has no box, its class is unknown,
+            or ``difficult`` is neither 0 nor 1.
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError) as error:
-        raise DatasetError(f"{path}: expected an annotation in VOC's XML format, found {error}") from None
+    root = read_xml(path, "annotation", "an annotation in VOC's XML format")
     objects = []
     for number, item in enumerate(root.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
@@ -74,10 +76,12 @@ def read_annotation(path: str, label_of: dict[str, int]) -> tuple[list[Annotated
             xmin, ymin, xmax, ymax = (
                 float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
             )
-            difficult = bool(int(item.findtext("difficult") or 0))
         except ValueError as error:
             raise DatasetError(f"{path}: expected a box of four numbers for object {number}, found {error}") from None
-        objects.append(AnnotatedObject(xmin - 1, ymin - 1, xmax, ymax, label_of[name], difficult))
+        flag = (item.findtext("difficult") or "").strip()
+        if flag.lower() not in _FLAGS:
+            raise DatasetError(f"{path}: expected difficult 0 or 1 for object {number}, found {flag!r}")
+        objects.append(AnnotatedObject(xmin - 1, ymin - 1, xmax, ymax, label_of[name], _FLAGS[flag.lower()]))
     try:
         width, height = float(root.findtext("size/width", "")), float(root.findtext("size/height", ""))
     except ValueError:
@@ -297,10 +301,12 @@ class VOCDetection(VOCData):
         clipped: list[str] = []
         for image_set in self.image_sets[split]:
             folder = image_set.split("/")[0]
-            ids, image_paths = self._read_ids(image_set), self._image_paths(folder)
-            xml_paths = self._paths_by_stem(f"{folder}/Annotations")
-            files = {"an image in JPEGImages": image_paths, "an XML file in Annotations": xml_paths}
-            self._require_files(image_set, ids, files)
+            ids = self._read_ids(image_set)
+            files = {
+                "an image in JPEGImages": self._image_paths(folder),
+                "an XML file in Annotations": self._paths_by_stem(f"{folder}/Annotations", (".xml",)),
+            }
+            image_paths, xml_paths = self._select_files(image_set, ids, files)
             for name in ids:
                 images.append(image_paths[name])
                 xml = xml_paths[name]

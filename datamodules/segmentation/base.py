@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from datamodules.archives import Archive
 from datamodules.base import Split
-from datamodules.folders import draw_tree, is_image
+from datamodules.folders import IMAGE_EXTENSIONS, draw_tree
 from datamodules.image_dataset import PackedStrings
 from datamodules.segmentation.masks import count_ids, read_ids
 from datamodules.transforms import VOID
@@ -92,10 +92,11 @@ class VOCMaskData(VOCData):
         sbd: str | None = None,
         **kwargs: Any,
     ) -> None:
+        classes = kwargs.get("classes")
+        if isinstance(classes, list) and not 0 < len(classes) < VOID:
+            raise UserError(f"classes: expected 1 to {VOID - 1} names, found {len(classes)}")
         super().__init__(root, train, val, test, **kwargs)
         self.given_sbd = sbd
-        if isinstance(self.classes, list) and not 0 < len(self.classes) < VOID:
-            raise UserError(f"classes: expected 1 to {VOID - 1} names, found {len(self.classes)}")
 
     @property
     def sbd(self) -> str:
@@ -152,9 +153,12 @@ class VOCMaskData(VOCData):
             sample = f"in {read} of {len(files)} masks; python -m tools.check reads all of them"
             rank_zero_warn(self.untrained_classes(counts) + ("" if read == len(files) else f" ({sample})"))
 
-    def _required_image_sets(self) -> list[str]:
-        names = super()._required_image_sets()
-        return [*names, "VOC2012/train", "VOC2012/val"] if "SBD/trainaug" in names else names
+    def _lists(self, image_set: str) -> list[str]:
+        return ["SBD/train", "SBD/val", "VOC2012/train", "VOC2012/val"] if image_set == "SBD/trainaug" else [image_set]
+
+    def _list_path(self, image_set: str) -> str:
+        folder, name = image_set.split("/")
+        return os.path.join(self._sbd_dataset, f"{name}.txt") if folder == "SBD" else super()._list_path(image_set)
 
     def _files(self, image_set: str) -> list[MaskFiles]:
         if image_set == "SBD/trainaug":
@@ -167,19 +171,20 @@ class VOCMaskData(VOCData):
         folder = image_set.split("/")[0]
         files = {"an image in JPEGImages": self._image_paths(folder)}
         for kind in ("SegmentationClass", *(("SegmentationObject",) if self.needs_object_masks else ())):
-            masks = self._paths_by_stem(f"{folder}/{kind}").items()
-            files[f"a mask in {kind}"] = {name: path for name, path in masks if is_image(path)}
-        self._require_files(image_set, ids, files)
-        return [MaskFiles(*(paths[name] for paths in files.values())) for name in ids]
+            files[f"a mask in {kind}"] = self._paths_by_stem(f"{folder}/{kind}", IMAGE_EXTENSIONS)
+        selected = self._select_files(image_set, ids, files)
+        return [MaskFiles(*(paths[name] for paths in selected)) for name in ids]
 
     def _sbd_files(self, image_set: str, ids: list[str]) -> list[MaskFiles]:
-        dataset = os.path.join(self.sbd, "dataset")
-        files = {}
-        for kind in ("img", "cls", *(("inst",) if self.needs_object_masks else ())):
-            relative = os.path.join(os.path.relpath(dataset, self.devkit), kind)
-            files[f"a file in {os.path.join(dataset, kind)}"] = self._paths_by_stem(relative)
-        self._require_files(image_set, ids, files)
-        return [MaskFiles(*(paths[name] for paths in files.values())) for name in ids]
+        files = {f"a file in {os.path.join(self._sbd_dataset, 'img')}": self._sbd_paths("img", IMAGE_EXTENSIONS)}
+        for kind in ("cls", *(("inst",) if self.needs_object_masks else ())):
+            files[f"a file in {os.path.join(self._sbd_dataset, kind)}"] = self._sbd_paths(kind, (".mat",))
+        selected = self._select_files(image_set, ids, files)
+        return [MaskFiles(*(paths[name] for paths in selected)) for name in ids]
+
+    def _sbd_paths(self, kind: str, extensions: tuple[str, ...]) -> dict[str, list[str]]:
+        """Return {id: paths relative to the devkit} of a folder of SBD."""
+        return self._paths_by_stem(os.path.join(os.path.relpath(self._sbd_dataset, self.devkit), kind), extensions)
 
     def _trainaug_files(self) -> list[MaskFiles]:
         """List SBD train and val and VOC2012 train, without VOC2012 val; masks are VOC's where they exist.
@@ -203,20 +208,21 @@ class VOCMaskData(VOCData):
         return self._voc_files("VOC2012/train", voc) + self._sbd_files("SBD/trainaug", sbd_only)
 
     @property
+    def _sbd_dataset(self) -> str:
+        return os.path.join(self.sbd, "dataset")
+
+    @property
     def _sbd_parent(self) -> str:
         return os.path.dirname(os.path.normpath(self.sbd)) or "."
 
     def _read_sbd_ids(self, image_set: str) -> list[str]:
-        name = image_set.split("/")[1]
-        folder = os.path.join(self.sbd, "dataset")
-        try:
-            with open(os.path.join(folder, f"{name}.txt"), encoding="utf-8") as file:
-                return [line.strip() for line in file if line.strip()]
-        except OSError:
-            pass
+        path = self._list_path(image_set)
+        folder, list_name = os.path.split(path)
+        if os.path.isfile(path):
+            return self._match_ids(path, self._sbd_paths("img", IMAGE_EXTENSIONS))
         if os.path.isdir(folder):
             known = sorted(entry.removesuffix(".txt") for entry in os.listdir(folder) if entry.endswith(".txt"))
-            raise DatasetError(f"{folder}: expected the list {name}.txt, found {', '.join([*known, 'trainaug'])}")
+            raise DatasetError(f"{folder}: expected the list {list_name}, found {', '.join([*known, 'trainaug'])}")
         raise DatasetError(
             f"{type(self).__name__}: no image set {image_set}\nexpected\n  {self.sbd}/dataset/\n    img/<id>.jpg\n"
             f"    cls/<id>.mat\n    inst/<id>.mat\n    {{train,val}}.txt\nfound\n{draw_tree(self.sbd)}\n"

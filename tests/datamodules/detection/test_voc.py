@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import random
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,23 @@ def test_a_wrong_annotation_is_named(tmp_path: Path, text: str, message: str) ->
     with pytest.raises(DatasetError, match=message) as caught:
         read_annotation(str(path), {"cat": 0, "dog": 1})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("", False), (" Unspecified ", False), ("0", False), (" 1\n", True)])
+def test_difficult_as_tools_write_it(tmp_path: Path, flag: str, expected: bool) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text(xml(an_object(rest=f"<difficult>{flag}</difficult>")))
+    assert read_annotation(str(path), {"cat": 0})[0][0].difficult is expected
+    path.write_text(xml(an_object(rest="<difficult>maybe</difficult>")))
+    with pytest.raises(DatasetError, match=r"a\.xml: expected difficult 0 or 1 for object 1, found 'maybe'"):
+        read_annotation(str(path), {"cat": 0})
+
+
+def test_an_xml_of_another_tool_is_not_background(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text("<annotations><image id='0'><box label='cat'/></image></annotations>")
+    with pytest.raises(DatasetError, match=r"a\.xml: expected .* the root <annotation>, found the root <annotations>"):
+        read_annotation(str(path), {"cat": 0})
 
 
 # --- the datamodule ---------------------------------------------------------------------------------------------------
@@ -330,3 +350,102 @@ def test_where_no_host_helps_the_message_says_what_to_do(archive: Path, tmp_path
     text = str(caught.value)
     assert "wrong MD5 checksum" in text
     assert f"unpack it in {root}: tar -xf a.tar -C {root}" in text
+
+
+# --- names and lists --------------------------------------------------------------------------------------------------
+
+
+def plant(root: Path, names: list[str], text: str = "") -> VOCDetection:
+    """Write one image and XML file per name, each with its own box, and a list: ``text``, or one name per line."""
+    top = root / "VOCdevkit" / "VOC2007"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (top / folder).mkdir(parents=True)
+    for i, name in enumerate(names):
+        Image.new("RGB", (50, 40)).save(top / "JPEGImages" / f"{name}.jpg")
+        (top / "Annotations" / f"{name}.xml").write_text(xml(an_object(box=(i + 1, 1, 50, 40))))
+    list_file = top / "ImageSets" / "Main" / "train.txt"
+    list_file.write_bytes(os.fsencode(text or "\n".join(names)))
+    return module(root, train=["VOC2007/train"], classes=["cat"])
+
+
+def test_random_file_names_are_read_back(tmp_path: Path) -> None:
+    """Seeded: names of any characters but line breaks, in a list in their order."""
+    rng = random.Random(3)
+    characters = "ab01 .-_()[]{}'\"%#~&;,é猫𝄞\u2028\x0b\x85\udce9"
+    names = list(dict.fromkeys("n" + "".join(rng.choices(characters, k=rng.randrange(9))) for _ in range(60)))
+    rng.shuffle(names)
+    data = plant(tmp_path, names)
+    found = data.annotations("train")
+    assert [found.images[i] for i in range(len(names))] == [f"VOC2007/JPEGImages/{name}.jpg" for name in names]
+    assert found.boxes[:, 0].tolist() == list(range(len(names)))
+
+
+def test_names_with_blanks_are_different_images(tmp_path: Path) -> None:
+    names = ["p000", "p000 (1)", "p000 (2)"]
+    found = plant(tmp_path, names, "p000 (2)\r\np000\r\n\r\np000 (1)  -1\r\n").annotations("train")
+    assert [Path(found.images[i]).stem for i in range(3)] == ["p000 (2)", "p000", "p000 (1)"]
+    with pytest.raises(DatasetError, match=r"found none for 1 id \(p000 \(3\)\)"):
+        plant(tmp_path / "b", names, "p000\np000 (3)\n").annotations("train")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_and_class_files_with_a_mark(tmp_path: Path, encoding: str) -> None:
+    data = plant(tmp_path, ["a", "b"])
+    list_file = tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/train.txt"
+    list_file.write_bytes("a\r\nb\r\n".encode(encoding))
+    (tmp_path / "classes.txt").write_bytes("cat\r\nhünd\r\n".encode(encoding))
+    data = module(tmp_path, train=["VOC2007/train"], classes=str(tmp_path / "classes.txt"))
+    assert data.class_names == ["cat", "hünd"]
+    assert len(data.annotations("train").images) == 2
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    data = plant(tmp_path, ["a", "café"])
+    list_file = tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/train.txt"
+    list_file.write_bytes("a\ncafé\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"train\.txt: expected UTF-8 text, found byte 0xe9 in line 2"):
+        data.annotations("train")
+
+
+def test_stray_files_are_ignored_and_counted_once(tmp_path: Path) -> None:
+    data = plant(tmp_path, ["a", "b"])
+    folder = tmp_path / "VOCdevkit/VOC2007/Annotations"
+    for name in ("a.xml~", "a.xml.bak", "b.txt", "Thumbs.db", ".DS_Store", "._a.xml"):
+        (folder / name).write_text("junk")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert data.annotations("train").boxes.tolist() == [[0, 0, 50, 40], [1, 0, 50, 40]]
+    lines = [str(warning.message) for warning in caught]
+    assert lines == [f"{folder}: ignored 4 files (Thumbs.db, a.xml.bak, a.xml~, b.txt) that do not end in .xml"]
+
+
+def test_two_images_of_one_id_are_refused_if_it_is_listed(tmp_path: Path) -> None:
+    data = plant(tmp_path, ["a", "b"], "a\n")
+    folder = tmp_path / "VOCdevkit/VOC2007/JPEGImages"
+    shutil.copy(folder / "b.jpg", folder / "b.png")
+    assert len(data.annotations("train").images) == 1
+    shutil.copy(folder / "a.jpg", folder / "a.png")
+    with pytest.raises(
+        DatasetError,
+        match=r"^VOC2007/train: expected for each id an image in JPEGImages, found several for 1 id "
+        r"\(a.jpg and a.png\); keep one each$",
+    ):
+        data.annotations("train")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["cat", "dog", "cat"], r"classes: expected different names, found 1 name \(cat\) more than once"),
+        (["cat", " "], "classes: expected names of classes, found an empty one"),
+        ([], "classes: expected names of classes, found none"),
+    ],
+)
+def test_class_lists(tmp_path: Path, classes: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        module(tmp_path, classes=classes)
+    (tmp_path / "classes.txt").write_text("\n".join(classes))
+    if "found an empty one" not in message:  # blank lines of a file are ignored
+        with pytest.raises(UserError, match=f"{message} in .*classes.txt"):
+            _ = module(tmp_path, classes=str(tmp_path / "classes.txt")).class_names

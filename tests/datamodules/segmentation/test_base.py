@@ -149,3 +149,29 @@ def test_sbd_is_downloaded_where_it_is_missing(root: Path, tmp_path: Path, monke
     sets = {"train": ["SBD/trainaug"], "val": ["SBD/val"], "test": ["SBD/val"]}
     semantic(root, **sets, download=True).prepare_data()
     assert fetched == ["voc2012/VOCtrainval_11-May-2012.tar"]
+
+
+def test_two_masks_of_one_id_are_refused(root: Path) -> None:
+    name = ids_of(root, "train")[0]
+    path = mask_path(root, name)
+    shutil.copy(path, path.with_suffix(".txt"))
+    data = semantic(root)
+    with pytest.warns(UserWarning, match=rf"SegmentationClass: ignored 1 file \({name}.txt\) that do not end in"):
+        before = data.dataset("train")[0]["id"]
+    shutil.copy(path, path.with_suffix(".bmp"))
+    assert before.endswith(f"{name}.jpg")
+    with pytest.raises(DatasetError, match=rf"a mask in SegmentationClass, found several for 1 id \({name}.bmp and"):
+        semantic(root).dataset("train")
+
+
+def test_a_list_of_sbd_with_a_mark_and_file_names(root: Path) -> None:
+    path = root / "benchmark_RELEASE/dataset/train.txt"
+    names = path.read_text().split()
+    path.write_bytes("\r\n".join(f"{name}.jpg" for name in names).encode("utf-8-sig"))
+    dataset = semantic(root, train=["SBD/train"]).dataset("train")
+    assert [Path(dataset[i]["id"]).stem for i in range(len(names))] == names
+
+
+def test_a_class_listed_twice_is_refused(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"classes: expected different names, found 1 name \(a\) more than once"):
+        semantic(root, classes=["a", "b", "a"])
