@@ -37,7 +37,7 @@ class VideoDataset(Dataset):
         transform: makes the model's input from a frame.
 
     Raises:
-        DatasetError: OpenCV cannot read the file, or its header has no frame count.
+        DatasetError: OpenCV cannot read the file, its path is not UTF-8, or its header has no frame count.
         BrokenImageError: when indexed, the frame cannot be read.
     """
 
@@ -45,6 +45,8 @@ class VideoDataset(Dataset):
         self.path, self.transform = path, transform
         if not os.path.isfile(path):
             raise DatasetError(f"{path}: expected a video, found nothing there; check the path")
+        if not path.isascii() and os.fsencode(path).decode(errors="replace") != path:  # OpenCV would crash
+            raise DatasetError(f"{path}: expected a path in UTF-8, found other bytes; rename the video")
         capture = cv2.VideoCapture(path)
         self.frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         self.fps = float(capture.get(cv2.CAP_PROP_FPS)) or 25.0

@@ -11,7 +11,14 @@ import numpy as np
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from datamodules.base import Split, VisionDataModule
-from datamodules.folders import draw_tree, is_image, list_prediction_images, summarize_names, walk_files
+from datamodules.folders import (
+    draw_tree,
+    is_image,
+    list_prediction_images,
+    printable_name,
+    summarize_names,
+    walk_files,
+)
 from datamodules.image_dataset import ImageDataset, PackedStrings
 from datamodules.transforms import EvalTransform, Resize, TrainCrop, TrainTransform
 from errors import DatasetError
@@ -159,8 +166,8 @@ class ClassificationData(VisionDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Class names in label order; None for prediction without ``root``."""
-        return self.classes
+        """Class names in label order, as text; None for prediction without ``root``."""
+        return None if self.classes is None else [printable_name(name) for name in self.classes]
 
     def class_to_label(self) -> dict[str, int]:
         """Return the label of each class name on disk."""

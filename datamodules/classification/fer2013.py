@@ -20,6 +20,7 @@ from datamodules.base import Split, VisionDataModule
 from datamodules.folders import draw_tree, list_prediction_images, summarize_names
 from datamodules.image_dataset import ImageDataset
 from datamodules.images import read_image
+from datamodules.text import marked_encoding
 from datamodules.transforms import FaceTransform, to_tensor
 from errors import DatasetError
 
@@ -57,7 +58,10 @@ def read_fer2013(path: str) -> Faces:
     name = os.path.basename(path)
     pixels, labels, usages, lines = [], [], [], []
     with open(path, "rb") as file:
-        header = file.readline().decode("utf-8-sig", errors="replace")
+        start = file.readline()
+        if encoding := marked_encoding(start):  # two or four bytes per character: its lines cannot be read one by one
+            raise DatasetError(f"{path}: expected UTF-8 text, found {encoding}; save it as UTF-8")
+        header = start.decode("utf-8-sig", errors="replace")
         columns = [column.strip(' "\r\n').lower() for column in header.split(",")]
         if sorted(columns) != ["emotion", "pixels", "usage"]:
             raise DatasetError(f"{path}: expected the columns emotion,pixels,Usage, found {header.strip()[:80]!r}")

@@ -5,7 +5,6 @@ Bossard, Guillaumin and Van Gool, "Food-101 - Mining Discriminative Components w
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from typing import Any
@@ -14,8 +13,9 @@ import numpy as np
 
 from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing
-from datamodules.folders import compare_to_list, summarize_names
+from datamodules.folders import compare_to_list, printable_name, summarize_names
 from datamodules.image_dataset import PackedStrings
+from datamodules.text import load_json, read_lines
 from errors import DatasetError, UserError
 
 # The authors' archive (5 GB) and its MD5, as in torchvision's Food101.
@@ -60,7 +60,7 @@ class Food101(ClassificationData):
     @property
     def class_names(self) -> list[str] | None:
         """The dishes in label order, ``apple pie``; None for prediction without ``root``."""
-        return None if self.classes is None else [name.replace("_", " ") for name in self.classes]
+        return None if self.classes is None else [printable_name(name).replace("_", " ") for name in self.classes]
 
     def read_classes(self) -> list[str]:
         for name in ("images", "meta/classes.txt"):
@@ -128,11 +128,12 @@ class Food101(ClassificationData):
         if path.endswith(".txt"):
             entries = _lines(path)
         else:
+            expected = '{"class": ["class/number", ...]}'
+            content = load_json(path, expected)
             try:
-                with open(path, encoding="utf-8") as file:
-                    entries = [entry for group in json.load(file).values() for entry in group]
-            except (ValueError, AttributeError, TypeError) as error:
-                raise DatasetError(f'{path}: expected {{"class": ["class/number", ...]}}, found {error}') from None
+                entries = [entry for group in content.values() for entry in group]
+            except (AttributeError, TypeError) as error:
+                raise DatasetError(f"{path}: expected {expected}, found {error}") from None
         class_to_label = self.class_to_label()
         unknown = [str(entry) for entry in entries if str(entry).split("/")[0] not in class_to_label]
         if unknown:
@@ -150,5 +151,4 @@ class Food101(ClassificationData):
 
 
 def _lines(path: str) -> list[str]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return [line.strip() for line in file if line.strip()]
+    return [line.strip() for line in read_lines(path, file_names=True) if line.strip()]

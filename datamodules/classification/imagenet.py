@@ -60,7 +60,7 @@ class ImageNet(ImageFolder):
 
     @property
     def class_names(self) -> list[str]:
-        folders = self.classes
+        folders = super().class_names
         return imagenet_class_names() if folders is None or is_ilsvrc(folders) else folders
 
     def hint(self, split: Split | None) -> str:

@@ -15,6 +15,7 @@ from datamodules.base import Split
 from datamodules.classification.base import ClassificationData, Listing, list_classes
 from datamodules.folders import compare_to_list, summarize_names
 from datamodules.image_dataset import PackedStrings
+from datamodules.text import read_lines
 from errors import DatasetError
 
 CATEGORIES = "categories_places365.txt"
@@ -143,20 +144,21 @@ class Places365(ClassificationData):
         label_of = {category: label for label, category in enumerate(self.classes or ())}
         names: list[str] = []
         labels: list[int] = []
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            for number, line in enumerate(file, start=1):
-                name, _, label = line.strip().rpartition(" ")
-                if not name or not label.isdecimal() or int(label) >= len(label_of):
-                    expected = f"an image and a label of 0 to {len(label_of) - 1}"
-                    raise DatasetError(f"{path}, line {number}: expected {expected}, found {line.strip()!r}")
-                category = name.rpartition("/")[0]
-                if category and label_of.get(category) != int(label):
-                    expected = f"label {label_of[category]}" if category in label_of else "a known category"
-                    raise DatasetError(
-                        f"{path}, line {number}: expected {expected} by {CATEGORIES}, found {line.strip()!r}"
-                    )
-                names.append(f"{folder}/{name.lstrip('/')}")
-                labels.append(int(label))
+        for number, line in enumerate(read_lines(path, file_names=True), start=1):
+            if not line.strip():
+                continue
+            name, _, label = line.strip().rpartition(" ")
+            if not name or not label.isdecimal() or int(label) >= len(label_of):
+                expected = f"an image and a label of 0 to {len(label_of) - 1}"
+                raise DatasetError(f"{path}, line {number}: expected {expected}, found {line.strip()!r}")
+            category = name.rpartition("/")[0]
+            if category and label_of.get(category) != int(label):
+                expected = f"label {label_of[category]}" if category in label_of else "a known category"
+                raise DatasetError(
+                    f"{path}, line {number}: expected {expected} by {CATEGORIES}, found {line.strip()!r}"
+                )
+            names.append(f"{folder}/{name.lstrip('/')}")
+            labels.append(int(label))
         return names, np.array(labels, np.int32)
 
     def problems(self, split: Split) -> list[str]:
@@ -206,19 +208,18 @@ def read_categories(path: str) -> list[str]:
             2 and so on.
     """
     categories: dict[int, str] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            category, _, label = line.strip().rpartition(" ")
-            if not label.isdecimal() or category.count("/") < 2 or category[0] != "/":
-                raise DatasetError(f"{path}, line {number}: expected '/a/airfield 0', found {line.strip()[:80]!r}")
-            if int(label) in categories:
-                twice = f"{categories[int(label)]} and {category}"
-                raise DatasetError(f"{path}, line {number}: expected each label once, found {label} for {twice}")
-            if category in categories.values():
-                raise DatasetError(f"{path}, line {number}: expected each category once, found {category} again")
-            categories[int(label)] = category
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        category, _, label = line.strip().rpartition(" ")
+        if not label.isdecimal() or category.count("/") < 2 or category[0] != "/":
+            raise DatasetError(f"{path}, line {number}: expected '/a/airfield 0', found {line.strip()[:80]!r}")
+        if int(label) in categories:
+            twice = f"{categories[int(label)]} and {category}"
+            raise DatasetError(f"{path}, line {number}: expected each label once, found {label} for {twice}")
+        if category in categories.values():
+            raise DatasetError(f"{path}, line {number}: expected each category once, found {category} again")
+        categories[int(label)] = category
     if not categories or max(categories) != len(categories) - 1:
         found = f"{len(categories)} labels" + (f" up to {max(categories)}" if categories else "")
         raise DatasetError(f"{path}: expected the labels 0, 1, 2 and so on, found {found}")

@@ -115,6 +115,11 @@ class LSP(PoseData):
                     skipped["two labeled joints"] += 1
         return People.pack(kept, len(LSP_JOINTS), skipped)
 
+    def missing_sets(self, split: Split) -> list[str]:
+        """Return the sets of a split that do not exist."""
+        folders = (name.partition(":")[0] for name in self.sets[split])
+        return [name for name in folders if not os.path.isfile(os.path.join(self.folder, name, "joints.mat"))]
+
     def _read_set(self, name: str) -> list[Person]:
         match = _SET.fullmatch(name)
         assert match is not None

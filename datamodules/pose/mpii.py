@@ -16,7 +16,7 @@ import numpy as np
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from datamodules.base import Split
-from datamodules.folders import draw_tree, summarize_names
+from datamodules.folders import draw_tree, match_ids, summarize_names
 from datamodules.pose.base import PoseData
 from datamodules.pose.joints import MPII_JOINTS
 from datamodules.pose.mpii_annotations import (
@@ -27,6 +27,7 @@ from datamodules.pose.mpii_annotations import (
     read_release,
 )
 from datamodules.pose.people import People, read_mat
+from datamodules.text import read_lines
 from errors import DatasetError
 
 VAL_LIST = "val.txt"
@@ -164,14 +165,14 @@ class MPII(PoseData):
         }
         if path or os.path.isfile(self._path(VAL_LIST)):
             return self._read_list(path or self._path(VAL_LIST), index_of), None
-        return {index for name, index in index_of.items() if zlib.crc32(name.encode()) % VAL_MODULUS == 0}, None
+        return {index for name, index in index_of.items() if zlib.crc32(os.fsencode(name)) % VAL_MODULUS == 0}, None
 
     def _read_list(self, path: str, index_of: dict[str, int]) -> set[int]:
-        try:
-            with open(path, encoding="utf-8") as file:
-                names = [os.path.basename(line.strip()) for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"val: expected a list of images, found {error}") from None
+        if not os.path.isfile(path):
+            raise DatasetError(f"val: expected a list of images, found {path}: No such file or directory")
+        files = {os.path.splitext(name)[0]: [name] for name in index_of}
+        lines = (os.path.basename(line) for line in read_lines(path, file_names=True))
+        names = [files[name][0] if name in files else name for name in match_ids(lines, files)]
         unknown = [name for name in names if name not in index_of]
         if unknown:
             raise DatasetError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from datamodules.pose.joints import MPII_JOINTS
 from datamodules.pose.people import Person, read_mat
+from datamodules.text import load_json
 from errors import DatasetError
 
 RELEASE_FILE = "mpii_human_pose_v1_u12_1.mat"
@@ -143,11 +143,7 @@ def read_json(path: str, head_sizes: np.ndarray | None) -> list[PersonAnnotation
     Raises:
         DatasetError: the file has another form; the message names the person.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: expected a JSON conversion of MPII, found {error}") from None
+    entries = load_json(path, "a JSON conversion of MPII")
     if not isinstance(entries, list) or not entries:
         raise DatasetError(f"{path}: expected a list of {_JSON_FORM}, found {str(entries)[:60]}")
     if head_sizes is not None and len(head_sizes) != len(entries):

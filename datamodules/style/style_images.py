@@ -178,7 +178,7 @@ class StyleImages(VisionDataModule):
         paths = list_images(folder)
         if self.folders["val_content"] is not None:
             return paths
-        names = {path: os.path.relpath(path, folder).encode() for path in paths}
+        names = {path: os.fsencode(os.path.relpath(path, folder)) for path in paths}
         held_out = {path for path, name in names.items() if zlib.crc32(name) % HELD_OUT_ONE_IN == 0}
         if len(paths) < HELD_OUT_ONE_IN or not held_out:
             if not training:

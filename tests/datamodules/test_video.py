@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -71,3 +72,14 @@ def test_names_of_videos() -> None:
     assert is_video("a.MP4")
     assert not is_video("a.jpg")
     assert not is_video(None)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """OpenCV crashes on it."""
+    write_video(tmp_path / "film.avi", frames=1)
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/film\xe9.avi")
+    os.rename(tmp_path / "film.avi", path)
+    with pytest.raises(DatasetError, match="expected a path in UTF-8, found other bytes; rename the video"):
+        VideoDataset(path, None)  # type: ignore[arg-type]
+    write_video(tmp_path / "filmé.avi", frames=1)
+    assert len(VideoDataset(str(tmp_path / "filmé.avi"), None)) == 1  # type: ignore[arg-type]

@@ -101,6 +101,12 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, expected: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_utf16_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "fer2013.csv").write_bytes("emotion,pixels,Usage\n".encode("utf-16"))
+    with pytest.raises(DatasetError, match=r"fer2013\.csv: expected UTF-8 text, found UTF-16; save it as UTF-8"):
+        FER2013(str(tmp_path)).dataset("train")
+
+
 def test_parse_pixels() -> None:
     assert parse_pixels(ROW.encode()).tolist() == [i % 256 for i in range(2304)]
     parsed = parse_pixels(b"7 " + ROW[2:].encode())

@@ -69,6 +69,15 @@ def test_labels_are_those_of_the_sorted_classes(root: Path) -> None:
     assert data.labels("predict") is None
 
 
+def test_files_with_a_mark(root: Path) -> None:
+    expected, meta = ids(food(root), "train"), root / "food-101" / "meta"
+    for path in meta.iterdir():
+        path.write_bytes(path.read_bytes().decode().replace("\n", "\r\n").encode("utf-8-sig"))
+    data = food(root)
+    assert ids(data, "train") == expected
+    assert data.class_names == ["caesar salad", "pizza", "sushi"]
+
+
 def test_the_text_lists_do_as_well(root: Path) -> None:
     expected = ids(food(root), "train"), ids(food(root), "test")
     for name in ("train.json", "test.json"):

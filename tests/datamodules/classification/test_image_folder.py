@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -120,3 +121,15 @@ def test_a_wrong_root(tmp_path: Path) -> None:
         _ = folder(None).num_classes
     plant(tmp_path, "cifar/train/a/1.png")
     assert refusal(folder(str(tmp_path))).endswith(f"Did you mean --data.root {tmp_path}/cifar?")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    plant(tmp_path, *(f"{s}/{c}/{i}.jpg" for s in ("train", "val") for c in ("a", "b") for i in range(2)))
+    for split in ("train", "val"):
+        os.rename(tmp_path / split / "a", os.fsencode(tmp_path / split) + b"/Katz\xe9")
+    data = ImageFolder(str(tmp_path), image_size=16, num_workers=0)
+    assert data.class_names is not None
+    assert data.class_names[0] == "Katz\\xe9", "as text, which YAML, figures and W&B can show"
+    dataset, labels = data.dataset("train"), data.labels("train")
+    assert labels is not None
+    assert [dataset[i]["id"].split("/")[1] for i in np.flatnonzero(labels == 0)] == ["Katz\udce9"] * 2

@@ -245,6 +245,17 @@ def test_lists_that_are_not_right(standard: Path, line: str, expected: str) -> N
     assert expected in refusal(places(standard))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_with_a_mark_and_blank_lines(standard: Path, encoding: str) -> None:
+    expected = {split: labels_of(places(standard), split) for split in ("train", "val")}
+    for name in (CATEGORIES, "places365_train_standard.txt", "places365_val.txt"):
+        lines = (standard / name).read_text().split("\n")
+        (standard / name).write_bytes("\r\n".join([*lines, "", " "]).encode(encoding))
+    assert {split: labels_of(places(standard), split) for split in ("train", "val")} == expected
+    (standard / CATEGORIES).write_bytes("/b/caf\xe9 0".encode("latin-1"))
+    assert f"{CATEGORIES}: expected UTF-8 text, found byte 0xe9 in line 1" in refusal(places(standard))
+
+
 def test_missing_and_unlisted_images(standard: Path) -> None:
     val = standard / "val_256"
     shutil.copy(val / "Places365_val_00000001.jpg", val / "extra.jpg")

@@ -255,6 +255,8 @@ def test_a_list_holds_images_out(tmp_path: Path) -> None:
     assert len(data.people("val")) == 4
     assert len(names(data, "train")) == 4
     assert module(tmp_path, val=str(tmp_path / "mine.txt")).people("val").number.tolist() == [0, 1, 0, 1]
+    (tmp_path / "mine.txt").write_bytes("images/003.jpg\r\n005\r\n".encode("utf-8-sig"))
+    assert names(module(tmp_path, val="mine.txt"), "val") == {"images/003.jpg", "images/005.jpg"}
     (tmp_path / "mine.txt").write_text("003.jpg\nnone.jpg\n")
     with pytest.raises(
         DatasetError, match=r"mine.txt: expected training images with people, found 1 name \(none.jpg\)"
