@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ def command(main: Main) -> Callable[..., int]:
 
     @wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
+        print_any_name()
         try:
             return main(arguments)
         except KeyboardInterrupt:
@@ -34,6 +36,13 @@ def command(main: Main) -> Callable[..., int]:
             return 2
 
     return wrapped
+
+
+def print_any_name() -> None:
+    """Let file names print that are not in the terminal's encoding, or not UTF-8: a byte 0xe9 becomes ``\\udce9``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def make_folder(option: str, folder: str) -> None:

@@ -11,11 +11,38 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
+import yaml
+from jsonargparse import get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser
 
 # Options whose value is a class, given by name.
 CLASS_SLOTS = ("model", "data", "optimizer", "schedule", "callbacks", "logger", "strategy", "profiler", "plugins")
 CASE_STUDIES = ("classification", "detection", "segmentation", "pose", "style")
+
+# Python represents a byte of a file name that is not UTF-8 as a surrogate, which YAML's C parser refuses. A character
+# for private use stands in for it there.
+_PRIVATE = {surrogate: 0x100000 + surrogate for surrogate in range(0xDC80, 0xDD00)}
+_SURROGATES = {private: surrogate for surrogate, private in _PRIVATE.items()}
+_load_yaml = get_loader("yaml")
+
+
+def load_yaml(text: str) -> Any:
+    """Load YAML as jsonargparse does; file names may have bytes that are not UTF-8."""
+    text = re.sub(r"(?<!\\)\\u(DC[89A-F][0-9A-F])", r"\\U0010\1", text.translate(_PRIVATE), flags=re.IGNORECASE)
+    return _restore_surrogates(_load_yaml(text))
+
+
+def _restore_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_SURROGATES)
+    if isinstance(value, list):
+        return [_restore_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_restore_surrogates(key): _restore_surrogates(item) for key, item in value.items()}
+    return value
+
+
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
 class FriendlyParser(LightningArgumentParser):

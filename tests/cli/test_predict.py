@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -179,3 +180,28 @@ def test_attributes_are_predicted_from_the_checkpoint_alone(
     assert "attributes: expected one or more" in line
     line = refusal(["fit", *TINY, "--data", "Yummly28K", "--data.root", str(roots["Yummly28K"]), *QUICK], capsys)
     assert "num_classes: expected 1 or more, found 0" in line
+
+
+def test_names_that_are_not_utf8(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder, a class and an image of an old zip: training, evaluation and prediction from the checkpoint work."""
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(data, root)
+    for split in ("train", "val"):
+        first = sorted(Path(root, split).iterdir())[0]
+        os.rename(first, os.fsencode(first.parent) + b"/Katz\xe9")
+    cli.parser.run(["fit", *TINY, *QUICK, "--data.root", root, "--trainer.max_epochs", "1", "--experiment", "names"])
+    (best,) = Path("runs/names").glob("*/checkpoints/best.ckpt")
+    cli.parser.run(["validate", *QUICK, "--ckpt_path", str(best)])
+    images = os.fsdecode(os.fsencode(Path(root, "val")) + b"/Katz\xe9")
+    shutil.copy(best, tmp_path / "alone.ckpt")
+    for checkpoint in (str(best), "alone.ckpt"):
+        experiment = Path(checkpoint).stem
+        cli.parser.run([
+            "predict", *QUICK, "--ckpt_path", checkpoint, "--data.images", images, "--experiment", experiment,
+        ])  # fmt: skip
+        (run,) = Path("runs", experiment).glob("*_predict")
+        records = json.loads((run / "predictions.json").read_text())
+        assert [record["file"] for record in records] == sorted(os.path.join(images, n) for n in os.listdir(images))
+        assert "Katz\\xe9" in (run / "predictions.csv").read_text(errors="surrogateescape")
+    printed = capfd.readouterr()
+    assert "skipped" not in printed.out + printed.err
