@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from datamodules.synthetic.mpii import write_mpii
 from datamodules.synthetic.style_images import write_style_images
 from datamodules.synthetic.voc import write_voc
 from datamodules.synthetic.voc_segmentation import write_voc_segmentation
+from tests.command import ROOT
 from tools.check import check, main
 from tools.color_masks import main as color_masks
 
@@ -267,3 +271,64 @@ def test_masks_are_read_until_all_classes_are_found(tmp_path: Path, monkeypatch:
     ):
         VOCSegmentation(str(tmp_path), classes=["background", "aeroplane", "bicycle", "kite"]).dataset("train")
     assert len(read) == 4
+
+
+def planted_voc(tmp_path: Path) -> Path:
+    write_voc(str(tmp_path), classes=2, train=3, val=2, size=32)
+    return tmp_path / "VOCdevkit" / "VOC2007"
+
+
+OWN = ["--data", "VOCDetection", "--data.classes", "[aeroplane,bicycle]", "--workers", "1"]
+
+
+def test_the_default_test_set_is_not_demanded_of_a_dataset_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = planted_voc(tmp_path)
+    (top / "ImageSets" / "Main" / "test.txt").unlink()
+    given = ["--data.root", str(tmp_path), "--data.train", "[VOC2007/train]"]
+    assert main([*OWN, *given, "--data.val", "[VOC2007/val]"]) == 0
+    report = capsys.readouterr().out
+    assert "test: VOC2007/test (the default) not present; set --data.test if you need it\n" in report
+    assert "VOC2007/val: 4 images" in report
+    assert main([*OWN, *given]) == 0
+    assert "val, test: VOC2007/test (the default) not present" in capsys.readouterr().out
+    # What the user names must exist, and so must the defaults if nothing is named.
+    assert main([*OWN, *given, "--data.val", "[VOC2007/dev]"]) == 1
+    assert "PROBLEM" in capsys.readouterr().out
+    assert main([*OWN, "--data.root", str(tmp_path)]) == 1
+    assert "VOC2007/test" not in capsys.readouterr().out.split("PROBLEM")[0]
+
+
+def test_every_failure_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    top = planted_voc(tmp_path)
+    options = [*OWN, "--data.root", str(tmp_path), "--data.train", "[VOC2007/train]", "--data.val", "[VOC2007/val]"]
+    options += ["--data.test", "[VOC2007/val]"]
+    name = (top / "ImageSets/Main/train.txt").read_text().split()[0]
+    xml = top / "Annotations" / f"{name}.xml"
+    text = xml.read_text()
+    for content, message in (
+        ('<?xml version="1.0" encoding="ANSI"?><annotation/>', "expected an encoding that Python knows, found ANSI"),
+        ("<annotations/>", "found the root <annotations>"),
+        ("", "found no element found"),
+    ):
+        xml.write_text(content)
+        assert main(options) == 1
+        problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+        assert len(problems) == 1
+        assert f"{name}.xml: " in problems[0]
+        assert message in problems[0]
+    # An unreadable image whose box must be compared to it.
+    xml.write_text(re.sub("<xmax>[0-9]+", "<xmax>900", text))
+    (top / "JPEGImages" / f"{name}.jpg").write_text("no image")
+    assert main(options) == 1
+    assert re.search(rf"PROBLEM .*{name}.jpg: not an image", capsys.readouterr().out)
+
+
+def test_names_that_are_not_utf8_are_printed(root: Path) -> None:
+    for split in ("train", "val"):
+        os.rename(root / split / "striped_disk", os.fsencode(root / split) + b"/Katz\xe9")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "tools.check", "--data", "ImageFolder", "--data.root", str(root), "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert b"  Katz\\udce9: 6\n" in done.stdout

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from datamodules.base import Split
 from datamodules.pose.base import PoseData
-from errors import DatasetError
-from tools.dataset_checks.report import Report
+from datamodules.pose.lsp import LSP
+from datamodules.pose.people import People
+from errors import UserError
+from tools.dataset_checks.report import SPLITS, Report
+
+
+def _readable_splits(data: PoseData, report: Report) -> Iterator[tuple[Split, People]]:
+    if isinstance(data, LSP):
+        yield from report.readable_splits(data, data.sets, data.missing_sets, data.people)
+        return
+    for split in SPLITS:
+        try:
+            yield split, data.people(split)
+        except UserError as error:
+            if str(error) not in report.problems:
+                report.problems.append(str(error))
 
 
 def check_people(data: PoseData, report: Report) -> None:
     """Count people and labeled joints, and joints outside the image."""
     report.notes.append(f"{len(data.joint_names)} joints")
-    checked: set[tuple[str, ...]] = set()  # MPII's test split equals val, and LSP's usually does
-    for split in ("train", "val", "test"):
-        try:
-            people = data.people(split)
-        except DatasetError as error:
-            report.problems.append(str(error))
-            continue
+    checked: set[tuple[str, ...]] = set()  # MPII's test split equals val
+    for split, people in _readable_splits(data, report):
         if not len(people):
             report.notes.append(f"{split}: no people")
             continue

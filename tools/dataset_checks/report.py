@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import multiprocessing
 import os
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.progress import track
 
+from datamodules.base import Split, VisionDataModule
 from datamodules.image_dataset import PackedStrings
 from datamodules.images import EncodedImage
 from datamodules.orientation import Size
-from errors import BrokenImageError
+from errors import BrokenImageError, UserError
 
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MAX_LINES = 20  # of one kind of problem; more are only counted
 
 T = TypeVar("T")
@@ -102,6 +105,49 @@ class Report:
     def _track(self, results: Iterable[T], total: int, title: str) -> Iterable[T]:
         return track(results, title, total=total, transient=True) if self.progress else results
 
+    def readable_splits(
+        self,
+        data: VisionDataModule,
+        sets: Mapping[str, Sequence[str]],
+        missing_sets: Callable[[Split], list[str]],
+        read: Callable[[Split], T],
+    ) -> Iterator[tuple[Split, T]]:
+        """Read each different split, and report those that cannot be read.
+
+        ``test`` often equals ``val``. If the user names the sets of a split, missing sets of the other splits' defaults
+        are notes, not problems: a custom dataset has no VOC2007/test.
+
+        Args:
+            data: a datamodule with the options ``train``, ``val`` and ``test``.
+            sets: the sets of each split.
+            missing_sets: returns the sets of a split that do not exist.
+            read: reads a split, or raises a UserError.
+
+        Yields:
+            The first of equal splits, and what ``read`` returns for it.
+        """
+        equal: dict[tuple[str, ...], list[Split]] = {}
+        for split in SPLITS:
+            equal.setdefault(tuple(sets[split]), []).append(split)
+        notes, problems, given = [], [], False
+        for splits in equal.values():
+            is_default = all(_is_default(data, split) for split in splits)
+            try:
+                content = read(splits[0])
+            except UserError as error:
+                if is_default and (missing := missing_sets(splits[0])):
+                    options = " and ".join(f"--data.{split}" for split in splits)
+                    found = f"{' + '.join(missing)} (the default) not present"
+                    notes.append(f"{', '.join(splits)}: {found}; set {options} if you need it")
+                    problems.append(str(error))
+                else:
+                    self.problems.append(str(error))
+                continue
+            given = given or not is_default
+            yield splits[0], content
+        self.notes += notes if given else []
+        self.problems += problems if not given else []
+
     def read_images(
         self,
         title: str,
@@ -164,6 +210,15 @@ class Report:
         self.add_problems(across_classes, "images in several classes")
         if repeated:
             self.notes.append(f"{repeated} images repeat another of their class and split")
+
+
+def _is_default(data: VisionDataModule, option: str) -> bool:
+    """Return whether an option has its default, which is that of the first class that has the option."""
+    for cls in type(data).__mro__:
+        parameter = inspect.signature(vars(cls)["__init__"]).parameters.get(option) if "__init__" in vars(cls) else None
+        if parameter is not None:
+            return tuple(data.hparams[option]) == tuple(parameter.default)
+    return False
 
 
 def count_range(counts: np.ndarray, classes: Sequence[str]) -> str:

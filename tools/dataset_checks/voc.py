@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.base import Split
 from datamodules.detection.voc import VOCDetection
 from datamodules.orientation import Size
 from datamodules.segmentation.base import MaskFiles, VOCMaskData
 from datamodules.segmentation.masks import count_ids, masks_and_boxes, open_image, read_mask, read_objects
 from datamodules.transforms import VOID
-from datamodules.voc import VOCData
 from errors import BrokenImageError, DatasetError
 from tools.dataset_checks.report import Report, count_range
-
-
-def _distinct_splits(data: VOCData) -> Iterator[tuple[str, Split]]:
-    """Yield a title and a split for each combination of image sets, since ``test`` often equals ``val``."""
-    splits: dict[tuple[str, ...], Split] = {}
-    for split in ("train", "val", "test"):
-        splits.setdefault(data.image_sets[split], split)
-    for image_sets, split in splits.items():
-        yield " + ".join(image_sets), split
 
 
 def check_objects(data: VOCDetection, report: Report) -> None:
     """Count objects per class, and report boxes that are empty or outside the image."""
     report.notes.append(f"{len(data.class_names)} classes")
-    for title, split in _distinct_splits(data):
-        try:
-            annotations = data.annotations(split)
-        except DatasetError as error:
-            report.problems.append(str(error))
-            continue
-        counts = np.bincount(annotations.labels, minlength=len(data.class_names))
+    for split, found in report.readable_splits(data, data.image_sets, data.missing_image_sets, data.annotations):
+        title = " + ".join(data.image_sets[split])
+        counts = np.bincount(found.labels, minlength=len(data.class_names))
         report.notes.append(
-            f"{title}: {len(annotations.images)} images, {counts.sum()} objects, "
-            f"{count_range(counts, data.class_names)}, {annotations.difficult.sum()} difficult, "
-            f"{(np.diff(annotations.start) == 0).sum()} images without objects"
+            f"{title}: {len(found.images)} images, {counts.sum()} objects, "
+            f"{count_range(counts, data.class_names)}, {found.difficult.sum()} difficult, "
+            f"{(np.diff(found.start) == 0).sum()} images without objects"
         )
         report.add_counts(data.class_names, counts)
         # Data with the default classes may be a part of VOC.
-        line = data.untrained_classes(annotations) if split == "train" else ""
+        line = data.untrained_classes(found) if split == "train" else ""
         if line and (data.classes is not None or not counts.any()):
             report.problems.append(f"{title}: {line}")
-        report.problems += [f"{title}: {line}" for line in annotations.warnings()]
-        sizes = [annotations.annotated_size(i) for i in range(len(annotations.images))]
-        report.read_images(title, data.devkit, annotations.images, annotated_sizes=sizes)
+        report.problems += [f"{title}: {line}" for line in found.warnings()]
+        sizes = [found.annotated_size(i) for i in range(len(found.images))]
+        report.read_images(title, data.devkit, found.images, annotated_sizes=sizes)
 
 
 class MaskFacts(NamedTuple):
@@ -98,12 +82,8 @@ def check_masks(data: VOCMaskData, report: Report) -> None:
     names = data.class_names
     if data.needs_object_masks and data.classes_include_background:
         names = names[1:]  # the background has no objects
-    for title, split in _distinct_splits(data):
-        try:
-            files = data.files(split)
-        except DatasetError as error:
-            report.problems.append(str(error))
-            continue
+    for split, files in report.readable_splits(data, data.image_sets, data.missing_image_sets, data.files):
+        title = " + ".join(data.image_sets[split])
         function = partial(
             read_mask_facts, root=data.devkit, num_classes=len(names), exif_orientation=data.exif_orientation
         )
