@@ -78,7 +78,7 @@ def list_prediction_images(images: str | None) -> list[str]:
     files = [name for name in others if not is_video(name)]
     if others:
         counts = [summarize_names(names, noun) for names, noun in ((videos, "video"), (files, "other file")) if names]
-        advice = "; predict a video by itself with --data.images VIDEO" if videos else ""
+        advice = "; detection, segmentation and style predict a video with --data.images VIDEO" if videos else ""
         rank_zero_warn(f"{images}: predicting {len(found)} images, ignored {' and '.join(counts)}{advice}")
     return found
 

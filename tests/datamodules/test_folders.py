@@ -78,7 +78,7 @@ def test_prediction_counts_what_it_ignores(tmp_path: Path) -> None:
         assert len(list_prediction_images(str(tmp_path))) == 2
     assert [str(warning.message) for warning in caught] == [
         f"{tmp_path}: predicting 2 images, ignored 2 videos (b/film.AVI, film.mp4) and 1 other file (notes.txt); "
-        "predict a video by itself with --data.images VIDEO"
+        "detection, segmentation and style predict a video with --data.images VIDEO"
     ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,14 @@ def test_textures_of_many_kinds(tmp_path: Path) -> None:
     images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "style").iterdir())]
     assert all(image.shape == (32, 32, 3) for image in images)
     assert all(image.std() > 10 for image in images)
+
+
+def test_names_that_are_not_utf8(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "root")
+    for folder in ("content", "style"):
+        first = sorted((tmp_path / "root" / folder).iterdir())[0]
+        os.rename(first, os.fsencode(first.parent) + b"/caf\xe9.jpg")
+    data = module(tmp_path / "root")
+    ids = {data.dataset(split)[i]["id"] for split in ("train", "val") for i in range(len(data.dataset(split)))}  # type: ignore[arg-type]
+    assert str(tmp_path / "root" / "content" / "caf\udce9.jpg") in ids
+    assert len(ids) == 20
