@@ -337,7 +337,8 @@ class RCNN(StagedModule, Detector):
         """Add the examples of a batch to the cache, and keep the hardest."""
         if self.trainer.world_size > 1:
             # All ranks have the same cache. They exchange tensors of one size.
-            size = max(1, self.svm_cache_size // 4)
+            counts = self.all_gather(torch.tensor(len(scores), device=self.device))
+            size = min(int(counts.max()), max(1, self.svm_cache_size // 4))  # type: ignore[union-attr]
             hardest = examples.keep_hardest(scores, size)
             padded = (F.pad(part, (0, 0, 0, size - len(part))) for part in hardest)
             examples = HardExamples(*(self.all_gather(part).flatten(0, 1) for part in padded))  # type: ignore[union-attr]
