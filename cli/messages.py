@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -175,15 +176,42 @@ def explain(message: str, options: list[str]) -> str:
     values = re.findall(r"(Expected [^\n]+?\. Got value: [^\n]+)", message)
     if values:
         path = ".".join(dict.fromkeys([key or "", *(name for name, _ in inner)])).strip(".")
-        expected = _plain_type(values[0]).replace(". Got value:", ", found")
+        expected = re.sub(r"^(Expected) an? (?=int|float|bool|str)", r"\1 ", _plain_type(values[0]).split(", found")[0])
+        expected = re.sub(r"\. Got value: (\S+?)(\. Got value: .*)?$", r", found \1", expected)
         return f"--{path}: {expected[0].lower()}{expected[1:]}"
     if "Union subtypes" in message and (
         found := _first(r"Given value: ([^\n]+?)(?:\. Got value: [^\n]*)?(?:\n|$)", message)
     ):
         # Unions are nested: the last one listed is the innermost, whose value is the first one listed.
         types = re.findall(r"Subtypes: \[([^\n]+)\]", message)[-1]
+        slot = _slot(message, key)
+        if slot.rsplit(".", 1)[-1] in CLASS_SLOTS and (problem := _class_problem(slot, found, types)) is not None:
+            return problem
         return f"--{_slot(message, key)}: expected {_plain_types(types)}, found {found}"
     return " ".join(message.split())[:400]
+
+
+def _class_problem(slot: str, path: str, types: str) -> str | None:
+    """Return why a class of the user's own module cannot be taken: its import fails, it is missing or another kind."""
+    module_name, _, name = path.strip("'").rpartition(".")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", module_name):
+        return None
+    try:
+        module = importlib.import_module(module_name)
+    except SyntaxError as error:
+        return (
+            f"--{slot}: expected a class, found {path} with SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
+        )
+    except Exception as error:
+        traced = traceback.extract_tb(error.__traceback__)
+        frames = [f for f in traced if f.filename != __file__ and "importlib" not in f.filename]
+        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        return f"--{slot}: expected a class, found {path} with {type(error).__name__}: {error}{place}"
+    found = getattr(module, name, None)
+    if found is None:
+        known = [n for n, value in vars(module).items() if isinstance(value, type)]
+        return f"--{slot}: expected a class of {module.__file__}, found no {name}{nearest(name, known)}"
+    return f"--{slot}: expected a {_plain_types(types)}, found {path}, which is not one"
 
 
 def missing_class(slot: str) -> str:

@@ -98,7 +98,9 @@ class ImageClassifier(Classifier):
         aux_logits = self.aux_loss_weight > 0 and not freeze_backbone
         self.network = build_network(backbone, num_classes, base_channels, dropout, aux_logits)
         if weights is not None:
-            load_weights(self.network, find_weights(backbone, weights), backbone, config.head, *AUX_HEADS)
+            # Of VGG and AlexNet, files without fc6 and fc7 are accepted, too.
+            head = config.head.split(".")[0]
+            load_weights(self.network, find_weights(backbone, weights), backbone, head, *AUX_HEADS)
         self.head_name = config.head
         if freeze_backbone:
             self.network.requires_grad_(False).get_submodule(self.head_name).requires_grad_(True)

@@ -41,14 +41,18 @@ def _build_layers(backbone: FeatureBackbone, device: torch.device, weights: str 
         path = find_weights(backbone, weights, "try untrained features with --model.weights random")
         # Marks a last layer that the file does not have, see `Features`.
         nn.init.constant_(network.classifier[6].weight, torch.nan)  # type: ignore[index]
+        fc6 = next(name for name, m in network.named_modules() if isinstance(m, nn.Linear))
 
-        def match_num_classes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        def match_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+            if f"{fc6}.weight" not in state or state[f"{fc6}.weight"].isnan().all():  # a file of convolutions alone
+                network.classifier = nn.Sequential()
+                return {key: value for key, value in state.items() if not key.startswith("classifier.")}
             last = state.get("classifier.6.weight")
             if last is not None and last.ndim == 2:
                 network.classifier[6] = nn.Linear(last.shape[1], last.shape[0], device=device)  # type: ignore[index,operator]
             return state
 
-        load_weights(network, path, backbone, "classifier.6", convert=match_num_classes)
+        load_weights(network, path, backbone, "classifier.6", convert=match_classifier)
     layers: dict[str, nn.Module] = {}
     block, number, suffix = 1, 0, ""
     for module in network.features:  # type: ignore[union-attr]
@@ -67,7 +71,7 @@ def _build_layers(backbone: FeatureBackbone, device: torch.device, weights: str 
             block, number = block + 1, 0 if backbone != "alexnet" else number
     linear = [module for module in network.classifier if isinstance(module, nn.Linear)]  # type: ignore[union-attr]
     flatten = nn.Sequential(network.avgpool, nn.Flatten())
-    for number, module in zip((6, 7, 8), linear, strict=True):
+    for number, module in zip((6, 7, 8), linear, strict=False):  # none without a classifier
         layers[f"fc{number}"] = nn.Sequential(*([flatten] if number == 6 else []), module)
         if number < 8:
             layers[f"relu{number}"] = nn.ReLU()
@@ -115,6 +119,8 @@ class Features(nn.Module):
         self.random = weights == RANDOM
         built = _build_layers(backbone, torch.device("cpu"), None if self.random else weights)
         end = max(names.index(name) for name in layers) + 1
+        if "fc6" in names[:end] and "fc6" not in built:
+            raise UserError(f"layers: expected layers before fc6, which {weights} does not have, found {layers[-1]}")
         self.requested = list(layers)
         self.layers = nn.ModuleDict({name: built[name] for name in names[:end] if name in built})
         for name in self.layers:

@@ -71,7 +71,8 @@ def load_weights(
         network: the network to load into.
         path: the file.
         name: name of the network, for messages.
-        *heads: modules that may be missing in the file, have another shape, or exist only there.
+        *heads: modules that may be missing in the file, have another shape, or exist only there. Tensors of nan count
+            as missing.
         convert: maps the state dict to the names and shapes of ``network``.
 
     Raises:
@@ -82,6 +83,8 @@ def load_weights(
         state = state.get("state_dict", state)
         state = {re.sub(r"^(network|module)\.", "", key): value for key, value in state.items()}
         state = convert(state) if convert is not None else state
+        # Torchvision's VGG-16 of features alone has nan in fc6, fc7 and fc8.
+        state = {key: value for key, value in state.items() if not value.isnan().all()}
         shapes = {key: value.shape for key, value in state.items()}
     except Exception as error:
         raise UserError(

@@ -278,7 +278,13 @@ class RCNN(StagedModule, Detector):
         if weights is not None:
             path = find_weights(backbone, weights)
             load_weights(
-                self.network, path, backbone, "classifier", convert=lambda state: rename_crop_weights(state, backbone)
+                self.network,
+                path,
+                backbone,
+                "classifier",
+                "fc6",
+                "fc7",
+                convert=lambda state: rename_crop_weights(state, backbone),
             )
 
     # --- losses -------------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def torchvision_trunk(backbone: str, weights: str | None) -> tuple[nn.Module, in
     head = linear[-1]
     features = network.get_submodule(head).in_features
     if weights is not None:
-        load_weights(network, find_weights(backbone, weights), backbone, head, *AUX_HEADS)
+        # Of VGG and AlexNet, files without fc6 and fc7 are accepted, too.
+        load_weights(network, find_weights(backbone, weights), backbone, head.split(".")[0], *AUX_HEADS)
     network.set_submodule(head, nn.Identity())
     return network, int(features)  # type: ignore[arg-type]
 
@@ -118,7 +119,7 @@ class PoseRegressor(nn.Module):
         joints: number of joints, K.
         backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
         weights: torchvision's weights, see `find_weights`; None trains from scratch.
-        **options: see `AlexNetTrunk`; torchvision networks ignore them.
+        **options: see `AlexNetTrunk`; a torchvision network does not use them.
     """
 
     def __init__(self, joints: int = 16, backbone: str = ALEXNET, weights: str | None = None, **options: Any) -> None:
@@ -274,9 +275,10 @@ class DeepPose(StagedModule):
         backbone: ``alexnet_2014`` (the paper's) or a torchvision classification network.
         weights: null to train from scratch; IMAGENET1K_V1, IMAGENET1K_V2 (ResNets only) or DEFAULT, the newest, for
             torchvision's weights of the backbone; or a file. All stages start from the same weights.
-        width_multiplier: factor on all channels and units of ``alexnet_2014``.
-        dropout: dropout rate after the fully connected layers of ``alexnet_2014``.
-        batch_norm: batch normalization in ``alexnet_2014`` instead of local response normalization.
+        width_multiplier: factor on all channels and units of ``alexnet_2014``; refused for other backbones.
+        dropout: dropout rate after the fully connected layers of ``alexnet_2014``; refused for other backbones.
+        batch_norm: batch normalization in ``alexnet_2014`` instead of local response normalization; refused for other
+            backbones.
         input_size: input side of the first stage in pixels.
         crop_size: input side of the later stages in pixels. Default: ``input_size``.
         stage_epochs: number of epochs of each of the S stages; the last stage lasts until the end of the run.
@@ -323,6 +325,13 @@ class DeepPose(StagedModule):
             raise UserError(f"crops_per_person: expected 1 to {joints}, the number of joints, found {crops_per_person}")
         if backbone == ALEXNET and weights is not None:
             raise UserError(f"weights: expected null for {ALEXNET}, found {weights}; choose another backbone")
+        given = {"width_multiplier": width_multiplier, "dropout": dropout, "batch_norm": batch_norm}
+        for name, default in (("width_multiplier", 1.0), ("dropout", 0.6), ("batch_norm", False)):
+            if backbone != ALEXNET and given[name] != default:
+                raise UserError(
+                    f"{name}: expected {str(default).lower()}, the default, for backbone {backbone}, which has its own "
+                    f"layers, found {given[name]}; use backbone {ALEXNET}"
+                )
         missing = [name for name in TORSO if name not in self.joint_names]
         if missing and len(stage_epochs) > 1:
             raise UserError(f"joint_names: expected {' and '.join(TORSO)} for the torso, found no {missing[0]}")

@@ -167,7 +167,7 @@ class OrientationRegressor(VisionModule):
             self.network = build_network(backbone, outputs, base_channels or 16)
         if weights is not None:
             head_name = "head.2" if backbone == "small" else config.head
-            load_weights(self.network, find_weights(backbone, weights), backbone, head_name, *AUX_HEADS)
+            load_weights(self.network, find_weights(backbone, weights), backbone, head_name.split(".")[0], *AUX_HEADS)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"rotation": self.loss(self._rotations(batch["image"]), batch["rotation"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,43 @@ def test_missing_parts(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert "--data.root" in refusal(["fit", "--model", "ImageClassifier", "--data", "ImageNet"], capsys)
     assert "ImageFolder" in refusal(["fit", *TINY, *QUICK, "--data.root", str(tmp_path / "nothing")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "class Hands:\n    x = missing_name\n",
+            "NameError: name 'missing_name' is not defined \\(.*own_module.py:2\\)",
+        ),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module' \\(.*own_module.py:1\\)"),
+        ("class Hands(\n", "SyntaxError: .*own_module.py:1"),
+        ("class Hand: pass\n", "expected a class of .*own_module.py, found no Hands; did you mean Hand"),
+        (
+            "class Hands: pass\n",
+            "expected a Lightning(DataModule|Module) or null, found own_module.Hands, which is not one",
+        ),
+    ],
+)
+@pytest.mark.parametrize("slot", ["data", "model"])
+def test_the_error_of_an_own_module_is_shown(
+    source: str,
+    expected: str,
+    slot: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "own_module.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_module", raising=False)
+    others = {"data": ["--model", "EmotionClassifier"], "model": ["--data", "FER2013"]}
+    line = refusal(["fit", f"--{slot}", "own_module.Hands", *others[slot]], capsys)
+    assert line.startswith(f"error: --{slot}: ")
+    assert re.search(expected, line)
+
+
+def test_a_wrong_number_inside_a_class_names_option_type_and_value(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.schedule", "Cosine", "--model.schedule.warmup_steps", "abc"]
+    line = refusal(["fit", "--model", "EmotionClassifier", "--data", "FER2013", *options], capsys)
+    assert line.strip() == "error: --model.schedule.warmup_steps: expected int, found abc"

@@ -178,3 +178,14 @@ def test_what_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         Features(["relu1"], "resnet18", "random")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="found no file nowhere.pth"):
         Features(["relu1_1"], weights="nowhere.pth")
+
+
+def test_a_file_of_convolutions_alone(tmp_path: Path) -> None:
+    """Layers before fc6 work; fc6 itself is refused, whether the file lacks it or has nan for it."""
+    torch.manual_seed(0)
+    state = torchvision.models.vgg16().features.state_dict(prefix="features.")
+    torch.save(state, tmp_path / "vgg16.pth")
+    features = Features(["relu1_1"], "vgg16", str(tmp_path / "vgg16.pth"))
+    assert torch.equal(features.layers["conv1_1"].weight, state["features.0.weight"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="layers: expected layers before fc6"):
+        Features(["relu7"], "vgg16", str(tmp_path / "vgg16.pth"))
