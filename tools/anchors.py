@@ -75,10 +75,10 @@ def _cluster(sizes: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def training_sizes(data: VOCDetection, image_side: int) -> np.ndarray:
-    """Compute the sizes of all training objects in images that are warped to a square.
+    """Compute the sizes of all objects that are trained on, in images that are warped to a square.
 
     Args:
-        data: the dataset.
+        data: the dataset; its option ``train_difficult`` counts.
         image_side: side of the square in pixels.
 
     Returns:
@@ -92,7 +92,8 @@ def training_sizes(data: VOCDetection, image_side: int) -> np.ndarray:
         read_header(os.path.join(data.devkit, annotations.images[i]))  # raises the reason
     heights_widths = np.repeat(annotations.sizes.astype(np.float64), np.diff(annotations.start), axis=0)
     boxes = annotations.boxes.astype(np.float64)
-    return (boxes[:, 2:] - boxes[:, :2]) / heights_widths[:, ::-1] * image_side / STRIDE
+    sizes = (boxes[:, 2:] - boxes[:, :2]) / heights_widths[:, ::-1] * image_side / STRIDE
+    return sizes[~annotations.difficult | data.train_difficult]
 
 
 @command
@@ -108,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.image_size < 1:
         raise UserError(f"image_size: expected at least 1, found {options.image_size}")
-    data = VOCDetection(options.root, train=options.train, classes=names_or_file(options.classes))
+    # YOLOv2 does not train on difficult objects.
+    data = VOCDetection(
+        options.root, train=options.train, classes=names_or_file(options.classes), train_difficult=False
+    )
     sizes = training_sizes(data, options.image_size)
     if not len(sizes):
         raise DatasetError(f"train: expected objects to cluster in {', '.join(options.train)}, found none")

@@ -77,13 +77,22 @@ def test_sizes_are_in_cells_of_the_warped_image(devkit: Path) -> None:
     np.testing.assert_allclose(sizes, (boxes[:, 2:] - boxes[:, :2]) / 32, rtol=1e-4)
 
 
+def test_difficult_objects_count_only_if_they_are_trained_on(devkit: Path) -> None:
+    options = {"root": str(devkit), "train": ["VOC2007/train"]}
+    data = VOCDetection(**options, train_difficult=False)  # type: ignore[arg-type]
+    difficult = data.annotations("train").difficult
+    assert 0 < difficult.sum() < len(difficult)
+    every = training_sizes(VOCDetection(**options), 96)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(training_sizes(data, 96), every[~difficult])
+
+
 def test_the_command_prints_yaml_for_a_config(devkit: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--root", str(devkit), "--train", "VOC2007/train", "--image_size", "96", "--k", "3"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
     anchors = yaml.safe_load(lines[-1])["anchors"]
-    data = VOCDetection(str(devkit), train=["VOC2007/train"])
+    data = VOCDetection(str(devkit), train=["VOC2007/train"], train_difficult=False)
     np.testing.assert_allclose(anchors, find_anchors(training_sizes(data, 96), 3), rtol=1e-3)
     assert sum(" anchors  0." in line for line in lines) == 10
     assert main(arguments) == 0
