@@ -110,7 +110,7 @@ def test_weights_of_a_backbone(tmp_path: Path) -> None:
     torch.manual_seed(1)
     network = torchvision.models.resnet18(num_classes=1000)
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
-    module = narrow(backbone="resnet18", weights=str(tmp_path / "resnet18.pth"), stage_epochs=[1, 1])
+    module = DeepPose(backbone="resnet18", weights=str(tmp_path / "resnet18.pth"), stage_epochs=[1, 1])
     for regressor in module.regressors:
         for name, value in regressor.trunk.state_dict().items():  # type: ignore[union-attr, operator]
             assert torch.equal(value, network.state_dict()[name])
