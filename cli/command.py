@@ -6,12 +6,15 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 
 from errors import UserError, find_user_error
 
 Main = Callable[[Sequence[str] | None], int]
+
+_PROJECT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def command(main: Main) -> Callable[..., int]:
@@ -23,6 +26,7 @@ def command(main: Main) -> Callable[..., int]:
     @wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
         print_any_name()
+        print_short_warnings()
         try:
             return main(arguments)
         except KeyboardInterrupt:
@@ -43,6 +47,21 @@ def print_any_name() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def print_short_warnings() -> None:
+    """Print a warning of this project as one line, without the source line that Python adds."""
+    warnings.formatwarning = format_warning
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning. Those of other packages keep their origin, see ``warnings.formatwarning``."""
+    path = os.path.abspath(filename)
+    if path.startswith(_PROJECT) and "site-packages" not in path:  # .venv lies in the project
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def make_folder(option: str, folder: str) -> None:

@@ -33,7 +33,7 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.resume import EXIT_INTERRUPTED, EXIT_RESUMABLE, LastCheckpoint, StepSeed
 from callbacks.throughput import Throughput
 from callbacks.wandb_run import make_wandb_logger
-from cli.command import print_any_name
+from cli.command import print_any_name, print_short_warnings
 from cli.messages import FriendlyParser, class_names, list_classes, missing_class, unknown_class
 from cli.runs import (
     LINKED,
@@ -281,6 +281,7 @@ def _accepts_checkpoint_io(strategy: Any) -> bool:
 def run(args: list[str]) -> None:
     """Run one command. A `UserError` is printed as one line; every other exception is a bug and keeps its traceback."""
     print_any_name()
+    print_short_warnings()
     register_classes()
     if answer_class_help(args):
         return

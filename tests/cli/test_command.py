@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import command, make_folder, names_or_file, require_positive
+from cli.command import command, format_warning, make_folder, names_or_file, require_positive
 from errors import DatasetError, UserError
+from tests.command import ROOT
 
 
 def test_a_user_error_is_one_line_and_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +33,13 @@ def test_a_user_error_is_one_line_and_a_bug_keeps_its_traceback(capsys: pytest.C
     assert main() == 1
     with pytest.raises(ValueError, match="bug"):
         main(["bug"])
+
+
+def test_a_warning_of_the_project_is_one_line() -> None:
+    own = str(ROOT / "datamodules" / "voc.py")
+    assert format_warning("val: 2 boxes", UserWarning, own, 12) == "warning: val: 2 boxes\n"
+    for other in ("/usr/lib/x.py", str(ROOT / ".venv/lib/python3.11/site-packages/x.py")):
+        assert format_warning("old", FutureWarning, other, 12) == f"{other}:12: FutureWarning: old\n"
 
 
 def test_options(tmp_path: Path) -> None:
