@@ -126,7 +126,10 @@ class PredictionWriter(pl.Callback):
         if trainer.is_global_zero:
             run = Path(trainer.default_root_dir)
             count, remarks = merge_parts(run, trainer.world_size)
-            print(f"{count} images: {run}/predictions.json, predictions.csv, predictions/", flush=True)
+            print(
+                f"{count} image{'' if count == 1 else 's'}: {run}/predictions.json, predictions.csv, predictions/",
+                flush=True,
+            )
             for remark, times in remarks.items():
                 print(f"{remark} in {times} of {count} images", flush=True)
 

@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     for line in report.problems:
         print(f"PROBLEM {line}")
-    print(f"{len(report.problems)} problems" if report.problems else "no problems")
+    count = len(report.problems)
+    print(f"{count} problem{'s' if count > 1 else ''}" if count else "no problems")
     return 1 if report.problems else 0
 
 

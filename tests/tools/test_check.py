@@ -71,7 +71,7 @@ def test_planted_problems(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert expected in "\n".join(problems)
     assert "CMYK 1" in report
-    assert "1 images repeat another of their class and split" in report
+    assert "1 image repeats another of their class and split" in report
 
 
 def test_many_problems_are_counted_not_listed(root: Path) -> None:

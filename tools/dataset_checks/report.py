@@ -209,7 +209,8 @@ class Report:
         self.add_problems(across_splits, "images in several splits")
         self.add_problems(across_classes, "images in several classes")
         if repeated:
-            self.notes.append(f"{repeated} images repeat another of their class and split")
+            subject = "1 image repeats" if repeated == 1 else f"{repeated} images repeat"
+            self.notes.append(f"{subject} another of their class and split")
 
 
 def _is_default(data: VisionDataModule, option: str) -> bool:
