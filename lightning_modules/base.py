@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -242,6 +243,20 @@ class VisionModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         validate_last_weights(self.trainer)
+        self._report_slow_statistics()
+
+    def _report_slow_statistics(self) -> None:
+        """Warn if the run is too short for ``batch_norm_momentum``: evaluation would be far from training."""
+        momentum = self.hparams.get("batch_norm_momentum")
+        if momentum is None or self.hparams.get("freeze_batch_norm"):
+            return
+        steps = float(self.trainer.estimated_stepping_batches)
+        initial = (1 - momentum) ** steps
+        if initial > 0.05:
+            rank_zero_warn(
+                f"batch_norm_momentum: after the {steps:.0f} steps of this run, {initial:.0%} of new layers' running "
+                f"statistics are initial values; set --model.batch_norm_momentum {min(0.1, 3 / steps):.1g} or more"
+            )
 
     def configure_optimizers(self) -> Any:
         groups = self.parameter_groups()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,3 +177,22 @@ def test_it_learns_colors(stride: Any) -> None:
     with torch.inference_mode():
         found = torch.stack(module.predict(images))
     assert (found == mask).float().mean() > 0.9
+
+
+def test_a_run_that_is_too_short_for_the_batch_norm_momentum_is_reported() -> None:
+    """(1 - 3e-4)^1000 = 74%, (1 - 3e-4)^10000 = 5.0%."""
+    line = r"after the 1000 steps .* 74% .* initial values; set --model.batch_norm_momentum 0.003 or more"
+    cases: list[tuple[dict[str, Any], int, bool]] = [
+        ({}, 1000, True),
+        ({}, 10_000, False),
+        ({"batch_norm_momentum": 0.003}, 1000, False),
+        ({"freeze_batch_norm": True}, 1000, False),
+    ]
+    for options, steps, warns in cases:
+        module = small(**options)
+        module._trainer = SimpleNamespace(estimated_stepping_batches=steps)  # type: ignore[assignment]
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            module._report_slow_statistics()
+        assert len(found) == warns
+        assert not warns or re.search(line, str(found[0].message))
