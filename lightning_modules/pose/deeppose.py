@@ -325,13 +325,6 @@ class DeepPose(StagedModule):
             raise UserError(f"crops_per_person: expected 1 to {joints}, the number of joints, found {crops_per_person}")
         if backbone == ALEXNET and weights is not None:
             raise UserError(f"weights: expected null for {ALEXNET}, found {weights}; choose another backbone")
-        given = {"width_multiplier": width_multiplier, "dropout": dropout, "batch_norm": batch_norm}
-        for name, default in (("width_multiplier", 1.0), ("dropout", 0.6), ("batch_norm", False)):
-            if backbone != ALEXNET and given[name] != default:
-                raise UserError(
-                    f"{name}: expected {str(default).lower()}, the default, for backbone {backbone}, which has its own "
-                    f"layers, found {given[name]}; use backbone {ALEXNET}"
-                )
         missing = [name for name in TORSO if name not in self.joint_names]
         if missing and len(stage_epochs) > 1:
             raise UserError(f"joint_names: expected {' and '.join(TORSO)} for the torso, found no {missing[0]}")
@@ -345,6 +338,12 @@ class DeepPose(StagedModule):
         self.regressors = nn.ModuleList(
             PoseRegressor(joints, backbone, weights, input_size=size, **options) for size in sizes
         )
+        for name, default in (("width_multiplier", 1.0), ("dropout", 0.6), ("batch_norm", False)):
+            if backbone != ALEXNET and options[name] != default:
+                raise UserError(
+                    f"{name}: expected {str(default).lower()}, the default, for backbone {backbone}, which has its own "
+                    f"layers, found {options[name]}; use backbone {ALEXNET}"
+                )
         #: `fit_gaussian` of the errors of each stage that has ended.
         self.gaussians = nn.ModuleList()
 

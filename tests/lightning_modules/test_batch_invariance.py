@@ -53,7 +53,8 @@ SYSTEMS: dict[str, Callable[[], VisionModule]] = {
     "EncoderDecoder": lambda: EncoderDecoder(num_classes=3, channels=(8, 8, 8)),
     "FCN": lambda: FCN(num_classes=3, **NARROW),
     "DeconvNet": lambda: DeconvNet(num_classes=3, width_multiplier=0.02, inference="image"),
-    "DeepLab": lambda: DeepLab(num_classes=3, width_multiplier=0.05, batch_norm=True, eval_flip=True),
+    "DeepLab": lambda: DeepLab(num_classes=3, variant="largefov", eval_flip=True, **NARROW),
+    "DeepLab_v2": lambda: DeepLab(num_classes=3, width_multiplier=0.05, eval_flip=True),
     "DeepLabV3": lambda: DeepLabV3(num_classes=3, backbone="resnet18", multi_grid=(1, 2), width_multiplier=0.1),
 }
 

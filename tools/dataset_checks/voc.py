@@ -108,6 +108,7 @@ def check_masks(data: VOCMaskData, report: Report) -> None:
             ]
         # Data with the default classes may be a part of VOC; it contains some of them.
         first_object = 0 if data.needs_object_masks else 1
-        if split == "train" and untrained and (data.classes is not None or not totals[first_object:VOID].any()):
+        is_own = data.classes is not None or not totals[first_object:VOID].any()
+        if split == "train" and untrained and is_own and not all(fact.error for fact in facts):
             report.problems.append(f"{title}: {untrained}")
         report.read_images(title, data.devkit, files.images, annotated_sizes=[fact.size for fact in facts])
