@@ -87,7 +87,7 @@ def read_xml(path: str, root_tag: str, expected: str) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise DatasetError(f"{path}: expected {expected}, found {error}") from None
+        raise DatasetError(f"{path}: expected {expected}, found invalid XML ({error})") from None
     if root.tag != root_tag:
         raise DatasetError(f"{path}: expected {expected} with the root <{root_tag}>, found the root <{root.tag}>")
     return root

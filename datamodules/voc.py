@@ -313,6 +313,6 @@ class VOCData(VisionDataModule):
         if others and folder not in self._reported:
             self._reported.add(folder)
             rank_zero_warn(
-                f"{path}: ignored {summarize_names(others, 'file')} that do not end in {' '.join(extensions)}"
+                f"{path}: expected files that end in {' '.join(extensions)}, ignored {summarize_names(others, 'file')}"
             )
         return dict(paths)

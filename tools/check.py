@@ -7,6 +7,7 @@ from the expected directory tree. The exit status is 1 if there are problems.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -63,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_subclass_arguments(tuple(CHECKS), "data", required=True, help="the dataset, as for train.py")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read files")
     options = parser.parse_args(arguments)
-    report = check(parser.instantiate(options).data, options.workers, progress=sys.stderr.isatty())
+    # Not by the parser, which tries the data with all kinds of `CHECKS` and hides the error of the right one.
+    module, _, name = options.data.class_path.rpartition(".")
+    data = getattr(importlib.import_module(module), name)(**options.data.init_args.as_dict())
+    report = check(data, options.workers, progress=sys.stderr.isatty())
     for line in report.notes:
         print(line)
     for line in report.problems:

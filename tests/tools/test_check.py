@@ -300,6 +300,19 @@ def test_the_default_test_set_is_not_demanded_of_a_dataset_of_ones_own(
     assert "VOC2007/test" not in capsys.readouterr().out.split("PROBLEM")[0]
 
 
+def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted_voc(tmp_path)
+    options = ["--data.root", str(tmp_path), "--workers", "1"]
+    for data, wrong, message in (
+        ("VOCDetection", ["--data.classes", "[cat,cat]"], "classes: expected different names, found 1 name (cat)"),
+        ("VOCSegmentation", ["--data.classes", "[cat,cat]"], "classes: expected different names, found 1 name (cat)"),
+        ("ImageFolder", ["--data.batch_size", "0"], "batch_size: expected at least 1, found 0"),
+        ("LSP", ["--data.train", "[a:b]"], "train: expected sets like"),
+    ):
+        assert main(["--data", data, *wrong, *options]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_every_failure_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     top = planted_voc(tmp_path)
     options = [*OWN, "--data.root", str(tmp_path), "--data.train", "[VOC2007/train]", "--data.val", "[VOC2007/val]"]
@@ -310,7 +323,7 @@ def test_every_failure_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixt
     for content, message in (
         ('<?xml version="1.0" encoding="ANSI"?><annotation/>', "expected an encoding that Python knows, found ANSI"),
         ("<annotations/>", "found the root <annotations>"),
-        ("", "found no element found"),
+        ("", "found invalid XML (no element found"),
     ):
         xml.write_text(content)
         assert main(options) == 1

@@ -417,7 +417,9 @@ def test_stray_files_are_ignored_and_counted_once(tmp_path: Path) -> None:
         for _ in range(2):
             assert data.annotations("train").boxes.tolist() == [[0, 0, 50, 40], [1, 0, 50, 40]]
     lines = [str(warning.message) for warning in caught]
-    assert lines == [f"{folder}: ignored 4 files (Thumbs.db, a.xml.bak, a.xml~, b.txt) that do not end in .xml"]
+    assert lines == [
+        f"{folder}: expected files that end in .xml, ignored 4 files (Thumbs.db, a.xml.bak, a.xml~, b.txt)"
+    ]
 
 
 def test_two_images_of_one_id_are_refused_if_it_is_listed(tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ def test_two_masks_of_one_id_are_refused(root: Path) -> None:
     path = mask_path(root, name)
     shutil.copy(path, path.with_suffix(".txt"))
     data = semantic(root)
-    with pytest.warns(UserWarning, match=rf"SegmentationClass: ignored 1 file \({name}.txt\) that do not end in"):
+    with pytest.warns(
+        UserWarning, match=rf"SegmentationClass: expected files that end in .*, ignored 1 file \({name}.txt\)"
+    ):
         before = data.dataset("train")[0]["id"]
     shutil.copy(path, path.with_suffix(".bmp"))
     assert before.endswith(f"{name}.jpg")
