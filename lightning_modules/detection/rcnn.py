@@ -327,8 +327,10 @@ class RCNN(StagedModule, Detector):
             cost = self.svm_cost * self.trainer.num_training_batches * self.trainer.world_size
             objective = svm_objective(scores, sign, weight, self.svm.weight, self.svm.bias, cost)
             if self.global_step < mining_ends:
-                self._mine(HardExamples(self.svm.scale(fc7).half(), sign * weight), scores)
-                self._solve_svms(mining_ends)
+                # Autocast to bfloat16 refuses to join float16 tensors.
+                with torch.autocast(self.device.type, enabled=False):
+                    self._mine(HardExamples(self.svm.scale(fc7).half(), sign * weight), scores)
+                    self._solve_svms(mining_ends)
         return {"svm": self._without_gradient(objective.sum())}
 
     def _mining_ends(self) -> int:
@@ -355,8 +357,7 @@ class RCNN(StagedModule, Detector):
 
     def _scores(self, examples: HardExamples) -> Tensor:
         """Compute the scores of scaled features: float32 (N, C)."""
-        with torch.autocast(self.device.type, enabled=False):
-            return F.linear(examples.features.float(), self.svm.weight, self.svm.bias)
+        return F.linear(examples.features.float(), self.svm.weight, self.svm.bias)
 
     def _solve_svms(self, mining_ends: int) -> None:
         """Solve the machines in the first and the last step of the mining, and about 31 times on the way."""
@@ -366,8 +367,7 @@ class RCNN(StagedModule, Detector):
             return
         # A stage of less than an epoch has seen only a part of the training set.
         cost = self.svm_cost * max(1.0, self._steps_per_epoch / (mining_ends - start))
-        with torch.autocast(self.device.type, enabled=False):
-            self.svm.assign(*solve_svms(self.hard_examples, cost))
+        self.svm.assign(*solve_svms(self.hard_examples, cost))
         if not is_last:
             return
         sign = self.hard_examples.signed_weights.sign()
@@ -408,8 +408,8 @@ class RCNN(StagedModule, Detector):
             most = int((candidates.max_iou >= REGRESSION_IOU).sum(1).amax())
             pool5, deltas, label, valid = self._regression_examples(pixels, candidates, max(1, most))
             batches.append((pool5[valid].half(), deltas[valid], label[valid]))
-        pool5, deltas, label = (torch.cat(parts) for parts in zip(*batches, strict=True))
         with torch.autocast(self.device.type, enabled=False):
+            pool5, deltas, label = (torch.cat(parts) for parts in zip(*batches, strict=True))
             self.box_regressor.measure(pool5, torch.ones_like(label, dtype=torch.bool), self._sum_over_ranks)
             self.moments.value = self._sum_over_ranks(delta_moments(deltas, label, self.num_classes))
             targets = self.whitening().apply(deltas, label)

@@ -532,6 +532,17 @@ def test_a_fit_and_its_resumes(
         assert differences(last, checkpoint(killed, 15)["stages"]) == [], step
 
 
+def test_the_solvers_run_under_autocast(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.parser.run([*OPTIONS, *data, "--data.batch_size", "2", "--trainer.precision", "bf16-mixed"])
+    (run,) = Path("runs/run").iterdir()
+    assert_parts_move(run)
+    rows = outcome(run)["metrics"]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 15
+    assert np.isfinite(losses).all()
+
+
 def write_rare_class(folder: Path) -> list[str]:
     """Write 24 images in which the first class has a single object, with proposals around the objects."""
     write_voc(str(folder), classes=3, train=24, val=1, size=48)
