@@ -151,7 +151,7 @@ class VOCDetectionDataset(Dataset):
         keep_difficult: keep objects that are marked difficult.
         proposals: folder of proposals, which are transformed like the boxes; None for none.
         training: shuffle the objects of an image, as darknet does (src/data.c: randomize_boxes): YOLO keeps one of
-            several objects in a cell, so they take turns. Otherwise, samples have ``original_size``.
+            several objects in a cell, so they take turns.
     """
 
     def __init__(
