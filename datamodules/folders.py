@@ -48,15 +48,24 @@ def list_images(folder: str) -> list[str]:
     Raises:
         DatasetError: the folder does not exist or contains no image.
     """
+    return _list_files(folder)[0]
+
+
+def _list_files(folder: str) -> tuple[list[str], list[str]]:
+    """Return the images below a folder, see `list_images`, and the names of the other files."""
     if not os.path.isdir(folder):
         found = "a file" if os.path.exists(folder) else "nothing there"
         raise DatasetError(f"{folder}: expected a folder of images, found {found}; check the path")
-    files = list(walk_files(folder))
-    images = [os.path.join(folder, name) for name in files if is_image(name)]
+    images, others = [], []
+    for name in walk_files(folder):
+        if is_image(name):
+            images.append(os.path.join(folder, name))
+        else:
+            others.append(name)
     if not images:
-        found = f"{len(files)} other files such as {files[0]}" if files else "an empty folder"
+        found = f"{len(others)} other files such as {others[0]}" if others else "an empty folder"
         raise DatasetError(f"{folder}: expected images ({', '.join(IMAGE_EXTENSIONS)}), found {found}")
-    return sorted(images)
+    return sorted(images), others
 
 
 def list_prediction_images(images: str | None) -> list[str]:
@@ -72,8 +81,7 @@ def list_prediction_images(images: str | None) -> list[str]:
         raise DatasetError("images: expected an image or a folder to predict, found none; set --data.images FOLDER")
     if os.path.isfile(images):
         return [images]
-    found = list_images(images)
-    others = [name for name in walk_files(images) if not is_image(name)]
+    found, others = _list_files(images)
     videos = [name for name in others if is_video(name)]
     files = [name for name in others if not is_video(name)]
     if others:

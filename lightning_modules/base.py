@@ -254,7 +254,7 @@ class VisionModule(pl.LightningModule):
         initial = (1 - momentum) ** steps
         if initial > 0.05:
             rank_zero_warn(
-                f"batch_norm_momentum: after the {round(steps)} steps of this run, {initial:.0%} of new layers' running "
+                f"batch_norm_momentum: after the {steps:g} steps of this run, {initial:.0%} of new layers' running "
                 f"statistics are initial values; set --model.batch_norm_momentum {min(0.1, 3 / steps):.1g} or more"
             )
 

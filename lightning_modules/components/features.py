@@ -44,7 +44,7 @@ def _build_layers(backbone: FeatureBackbone, device: torch.device, weights: str 
         fc6 = next(name for name, m in network.named_modules() if isinstance(m, nn.Linear))
 
         def match_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
-            if f"{fc6}.weight" not in state or state[f"{fc6}.weight"].isnan().all():  # a file of convolutions alone
+            if f"{fc6}.weight" not in state:  # a file of convolutions alone
                 network.classifier = nn.Sequential()
                 return {key: value for key, value in state.items() if not key.startswith("classifier.")}
             last = state.get("classifier.6.weight")

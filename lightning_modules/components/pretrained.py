@@ -82,9 +82,9 @@ def load_weights(
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {re.sub(r"^(network|module)\.", "", key): value for key, value in state.items()}
-        state = convert(state) if convert is not None else state
         # Torchvision's VGG-16 of features alone has nan in fc6, fc7 and fc8.
         state = {key: value for key, value in state.items() if not value.isnan().all()}
+        state = convert(state) if convert is not None else state
         shapes = {key: value.shape for key, value in state.items()}
     except Exception as error:
         raise UserError(

@@ -69,9 +69,12 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """Return the content of a file of ``torch.save``; empty if it cannot be read, which `load_weights` reports."""
+    """Return the content of a file of ``torch.save`` without the values of its tensors.
+
+    It is empty if the file cannot be read, which `load_weights` reports.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="meta", weights_only=True)
     except Exception:
         return {}
     return content if isinstance(content, dict) else {}

@@ -107,11 +107,6 @@ class PatchNetwork(nn.Module):
         return x
 
 
-def drop_nan_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the classifier of torchvision's file of features alone, whose weights are nan."""
-    return {k: v for k, v in state.items() if not k.startswith("classifier.") or v.isfinite().all()}
-
-
 # --- patches --------------------------------------------------------------------------------------------------------
 
 
@@ -264,8 +259,7 @@ class PatchClassifier(SemanticSegmenter):
             )
         self.classify = classify_each_patch if inference == "patches" else classify_densely
         if weights is not None:
-            path = find_weights(backbone, weights)
-            load_weights(self.network, path, backbone, "classifier", convert=drop_nan_classifier)
+            load_weights(self.network, find_weights(backbone, weights), backbone, "classifier")
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = self.training_images(batch)
