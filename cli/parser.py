@@ -152,7 +152,7 @@ class VisionCLI(LightningCLI):
         if args[0] == "predict":
             hparams = self.resumed.get("hyper_parameters", {})
             # Lightning records a link even if the model has no such argument; skip what its data did not have.
-            linked = {name: hparams[name] for name in LINKED if hparams.get(name)}
+            linked = {n: value for n in LINKED if (value := hparams.get(n)) or value is False}
             config.get("model", {}).setdefault("init_args", {}).update(linked)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
             yaml.safe_dump(config, file, sort_keys=False)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -54,6 +55,18 @@ def find_weights(network: str, weights: str, alternative: str = TRAIN_FROM_SCRAT
                 f"weights: download failed ({error}); fetch {url} and put it at {path}, or {alternative}"
             ) from None
     return path
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """Return the content of a file of ``torch.save`` without the values of its tensors.
+
+    It is empty if the file cannot be read, which `load_weights` reports.
+    """
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def load_weights(

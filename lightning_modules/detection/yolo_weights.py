@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from errors import UserError
-from lightning_modules.components.pretrained import load_weights
+from lightning_modules.components.pretrained import load_weights, read_torch_file
 from lightning_modules.detection.darknet19 import darknet_layers, load_darknet_weights
 
 
@@ -66,18 +65,6 @@ def is_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"
-
-
-def read_torch_file(path: Path) -> dict[str, Any]:
-    """Return the content of a file of ``torch.save`` without the values of its tensors.
-
-    It is empty if the file cannot be read, which `load_weights` reports.
-    """
-    try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def is_checkpoint_of(path: Path, parameter: str) -> bool:

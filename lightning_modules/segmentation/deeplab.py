@@ -28,7 +28,7 @@ from lightning_modules.base import OptimizerFactory
 from lightning_modules.components.image_batches import pad_to_multiple
 from lightning_modules.components.initialization import he_normal
 from lightning_modules.components.parameter_groups import caffe_groups
-from lightning_modules.components.pretrained import find_weights, load_weights
+from lightning_modules.components.pretrained import find_weights, load_weights, read_torch_file
 from lightning_modules.components.vgg import classifier_as_convolutions, conv_relu, vgg16_plan
 from lightning_modules.segmentation.base import cross_entropy, resize_aligned, upsample_aligned
 from lightning_modules.segmentation.dilated_resnet import BatchNormNetwork, DilatedResNet, load_resnet_weights
@@ -205,12 +205,9 @@ def has_stride_in_1x1(weights: str | None) -> bool:
         return True
     if not Path(weights).is_file():
         return False  # the name of torchvision's weights; `find_weights` reports a missing file
-    try:
-        content = torch.load(weights, map_location="meta", weights_only=True)
-        is_ours = any("features." in key for key in content.get("state_dict", content))
-        return bool(content.get("hyper_parameters", {}).get("stride_in_1x1", is_ours))
-    except Exception:
-        return False  # not a checkpoint; `load_weights` reports it
+    content = read_torch_file(Path(weights))
+    is_ours = any("features." in key for key in content.get("state_dict", content))
+    return bool(content.get("hyper_parameters", {}).get("stride_in_1x1", is_ours))
 
 
 # --- module ---------------------------------------------------------------------------------------------------------

@@ -187,6 +187,12 @@ def test_pose_without_head_boxes_is_selected_by_pck(tmp_path: Path, capsys: pyte
     assert "(val/pck/total 0." in printed
     (run,) = (tmp_path / "runs" / "pose").iterdir()
     assert (run / "per_joint_pck_val.csv").is_file()
+    # Prediction has no annotations: the checkpoint says that there were no head boxes.
+    best = str(run / "checkpoints" / "best.ckpt")
+    cli.parser.run(["predict", *QUICK, "--ckpt_path", best, "--data.root", "null", "--data.images", "images"])
+    (run,) = (tmp_path / "runs" / "pose").glob("*_predict")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["head_boxes"] is False
 
 
 def test_test_on_the_samples_of_val_says_so(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
