@@ -269,7 +269,7 @@ def read_header(path: str) -> ImageHeader:
             return ImageHeader(height, width, read_orientation(image))
     except MemoryError:
         raise
-    except Exception:  # read it as training does, which is slower, tolerates more, and gives the reason
+    except Exception:  # Pillow raises many types. Read it as training does: slower, but tolerant and with a reason
         return EncodedImage(path).header
 
 

@@ -27,7 +27,7 @@ class InstanceDataset(Dataset):
         files: the images and their masks.
         num_classes: number of classes, without the background.
         transform: transforms images and masks.
-        evaluation: also return ``original_target`` and ``original_size``: the objects and the size on disk.
+        evaluation: also return ``original_target``, the objects in pixels of the image on disk.
         exif_orientation: apply the EXIF orientation where the size of the mask does not tell.
     """
 

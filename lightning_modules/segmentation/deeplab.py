@@ -193,7 +193,7 @@ def convert_vgg16_weights(state: dict[str, Tensor], num_branches: int) -> dict[s
 
 
 def has_stride_in_1x1(weights: str | None) -> bool:
-    """Return where a ResNet's weights were trained with the stride of a bottleneck: in its first 1x1 convolution?
+    """Return whether a ResNet's weights were trained with the stride of a bottleneck in its first 1x1 convolution.
 
     Torchvision trains with the stride in the 3x3 convolution. The paper's Caffe model has it in the 1x1 convolution,
     and so has a network from scratch. Our checkpoints record it; older ones had it in the 1x1 convolution.
