@@ -251,10 +251,10 @@ class VisionModule(pl.LightningModule):
         if momentum is None or self.hparams.get("freeze_batch_norm"):
             return
         steps = float(self.trainer.estimated_stepping_batches)
-        initial = (1 - momentum) ** steps
-        if initial > 0.05:
+        percent = 100 * (1 - momentum) ** steps
+        if percent > 5:
             rank_zero_warn(
-                f"batch_norm_momentum: after the {steps:g} steps of this run, {initial:.0%} of new layers' running "
+                f"batch_norm_momentum: after the {steps:g} steps of this run, {round(percent)}% of new layers' running "
                 f"statistics are initial values; set --model.batch_norm_momentum {min(0.1, 3 / steps):.1g} or more"
             )
 
